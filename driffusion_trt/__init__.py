@@ -1,0 +1,71 @@
+"""One diffusion picture faster, by drafting several future states and predicting their noises in parallel.
+
+The names below are loaded at first use, so that `import driffusion_trt` costs no more than numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._errors import (
+        ConfigError,
+        DriffusionError,
+        InputError,
+        LaneError,
+        MissingExtraError,
+        ModelError,
+    )
+    from .models import ModelSpec
+    from .pipeline import Pipeline
+    from .sampling.plan import Plan, make_plan
+    from .sampling.sample import sample
+    from .sampling.schedule import Schedule
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "ConfigError",
+    "DriffusionError",
+    "InputError",
+    "LaneError",
+    "MissingExtraError",
+    "ModelError",
+    "ModelSpec",
+    "Pipeline",
+    "Plan",
+    "Schedule",
+    "__version__",
+    "make_plan",
+    "sample",
+]
+
+_HOME = {
+    "ConfigError": "._errors",
+    "DriffusionError": "._errors",
+    "InputError": "._errors",
+    "LaneError": "._errors",
+    "MissingExtraError": "._errors",
+    "ModelError": "._errors",
+    "ModelSpec": ".models",
+    "Pipeline": ".pipeline",
+    "Plan": ".sampling.plan",
+    "Schedule": ".sampling.schedule",
+    "make_plan": ".sampling.plan",
+    "sample": ".sampling.sample",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module, once (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not, beside the module's own."""
+    return sorted({*globals(), *__all__})

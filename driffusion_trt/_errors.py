@@ -1,0 +1,65 @@
+"""Every error that the package raises on purpose.
+
+    DriffusionError
+    ├── InputError (ValueError)            an argument that cannot work
+    │   └── ConfigError                    an option of a scheduler or model config that is not supported
+    ├── ModelError (RuntimeError)          a model folder that is missing, incomplete or altered
+    ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
+    └── MissingExtraError (ImportError)    an optional package is not installed; the message has the pip command
+
+Messages say what was asked, what was found and what to do. They carry no traceback
+advice: the command line shows them as one paragraph.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DriffusionError",
+    "InputError",
+    "LaneError",
+    "MissingExtraError",
+    "ModelError",
+    "did_you_mean",
+]
+
+
+class DriffusionError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(DriffusionError, ValueError):
+    """An argument that cannot work; raised before any work is done."""
+
+
+class ConfigError(InputError):
+    """An option of a scheduler or model config that is not supported."""
+
+
+class ModelError(DriffusionError, RuntimeError):
+    """A model folder that is missing, incomplete or altered."""
+
+
+class LaneError(DriffusionError, RuntimeError):
+    """A lane failed while it predicted; the original error is its ``__cause__``."""
+
+
+class MissingExtraError(DriffusionError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is needed here and is not installed; run: pip install 'driffusion-trt[{extra}]'"
+        )
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'window'?"`, or the list of what is known where nothing is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(given, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""Lanes: the places that predict one noise at a time, on CPU threads or on GPUs."""

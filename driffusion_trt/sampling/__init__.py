@@ -1,0 +1,1 @@
+"""Schedules, skip steps, plans and the executor that runs them, in numpy alone."""

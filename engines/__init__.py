@@ -1,0 +1,1 @@
+"""Running ONNX files: sessions, and the engines that are compiled from them."""

@@ -1,0 +1,1 @@
+"""Checkpoints to ONNX: the only stage that imports torch and diffusers."""

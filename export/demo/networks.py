@@ -1,0 +1,115 @@
+"""The demo's networks: SD2.1's architecture, small enough to train on two CPU cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from . import scenes
+
+TEXT_LENGTH = 16
+TEXT_WIDTH = 96
+LATENT = (4, 16, 16)
+SPECIAL = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unknown|>")
+
+
+def make_tokenizer() -> Tokenizer:
+    """One token a word, padded and cut to `TEXT_LENGTH`, in the form of tokenizer.json."""
+    words = {word: i for i, word in enumerate((*SPECIAL, *scenes.vocabulary()))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=SPECIAL[3]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation(behavior="removed")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL[1]} $A {SPECIAL[2]}",
+        special_tokens=[(SPECIAL[1], words[SPECIAL[1]]), (SPECIAL[2], words[SPECIAL[2]])],
+    )
+    tokenizer.enable_padding(length=TEXT_LENGTH, pad_id=0, pad_token=SPECIAL[0])
+    tokenizer.enable_truncation(TEXT_LENGTH)
+    return tokenizer
+
+
+def make_text_encoder(vocabulary_size: int) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    config._attn_implementation = "eager"
+    return CLIPTextModel(config)
+
+
+def make_unet() -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        sample_size=LATENT[1],
+        in_channels=LATENT[0],
+        out_channels=LATENT[0],
+        block_out_channels=(64, 128, 160),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=(2, 4, 5),
+        use_linear_projection=True,
+        norm_num_groups=16,
+    )
+    # The fused attention's backward pass is slower than plain matrix products at this size.
+    unet.set_attn_processor(AttnProcessor())
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "conv_out")):  # every block starts as the identity
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    return unet
+
+
+def make_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=16,
+        latent_channels=LATENT[0],
+        sample_size=scenes.SIZE,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    """SD2.1's own configuration."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
+    )
+
+
+def save_checkpoint(folder: Path, unet: Any, text_encoder: Any, vae: Any) -> None:
+    """A diffusers folder: what `to_onnx` exports and what diffusers itself can load."""
+    unet.save_pretrained(folder / "unet")
+    text_encoder.save_pretrained(folder / "text_encoder")
+    vae.save_pretrained(folder / "vae")
+    make_scheduler().save_pretrained(folder / "scheduler")
+    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+    make_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
