@@ -159,6 +159,11 @@ def example(index: int, seed: int = 0) -> tuple[np.ndarray, Scene]:
     return paint(scene, ground, rng), scene
 
 
+def caption(index: int, seed: int = 0) -> str:
+    """The caption of `example(index, seed)`, without drawing it."""
+    return draw_scene(np.random.default_rng([seed, index]))[0].caption()
+
+
 def vocabulary() -> list[str]:
     """Every word a caption can have, in a fixed order."""
     words = {"a", "an", "on", "background", *KINDS, *COLOURS}

@@ -27,11 +27,10 @@ def _loss(folder: Path) -> Loss:
         assert isinstance(model, AutoencoderKL)
         first = int(torch.randint(1 << 40, (), generator=generator))
         wanted = pictures(first, _BATCH)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            latents = model.encode(wanted).latent_dist.mode()
-            spread = latents.detach().float().std()
-            noisy = latents + LATENT_NOISE * spread * torch.randn(latents.shape, generator=generator)
-            got = model.decode(noisy).sample.float()
+        latents = model.encode(wanted).latent_dist.mode()
+        spread = latents.detach().float().std()
+        noisy = latents + LATENT_NOISE * spread * torch.randn(latents.shape, generator=generator)
+        got = model.decode(noisy).sample.float()
         error = got - wanted
         centred = latents.float().mean(dim=(0, 2, 3)).square().mean()
         size = (latents.float().square().mean() - 1).square()
@@ -40,9 +39,9 @@ def _loss(folder: Path) -> Loss:
     return loss
 
 
-def train_vae(folder: Path, samples: int, processes: int) -> None:
+def train_vae(folder: Path, samples: int, processes: int, bf16: bool) -> None:
     """Train, then whiten the latents: their mean and covariance are folded into the two 1x1 convolutions."""
-    train(Recipe("vae", samples, _BATCH, 2e-3, 0.98, make_vae, _loss, 0.6), folder, processes)
+    train(Recipe("vae", samples, _BATCH, 2e-3, 0.98, make_vae, _loss, 0.6, bf16=bf16), folder, processes)
     white = folder / "vae_whitened.pt"
     if white.exists():
         return

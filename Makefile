@@ -1,0 +1,88 @@
+# Needs python3 (3.11 to 3.13, with venv), make and git; everything else is installed into .venv.
+#
+#   make run      a picture from a prompt: the base package only, no torch, no CUDA
+#   make test     the default test suite
+#   make help     all targets
+#
+# What the tests test: the sources of this tree. pytest puts the top folder first on the path
+# (pyproject.toml), and so does tests/conftest.py for the processes that tests start, so the copy in
+# .venv, which `make run` uses, cannot hide a change. tests/test_packaging.py builds a wheel and an
+# sdist and looks into them; `make wheel-check` installs one and runs it.
+
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= a red fox left of a blue star on a yellow background
+RUN_ARGS ?= --lanes 2 --mode aggressive --steps 50 --seed 7 -o fox.png
+
+# Installed before the test extras, so that nothing picks another build. Where the package index's own
+# wheel of torch brings CUDA along and you want the CPU build, name PyTorch's CPU index here:
+#   make test TORCH="torch==2.13.0 --index-url <PyTorch's CPU index>"
+TORCH ?= torch==2.13.0
+
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --constraint constraints.txt
+# The pins hold for the isolated build of the package too: older pip reads the first name, newer the second.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Links are followed: export/ and engines/ are part of the package.
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
+  $(shell find -L driffusion_trt -type f ! -path '*/__pycache__/*')
+
+.PHONY: help run test lint demo-train wheel-check clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' $(firstword $(MAKEFILE_LIST))
+
+run: $(VENV)/.installed ## a picture from a prompt, on the CPU: PROMPT="..." RUN_ARGS="..."
+	$(VENV)/bin/driffusion-trt run "$(PROMPT)" $(RUN_ARGS)
+
+test: $(VENV)/.test ## the default test suite (not the slow and gpu ones): ARGS="-k plan"
+	$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## style, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy -p driffusion_trt
+	$(PY) -m mypy $(wildcard bench) tests
+
+demo-train: $(VENV)/.test ## train the bundled demo model anew: hours on a laptop, resumable
+	$(PY) -m driffusion_trt.export.demo.train --work demo-training $(ARGS)
+
+# By way of the sdist, and into an empty environment far from this folder: what a user of a release gets.
+wheel-check: $(PY) ## build the wheel, install it elsewhere and make a picture with it
+	$(INSTALL) build
+	@set -eu; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
+	$(PY) -m build --outdir "$$there/dist" . >"$$there/log" 2>&1 || { cat "$$there/log"; exit 1; }; \
+	wheel=$$(echo "$$there"/dist/*-py3-none-any.whl); \
+	test -f "$$wheel" || { echo "no py3-none-any wheel in:"; ls "$$there/dist"; exit 1; }; \
+	ls -l "$$there"/dist | awk 'NR > 1 { print "built", $$NF, $$5, "bytes" }'; \
+	$(PYTHON) -m venv "$$there/venv"; \
+	"$$there/venv/bin/python" -m pip install --quiet --constraint constraints.txt "$$wheel"; \
+	mkdir "$$there/elsewhere"; cd "$$there/elsewhere"; \
+	../venv/bin/driffusion-trt --version; \
+	../venv/bin/driffusion-trt run "a red circle" --steps 10 --lanes 2 --mode aggressive --seed 1 -o out.png; \
+	test -s out.png; echo "wheel-check: the installed wheel made a picture"
+
+clean: ## remove what the targets above made, except a trained model
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis fox.png
+	find -L driffusion_trt bench tests -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(SOURCES) | $(PY)
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt Makefile | $(PY)
+	$(INSTALL) $(TORCH)
+	$(INSTALL) ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.test
+	$(INSTALL) ".[dev]"
+	@touch $@

@@ -1,0 +1,152 @@
+"""The executor of plans: it keeps the latents, asks for predictions and applies the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._errors import InputError
+from .noise import NoiseStreams, noise_streams
+from .plan import Plan
+from .rounds import Round
+from .skip import draws_noise
+from .tables import Column, Float32, Float64
+
+Denoiser = Callable[[Float32, Float32], NDArray[Any]]
+Predict = Callable[[Sequence[tuple[Float32, float]]], Sequence[Float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """What `on_round` is told: `round` of `rounds` has ended and `state` of `steps` is reached."""
+
+    round: int
+    rounds: int
+    state: int
+    steps: int
+
+
+def sample(
+    plan: Plan,
+    denoiser: Denoiser,
+    noise: NDArray[Any],
+    *,
+    seed: int | Sequence[int] = 0,
+    on_round: Callable[[RoundDone], None] | None = None,
+) -> Float32:
+    """Run a plan on any denoiser; returns the final latents, float32 (B, *shape).
+
+    plan: from `make_plan`.
+    denoiser: `denoiser(latents, timestep)` with latents float32 (B, *shape), scaled as the
+        scheduler demands, and timestep float32 (B,); returns what the network returns
+        (ε, v or flow velocity, as the config's `prediction_type` says), same shape. It is
+        called once for each prediction, in the order of the states.
+    noise: unit normal starting noise (B, *shape); it is scaled by the schedule's sigma.
+    seed: of the step noises of a stochastic schedule, which continue torch's random
+        stream after a starting noise of this shape: an int is one generator for the whole
+        batch, a sequence is one for each picture. Deterministic schedules do not use it.
+    on_round: called after every round.
+
+    Raises InputError for noise or predictions of a wrong shape or kind. Errors of the
+    denoiser pass through as they are.
+    """
+    start = np.asarray(noise)
+    if start.ndim < 2 or start.dtype.kind != "f" or not np.isfinite(start).all():
+        raise InputError(
+            f"noise must be finite floats of shape (batch, ...), not {start.dtype} of shape {start.shape}"
+        )
+    start = start.astype(np.float32)
+    streams = noise_streams(seed, len(start))
+    if any(draws_noise(plan.schedule, i) for i in range(plan.schedule.steps)):
+        streams.draw(start.shape[1:])  # the starting noise itself, which the caller has drawn
+
+    def predict(requests: Sequence[tuple[Float32, float]]) -> list[Float32]:
+        return [_asked(denoiser, latents, timestep) for latents, timestep in requests]
+
+    return run_plan(plan, predict, start, streams, on_round)
+
+
+def _asked(denoiser: Denoiser, latents: Float32, timestep: float) -> Float32:
+    out = np.asarray(denoiser(latents, np.full(len(latents), timestep, np.float32)))
+    if out.shape != latents.shape or out.dtype.kind != "f":
+        raise InputError(
+            f"the denoiser was given latents of shape {latents.shape} and returned {out.dtype} of shape "
+            f"{out.shape}; it must return floats of the same shape"
+        )
+    return out.astype(np.float32, copy=False)
+
+
+def run_plan(
+    plan: Plan,
+    predict: Predict,
+    noise: Float32,
+    streams: NoiseStreams,
+    on_round: Callable[[RoundDone], None] | None = None,
+) -> Float32:
+    """The loop itself. `predict` answers all requests of a round, (latents, timestep) each, in parallel.
+
+    `streams` stands right after the starting noise. Latents are never written to once made.
+    """
+    latents = _Latents(plan, streams, noise)
+    walk = plan.walk()
+    observation: Float64 | None = None
+    done, state = 0, 0
+    while True:
+        try:
+            item = next(walk) if done == 0 else walk.send(observation)
+        except StopIteration:
+            return latents.held[Column("state", plan.schedule.steps)]
+        observation = latents.run(item, predict)
+        done += 1
+        if on_round is not None:
+            state = max((column.index for column in item.refine.targets if column.kind == "state"), default=state)
+            on_round(RoundDone(done, plan.sequential_calls, state, plan.schedule.steps))
+
+
+class _Latents:
+    """All latents of one run by their columns."""
+
+    def __init__(self, plan: Plan, streams: NoiseStreams, noise: Float32) -> None:
+        schedule = plan.schedule
+        self._streams, self._shape = streams, noise.shape[1:]
+        self._scales = [float(scale) for scale in schedule.input_scale]
+        self._timesteps = [float(timestep) for timestep in schedule.timesteps]
+        self._noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
+        self._drawn = 0
+        start = noise * np.float32(schedule.initial_sigma) if schedule.initial_sigma != 1 else noise
+        self.held: dict[Column, Float32] = {Column("state", 0): start}
+
+    def run(self, item: Round, predict: Predict) -> Float64 | None:
+        for column in self.held.keys() - item.keep:
+            del self.held[column]
+        self._draw_for((*item.draft.columns, *item.refine.columns))
+        for target, draft in zip(item.draft.targets, item.draft.apply(self.held), strict=True):
+            self.held[target] = draft
+        requests = [self._request(i) for i in item.predict]
+        for i, output in zip(item.predict, predict(requests), strict=True):
+            self.held[Column("output", i)] = output
+        for target, refined in zip(item.refine.targets, item.refine.apply(self.held), strict=True):
+            self.held[target] = refined
+        if item.observe is None:
+            return None
+        rows = np.stack([row.reshape(len(row), -1) for row in item.observe.apply(self.held)], 1)
+        wide = rows.astype(np.float64)
+        gram: Float64 = np.einsum("brd,bsd->brs", wide, wide)
+        return gram
+
+    def _request(self, i: int) -> tuple[Float32, float]:
+        known = self.held.setdefault(Column("input", i), self.held.get(Column("state", i)))  # type: ignore[arg-type]
+        scale = self._scales[i]
+        return (known * np.float32(scale) if scale != 1 else known), self._timesteps[i]
+
+    def _draw_for(self, columns: Sequence[Column]) -> None:
+        """Draw step noises in the order of the steps up to the last one that is needed now."""
+        last = max((column.index for column in columns if column.kind == "noise"), default=-1)
+        while self._drawn < len(self._noisy_steps) and self._noisy_steps[self._drawn] <= last:
+            step = self._noisy_steps[self._drawn]
+            self.held[Column("noise", step)] = self._streams.draw(self._shape)
+            self._drawn += 1

@@ -1,0 +1,109 @@
+"""Small coefficient tables: everything between two network calls is one of them.
+
+A form is a linear combination of named latents, in float64; a table is a few forms that
+are evaluated together. DESIGN.md section 'Rounds' and MATH.md section 2 say why this
+is all that a sampler needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["state", "input", "output", "noise", "x0"]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+class Column(NamedTuple):
+    """A latent that the sampler holds, by what it is and the number of its state.
+
+    `state` i is x_i; `input` i is what the network saw for state i (x_i itself or a
+    draft of it) and `output` i what it returned, raw; `noise` l is the standard normal
+    of step l; `x0` i is the clean latent that a multistep solver remembers of step i.
+    """
+
+    kind: Kind
+    index: int
+
+
+Form = dict[Column, float]
+
+
+def total(*parts: tuple[float, Mapping[Column, float]]) -> Form:
+    """Sum of (factor, form) pairs; what cancels exactly or is multiplied by 0 is left out."""
+    out: Form = {}
+    for factor, form in parts:
+        for column, coefficient in form.items():
+            out[column] = out.get(column, 0.0) + float(factor) * coefficient
+    return {column: value for column, value in out.items() if value != 0.0}
+
+
+_ORDER: dict[Kind, int] = {"state": 0, "input": 1, "output": 2, "x0": 3, "noise": 4}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """`targets[r] = Σ_c coefficients[..., r, c] · columns[c]`.
+
+    `coefficients` is float64, (rows, columns), or (batch, rows, columns) where every
+    picture of a batch has its own.
+    """
+
+    targets: tuple[Column, ...]
+    columns: tuple[Column, ...]
+    coefficients: Float64
+    _terms: tuple[tuple[tuple[Column, Float32], ...], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.coefficients.shape[-2:] == (len(self.targets), len(self.columns))
+        self.coefficients.setflags(write=False)
+        single = self.coefficients.astype(np.float32)
+        terms = tuple(
+            tuple(
+                (column, single[..., row, at])
+                for at, column in enumerate(self.columns)
+                if np.any(self.coefficients[..., row, at])
+            )
+            for row in range(len(self.targets))
+        )
+        object.__setattr__(self, "_terms", terms)
+
+    @classmethod
+    def of(cls, forms: Mapping[Column, Form]) -> Table:
+        """The table whose rows are `forms`, its columns in one fixed order."""
+        names = {column for form in forms.values() for column in form}
+        columns = tuple(sorted(names, key=lambda column: (_ORDER[column.kind], column.index)))
+        place = {column: at for at, column in enumerate(columns)}
+        coefficients = np.zeros((len(forms), len(columns)))
+        for row, form in enumerate(forms.values()):
+            for column, value in form.items():
+                coefficients[row, place[column]] = value
+        return cls(tuple(forms), columns, coefficients)
+
+    def apply(self, latents: Mapping[Column, Float32]) -> list[Float32]:
+        """Evaluate all rows in float32, term by term in the order of the columns.
+
+        The sum is elementwise, so a picture's bits do not depend on its batch. A row
+        that is one column times 1 returns that very array: nobody writes into latents.
+        """
+        return [_weighted_sum(terms, latents) for terms in self._terms]
+
+
+def _weighted_sum(terms: Iterable[tuple[Column, Float32]], latents: Mapping[Column, Float32]) -> Float32:
+    out: Float32 | None = None
+    terms = tuple(terms)
+    if len(terms) == 1 and terms[0][1].ndim == 0 and terms[0][1] == 1:
+        return latents[terms[0][0]]
+    for column, factor in terms:
+        latent = latents[column]
+        if factor.ndim:
+            factor = factor.reshape(-1, *([1] * (latent.ndim - 1)))
+        product: Float32 = latent * factor
+        out = product if out is None else np.add(out, product, out=out)
+    assert out is not None, "a row without terms"
+    return out

@@ -1,0 +1,160 @@
+"""Model folders: what a build wrote, found and checked before anything is loaded from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .. import __file__ as _package_file
+from .._errors import ModelError, did_you_mean
+from .._manifest import MANIFEST, Manifest, read_manifest, sha256, write_manifest
+from ..models import MODELS, ModelSpec, get_spec
+
+__all__ = ["BUNDLED", "ModelFolder", "resolve_model", "write_manifest"]
+
+BUNDLED = ("demo",)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model folder whose manifest has been read; make one with `ModelFolder.open`."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> ModelFolder:
+        """Read the manifest and check that every file is there with its size.
+
+        Args:
+            path: the folder, or the name of a bundled model ("demo").
+            verify: also hash every file (about a second per GB).
+
+        Raises:
+            ModelError: the folder is missing, incomplete, altered, or of another format.
+        """
+        folder = resolve_model(path)
+        model = cls(folder, read_manifest(folder))
+        if model.manifest.family not in MODELS:
+            raise ModelError(
+                f"{folder / MANIFEST} is of family {model.manifest.family!r}, which this version "
+                f"does not know{did_you_mean(model.manifest.family, MODELS)}"
+            )
+        for name, entry in model.manifest.files.items():
+            model._check_size(name, entry.size_bytes)
+        if verify:
+            model.verify()
+        return model
+
+    def _check_size(self, name: str, expected: int) -> None:
+        try:
+            found = (self.path / name).stat().st_size
+        except OSError as error:
+            raise ModelError(
+                f"{self.path / name} is missing, though {MANIFEST} lists it; {self._remedy()}"
+            ) from error
+        if found != expected:
+            raise ModelError(
+                f"{self.path / name} has {found:,} bytes, {MANIFEST} says {expected:,}: "
+                f"it is cut short or was altered; {self._remedy()}"
+            )
+
+    def verify(self) -> None:
+        """Hash every file.
+
+        Raises:
+            ModelError: a file is missing or is not the one that was built.
+        """
+        for name, entry in self.manifest.files.items():
+            self._check_size(name, entry.size_bytes)
+            if sha256(self.path / name) != entry.sha256:
+                raise ModelError(
+                    f"{self.path / name} was altered: its SHA-256 is not the one in {MANIFEST}; "
+                    f"{self._remedy()}"
+                )
+
+    def _remedy(self) -> str:
+        if self.manifest.family in BUNDLED:
+            return "reinstall driffusion-trt, or restore the folder"
+        return "build the model again"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The facts of the model's family."""
+        return get_spec(self.manifest.family)
+
+    def _file(self, name: str) -> Path:
+        if name not in self.manifest.files:
+            raise ModelError(f"{self.path} has no {name}{did_you_mean(name, self.manifest.files)}")
+        return self.path / name
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the ONNX files: "denoiser", "vae_decoder", and the text encoders."""
+        files = map(PurePosixPath, self.manifest.files)
+        return tuple(sorted(f.stem for f in files if f.parts[0] == "onnx" and f.suffix == ".onnx"))
+
+    def network(self, name: str) -> Path:
+        """Path of onnx/<name>.onnx.
+
+        Raises:
+            ModelError: the folder has no such network.
+        """
+        if name not in self.networks:
+            raise ModelError(f"{self.path} has no network {name!r}{did_you_mean(name, self.networks)}")
+        return self._file(f"onnx/{name}.onnx")
+
+    def tokenizer(self, text_encoder: str = "text_encoder") -> Path:
+        """The tokenizer.json that belongs to a text encoder ("text_encoder_2": "tokenizer_2/...").
+
+        Raises:
+            ModelError: the folder has none.
+        """
+        return self._file(f"{text_encoder.replace('text_encoder', 'tokenizer')}/tokenizer.json")
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The content of scheduler/scheduler_config.json.
+
+        Raises:
+            ModelError: it is missing or is no JSON object.
+        """
+        path = self._file("scheduler/scheduler_config.json")
+        try:
+            config = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read ({error}); {self._remedy()}") from error
+        if not isinstance(config, dict):
+            raise ModelError(f"{path} is not a scheduler config: it holds no JSON object; {self._remedy()}")
+        return config
+
+
+def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder of a bundled model, or the folder that the path names.
+
+    A bundled name wins over a folder of that name in the working directory ("./demo" is the latter).
+
+    Raises:
+        ModelError: there is no such model and no such folder.
+    """
+    name = os.fspath(name_or_path)
+    if name in BUNDLED:
+        # By the package's own file: this module is reached through a link in a source checkout.
+        return Path(_package_file).parent / name
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file; give the model folder that holds it, or 'demo'")
+    if name in MODELS:
+        raise ModelError(
+            f"{name!r} is not bundled and there is no folder of that name; "
+            "give the folder of a built model, or 'demo'"
+        )
+    if os.sep in name or "/" in name:
+        raise ModelError(f"there is no folder {path}; give the folder of a built model, or 'demo'")
+    raise ModelError(
+        f"unknown model {name!r}, and there is no folder of that name{did_you_mean(name, BUNDLED)}"
+    )
