@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .. import __file__ as _package_file
 from .._errors import ModelError, did_you_mean
 from .._manifest import MANIFEST, Manifest, read_manifest, sha256, write_manifest
 from ..models import MODELS, ModelSpec, get_spec
@@ -141,8 +141,8 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(name_or_path)
     if name in BUNDLED:
-        # By the package's own file: this module is reached through a link in a source checkout.
-        return Path(_package_file).parent / name
+        # By the package and not by this file, which lies outside of it in a source checkout.
+        return Path(str(resources.files(__package__.partition(".")[0]))) / name
     path = Path(name)
     if path.is_dir():
         return path

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as _state
+from onnxruntime.capi import onnxruntime_pybind11_state as _state  # type: ignore[import-untyped]
 
 from .._errors import InputError, ModelError, did_you_mean
 
@@ -153,7 +153,8 @@ class OnnxSession:
                 value = np.zeros(value, dtype)
             elif value.dtype != dtype or not value.flags.c_contiguous:
                 raise InputError(
-                    f"input {name!r} of {self.path} is {value.dtype}, expected a C-contiguous array of {dtype}"
+                    f"input {name!r} of {self.path} is {value.dtype}, "
+                    f"expected a C-contiguous array of {dtype}"
                 )
             buffers[name] = value
         return BoundRun(self, buffers, self._make_outputs(sizes, buffers))

@@ -135,8 +135,8 @@ def wrong_rooms(path: Path) -> list[str]:
         if parts[0] != PACKAGE:
             continue
         target = parts[1] if len(parts) > 1 else ""
-        is_version = target in ("", "__version__")
-        if not is_version and target != room and target not in ROOMS[room]:
+        own = target in {"", "__file__", "__version__"}  # of the package itself
+        if not own and target != room and target not in ROOMS[room]:
             wrong.append(f"{short(path)}:{item.line} imports {item.target}")
     return wrong
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import queue
-import threading
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +14,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import InputError, LaneError, ModelError
+from .._errors import InputError, ModelError
 from ..engines.onnx_session import BoundRun, OnnxSession
+from ._threads import LaneThreads
 
 __all__ = ["HostJob", "HostLanes", "auto_lanes"]
 
@@ -83,19 +80,8 @@ class HostLanes:
             sessions = [stack.enter_context(make()) for _ in range(count)]
             _check_inputs(sessions[0])
             self._sessions = [sessions[k % count] for k in range(lanes)]
-            self._resources = stack.pop_all()
-        self._queues: list[queue.SimpleQueue[_Task | None]] = [queue.SimpleQueue() for _ in range(lanes)]
-        self._threads = [
-            threading.Thread(target=_work, args=(q,), name=f"driffusion-lane-{k}", daemon=True)
-            for k, q in enumerate(self._queues)
-        ]
-        self._lock = threading.Lock()
-        self._closed = False
-        # Lanes that nobody closed are stopped when they are collected, or at exit: a daemon
-        # thread inside ONNX Runtime while the interpreter goes down could crash it.
-        self._stop = weakref.finalize(self, _stop, self._queues, self._threads, self._resources)
-        for thread in self._threads:
-            thread.start()
+            resources = stack.pop_all()
+        self._threads = LaneThreads(lanes, resources.close)
 
     def __len__(self) -> int:
         return len(self._threads)
@@ -118,31 +104,15 @@ class HostLanes:
             InputError: shapes or dtypes do not fit, or `unconditional` is missing.
             LaneError: the lanes are closed.
         """
-        with self._lock:
-            self._refuse_closed()
+        self._threads.check_open()
         return HostJob(self, conditioning, guidance_scale, unconditional)
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise LaneError("the lanes are closed; make new ones")
-
-    def _submit(self, tasks: Sequence[_Task]) -> None:
-        # Under the lock that close() takes: a task is either ahead of the end mark or refused.
-        with self._lock:
-            self._refuse_closed()
-            for task in tasks:
-                self._queues[task.lane].put(task)
 
     def close(self) -> None:
         """Finish what was asked for, then stop the threads; later calls do nothing.
 
         Safe from any thread: predictions under way are completed, later ones get a LaneError.
         """
-        with self._lock:
-            self._closed = True
-        self._stop()
-        for thread in self._threads:  # a second closer waits too
-            thread.join()
+        self._threads.close()
 
     def __enter__(self) -> Self:
         return self
@@ -204,22 +174,9 @@ class HostJob:
         """
         for latents, _ in requests:
             self._check_latents(latents)
-        done: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-        tasks = [
-            _Task(self, k % len(self._lanes), latents, timestep, done)
-            for k, (latents, timestep) in enumerate(requests)
-        ]
-        self._lanes._submit(tasks)
-        for _ in tasks:
-            done.get()
-        failed = min((task for task in tasks if task.error), key=lambda task: task.lane, default=None)
-        if failed is not None:
-            error = failed.error
-            raise LaneError(
-                f"lane {failed.lane} of {len(self._lanes)} failed at timestep {failed.timestep:g}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        return [task.result for task in tasks if task.result is not None]
+        return self._lanes._threads.run(
+            [partial(self._predict_one, latents, timestep) for latents, timestep in requests]
+        )
 
     def _check_latents(self, latents: Latents) -> None:
         if latents.dtype != np.float32:
@@ -241,11 +198,12 @@ class HostJob:
         """The lane's buffers for latents of this shape, made at first use; on the lane's thread only."""
         runs = self._runs[lane]
         if shape not in runs:
-            inputs = {**self._shapes(shape), "encoder_hidden_states": self._embeddings}
+            shapes = self._shapes(shape)
+            inputs = {name: shapes[name] for name in _INPUTS[:2]} | {_INPUTS[2]: self._embeddings}
             runs[shape] = self._lanes._sessions[lane].bind(inputs)
         return runs[shape]
 
-    def _predict_one(self, lane: int, latents: Latents, timestep: float) -> Latents:
+    def _predict_one(self, latents: Latents, timestep: float, lane: int) -> Latents:
         run = self._bound(lane, latents.shape)
         sample, batch = run.inputs["sample"], self.batch
         sample[:batch] = latents
@@ -262,44 +220,6 @@ class HostJob:
         guided *= np.float32(self.guidance_scale)
         guided += unconditional
         return guided
-
-
-@dataclass(slots=True, eq=False)
-class _Task:
-    """One request on its way through a lane; `done` gets it back with a result or an error."""
-
-    job: HostJob
-    lane: int
-    latents: Latents
-    timestep: float
-    done: queue.SimpleQueue[_Task]
-    result: Latents | None = None
-    error: BaseException | None = None
-
-
-def _work(tasks: queue.SimpleQueue[_Task | None]) -> None:
-    """A lane's thread. It holds no lanes and no job while it waits, so that both can be collected."""
-    while (task := tasks.get()) is not None:
-        try:
-            task.result = task.job._predict_one(task.lane, task.latents, task.timestep)
-        except BaseException as error:  # handed over whole: the thread that asked raises it
-            task.error = error
-        task.done.put(task)
-        del task
-
-
-def _stop(
-    queues: list[queue.SimpleQueue[_Task | None]],
-    threads: list[threading.Thread],
-    resources: contextlib.ExitStack,
-) -> None:
-    for q in queues:
-        q.put(None)
-    for thread in threads:
-        # The last job may be let go by a lane's own thread, which ends by itself.
-        if thread is not threading.current_thread():
-            thread.join()
-    resources.close()
 
 
 def _check_inputs(session: OnnxSession) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -23,7 +23,7 @@ from torch.export import Dim
 from transformers import CLIPTextModel
 
 from ..._errors import ModelError
-from ..._manifest import write_manifest
+from ..._manifest import MANIFEST, write_manifest
 from ...models import get_spec
 
 # The highest opset that ONNX Runtime's CPU provider runs at full speed: from 21 on the exporter
@@ -33,11 +33,10 @@ from ...models import get_spec
 OPSET = 20
 PARITY = 1e-5  # relative L2 against torch with the same weights
 _HALF_FROM = 16  # elements; below, a Cast costs more bytes than it saves
-_NETWORKS = ("text_encoder", "denoiser", "vae_decoder")
 
 
 class _TextEncoder(torch.nn.Module):
-    def __init__(self, model: CLIPTextModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -47,7 +46,7 @@ class _TextEncoder(torch.nn.Module):
 
 
 class _Denoiser(torch.nn.Module):
-    def __init__(self, model: UNet2DConditionModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -59,7 +58,7 @@ class _Denoiser(torch.nn.Module):
 
 
 class _VaeDecoder(torch.nn.Module):
-    def __init__(self, model: AutoencoderKL) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -81,21 +80,23 @@ class _Network:
     multiple: int = 1
 
 
-def _load(checkpoint: Path) -> tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL]:
+def _load(checkpoint: Path) -> list[Any]:
+    """Text encoder, UNet and autoencoder, their weights rounded to what float16 holds."""
     for part in ("text_encoder", "unet", "vae", "scheduler", "tokenizer"):
         if not (checkpoint / part).is_dir():
             raise ModelError(
                 f"{checkpoint} is not a checkpoint of the demo: it has no folder {part!r}; "
                 "give the folder that the training wrote, or train again"
             )
-    models = (
-        CLIPTextModel.from_pretrained(checkpoint / "text_encoder"),
-        UNet2DConditionModel.from_pretrained(checkpoint / "unet"),
-        AutoencoderKL.from_pretrained(checkpoint / "vae"),
-    )
+    kinds: dict[str, Any] = {
+        "text_encoder": CLIPTextModel,
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+    }
+    models = [kind.from_pretrained(checkpoint / part) for part, kind in kinds.items()]
     for model in models:
         model.float().eval().requires_grad_(False)
-        for parameter in model.parameters():  # so that storing them as float16 loses nothing more
+        for parameter in model.parameters():
             parameter.copy_(parameter.half().float())
     return models
 
@@ -144,8 +145,10 @@ def _networks(checkpoint: Path) -> list[_Network]:
 
 @contextlib.contextmanager
 def _known_warnings() -> Iterator[None]:
-    """torch's exporter warns of its own deprecated calls; none is about what it is given."""
+    """Silence what torch's exporter says of its own inner calls, and of sides that share a name."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)
         yield
 
 
@@ -156,7 +159,7 @@ def _to_onnx(network: _Network) -> onnx.ModelProto:
     shapes = {name: {i: dim[d] for i, d in dims.items()} for name, dims in network.dims.items()}
     with _known_warnings(), torch.no_grad():
         program = torch.onnx.export(
-            network.module,
+            network.module.eval(),
             args=(),
             kwargs=network.inputs,
             dynamo=True,
@@ -256,7 +259,8 @@ def export_demo(checkpoint: Path, output: Path) -> Path:
         ModelError: `checkpoint` is incomplete, `output` is something else than a model folder,
             or a network's ONNX file does not compute what torch does.
     """
-    if output.exists() and not (output / "manifest.json").exists() and (output.is_file() or any(output.iterdir())):
+    replaceable = (output / MANIFEST).exists() or (output.is_dir() and not any(output.iterdir()))
+    if output.exists() and not replaceable:
         raise ModelError(f"{output} exists and is not a model folder; name another, or remove it")
     networks = _networks(checkpoint)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,53 @@
+"""Prompts to embeddings: a tokenizer.json and the text encoder that belongs to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from ._errors import ModelError
+from .engines.onnx_session import OnnxSession
+
+
+class PromptEncoder:
+    """One text encoder on the CPU; safe from several threads."""
+
+    def __init__(self, tokenizer: Path, session: OnnxSession) -> None:
+        try:
+            text = tokenizer.read_text("utf-8")
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the tokenizers package raises bare Exception
+            raise ModelError(f"{tokenizer} is no tokenizer ({error}); build the model again") from error
+        self._unknown = json.loads(text)["model"].get("unk_token")
+        self._session = session
+
+    def encode(self, prompt: str) -> NDArray[np.float32]:
+        """Embeddings (1, L, C) float32. One prompt a call, so that its bits depend on nothing else."""
+        ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
+        (embeddings,) = self._session.run({"input_ids": ids}).values()
+        return embeddings
+
+    def complaints(self, prompt: str) -> list[str]:
+        """What of a prompt this model cannot read: unknown words, and words past its length."""
+        encoding = self._tokenizer.encode(prompt)
+        found = []
+        unknown = self._words(prompt, encoding, self._unknown)
+        if unknown:
+            found.append(f"the model does not know {_listed(unknown)}: it was trained on few words")
+        lost = [word for part in encoding.overflowing for word in self._words(prompt, part, None)]
+        if lost:
+            found.append(f"the prompt is too long for the model; left out: {_listed(lost)}")
+        return found
+
+    @staticmethod
+    def _words(prompt: str, encoding: Encoding, token: str | None) -> list[str]:
+        marks = zip(encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
+        return [prompt[a:b] for name, (a, b), special in marks if not special and token in (None, name)]
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(repr(word) for word in dict.fromkeys(words))
