@@ -46,8 +46,7 @@ test: $(VENV)/.test ## the default test suite (not the slow and gpu ones): ARGS=
 lint: $(VENV)/.dev ## style, format and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy -p driffusion_trt
-	$(PY) -m mypy $(wildcard bench) tests
+	$(PY) -m mypy -p driffusion_trt $(addprefix -p ,$(wildcard bench))
 
 demo-train: $(VENV)/.test ## train the bundled demo model anew: hours on a laptop, resumable
 	$(PY) -m driffusion_trt.export.demo.train --work demo-training $(ARGS)

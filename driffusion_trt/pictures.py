@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,12 @@ def to_images(decoded: NDArray[np.float32]) -> list[Image.Image]:
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two pictures of one size in dB; infinite where they are equal."""
+    """Peak signal-to-noise ratio of two pictures in dB; infinite where they are equal.
+
+    Raises InputError where their sizes differ.
+    """
+    if one.size != other.size:
+        raise InputError(f"pictures of {one.size} and {other.size} pixels cannot be compared; make them alike")
     difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     error = float(np.mean(difference**2))
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
@@ -43,21 +48,14 @@ def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> Non
     info = PngInfo()
     info.add_itxt(SETTINGS_KEY, json.dumps(dict(settings), ensure_ascii=False))
     info.add_itxt("parameters", _parameters(image, settings))
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             image.save(file, "PNG", pnginfo=info)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _parameters(image: Image.Image, settings: Mapping[str, Any]) -> str:
@@ -70,6 +68,7 @@ def _parameters(image: Image.Image, settings: Mapping[str, Any]) -> str:
         "CFG scale": settings.get("guidance_scale"),
         "Seed": settings.get("seed"),
         "Size": f"{image.width}x{image.height}",
+        "Model hash": settings.get("model_hash"),
         "Model": settings.get("model"),
     }
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items() if value is not None))
@@ -84,11 +83,16 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             text = image.info.get(SETTINGS_KEY)
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for broken files
         raise InputError(f"{os.fspath(path)} cannot be read as a picture ({error})") from error
     if text is None:
         raise InputError(f"{os.fspath(path)} has no settings in it; only pictures of this program have")
-    settings: dict[str, Any] = json.loads(text)
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(f"{os.fspath(path)} has settings that cannot be read; the picture was altered")
     return settings
 
 

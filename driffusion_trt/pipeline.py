@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import __version__
-from ._errors import InputError
+from ._call import Request, Result, Timings
+from ._errors import DriffusionError, InputError, LaneError, ModelError
 from .engines.manifest import ModelFolder
 from .engines.onnx_session import OnnxSession
 from .models import ModelSpec
@@ -29,53 +28,17 @@ from .sampling.plan import Plan, make_plan
 from .sampling.sample import RoundDone, run_plan
 from .sampling.schedule import Schedule
 
+__all__ = ["Devices", "Pipeline", "PromptWarning", "Result", "Timings"]
+
 Devices = int | str | Sequence[str]
+
+_HASHED_BYTES = 64 << 20  # up to here hashing a whole model takes a moment, so it is always done
+_MOST_LANES = 256  # more CPU lanes than this are a slip of the hand
+_PLANS_KEPT = 64
 
 
 class PromptWarning(UserWarning):
     """A prompt has words that the model cannot read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Wall-clock times of one call in milliseconds; `rounds_ms` has one entry a round."""
-
-    encode_ms: float
-    denoise_ms: float
-    decode_ms: float
-    rounds_ms: tuple[float, ...]
-
-    @property
-    def total_ms(self) -> float:
-        return self.encode_ms + self.denoise_ms + self.decode_ms
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Pictures, and how they came about.
-
-    images: PIL images, prompt by prompt, `num_images` of each.
-    latents: what the decoder got, float32 (B, C, h, w), in the sampler's scale.
-    settings: for each picture everything needed to make it again, as plain JSON values.
-    """
-
-    images: tuple[Image.Image, ...]
-    latents: NDArray[np.float32]
-    timings: Timings
-    plan: Plan
-    settings: tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A checked call: one prompt a picture, and everything the rounds need."""
-
-    prompts: tuple[str, ...]
-    negative: str
-    guidance_scale: float
-    seed: int | tuple[int, ...]
-    scheduler: str | None
-    plan: Plan
 
 
 class Pipeline:
@@ -84,8 +47,9 @@ class Pipeline:
     def __init__(self, folder: ModelFolder, devices: int) -> None:
         self.folder = folder
         self._config = folder.scheduler_config()
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._plans: dict[str, Plan] = {}
         self._lock = threading.Lock()
+        self._closed = False
         with contextlib.ExitStack() as stack:
             text = stack.enter_context(OnnxSession(folder.network("text_encoder")))
             self._prompts = PromptEncoder(folder.tokenizer(), text)
@@ -95,7 +59,7 @@ class Pipeline:
             self._resources = stack.pop_all()
 
     @classmethod
-    def load(cls, model: str = "demo", *, devices: Devices = "auto") -> Pipeline:
+    def load(cls, model: str | os.PathLike[str] = "demo", *, devices: Devices = "auto") -> Self:
         """Load a model and start its lanes.
 
         Args:
@@ -107,7 +71,11 @@ class Pipeline:
             InputError: `devices` cannot be had.
             ModelError: the model is missing, incomplete or altered.
         """
-        return cls(ModelFolder.open(model), _count(devices))
+        folder = ModelFolder.open(model)
+        count = _count(devices)
+        if sum(entry.size_bytes for entry in folder.manifest.files.values()) <= _HASHED_BYTES:
+            folder.verify()
+        return cls(folder, count)
 
     @property
     def spec(self) -> ModelSpec:
@@ -133,13 +101,38 @@ class Pipeline:
         scheduler: str | None = None,
     ) -> Plan:
         """The plan that a call with these settings runs; see `Pipeline.__call__`."""
-        key = (steps, mode, lanes, rounds, scheduler)
+        for name, value in (("mode", mode), ("scheduler", "" if scheduler is None else scheduler)):
+            if not isinstance(value, str):
+                raise InputError(f"{name} must be a name, not {value!r}")
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise InputError(f"steps must be a whole number of at least 1, not {steps!r}")
+        key = repr((steps, mode, lanes, rounds, scheduler))  # by equality True would be 1
         with self._lock:
             if key not in self._plans:
-                schedule = Schedule.from_config(self._config, steps or self.spec.steps, scheduler=scheduler)
+                count = self.spec.steps if steps is None else steps
+                schedule = Schedule.from_config(self._config, count, scheduler=scheduler)
                 width = self.devices if lanes is None else lanes
+                if len(self._plans) >= _PLANS_KEPT:
+                    del self._plans[next(iter(self._plans))]
                 self._plans[key] = make_plan(schedule, mode=mode, lanes=width, rounds=rounds)
             return self._plans[key]
+
+    def warm_up(self, batch: int = 1) -> float:
+        """One prediction on every lane at once, of `batch` pictures with guidance; returns milliseconds.
+
+        The first prediction after loading is slower than later ones; this is for who
+        measures, or serves.
+
+        Raises:
+            LaneError: a lane failed, or the pipeline is closed.
+        """
+        self._check_open()
+        start = time.perf_counter()
+        embeddings = self._embed([""] * batch)
+        job = self._lanes.job(embeddings, 2.0, embeddings)
+        latents = np.zeros((batch, *self.spec.latent_shape), np.float32)
+        job.predict([(latents, 1.0)] * self.devices)
+        return 1e3 * (time.perf_counter() - start)
 
     def __call__(
         self,
@@ -148,7 +141,7 @@ class Pipeline:
         negative_prompt: str = "",
         steps: int | None = None,
         guidance_scale: float | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: int | Iterable[int] = 0,
         num_images: int = 1,
         mode: str = "aggressive",
         lanes: int | None = None,
@@ -176,28 +169,44 @@ class Pipeline:
         Raises:
             InputError: a setting that cannot be; nothing has run by then.
             LaneError: a lane failed, or the pipeline is closed.
+            ModelError: the networks gave numbers that are not finite.
         """
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise InputError(f"steps must be a whole number of at least 1, not {steps!r}")
-        prompts = _prompts(prompt, num_images)
-        scale = self.spec.guidance_scale if guidance_scale is None else _scale(guidance_scale)
-        if not isinstance(negative_prompt, str):
-            raise InputError(f"negative_prompt must be a text, not {negative_prompt!r}")
+        request = Request.check(
+            prompt,
+            num_images=num_images,
+            negative_prompt=negative_prompt,
+            guidance_scale=self.spec.guidance_scale if guidance_scale is None else guidance_scale,
+            seed=seed,
+        )
         plan = self.plan(steps=steps, mode=mode, lanes=lanes, rounds=rounds, scheduler=scheduler)
-        seeds = seed if isinstance(seed, int) else tuple(seed)
-        request = _Request(prompts, negative_prompt, scale, seeds, scheduler, plan)
-        for text in dict.fromkeys((*prompts, negative_prompt)):
+        if on_round is not None and not callable(on_round):
+            raise InputError(f"on_round must be a function of one argument, not {on_round!r}")
+        self._check_open()
+        for text in dict.fromkeys((*request.prompts, negative_prompt)):
             for complaint in self.complaints(text):
                 warnings.warn(f"{text!r}: {complaint}", PromptWarning, stacklevel=2)
-        return self._run(request, on_round)
+        try:
+            latents, images, timings = self._run(request, plan, on_round)
+        except DriffusionError as error:
+            if self._closed and not isinstance(error, LaneError):
+                raise LaneError("the pipeline was closed while it worked on this; load it again") from error
+            raise
+        settings = request.settings(plan, scheduler or plan.schedule.solver, self._model())
+        return Result(images, latents, timings, plan, settings)
 
-    def _run(self, request: _Request, on_round: Callable[[RoundDone], None] | None) -> Result:
-        streams = noise_streams(request.seed, len(request.prompts))
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LaneError("the pipeline is closed; load it again")
+
+    def _run(
+        self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None
+    ) -> tuple[NDArray[np.float32], tuple[Image.Image, ...], Timings]:
         marks = [time.perf_counter()]
+        streams = noise_streams(request.seed, len(request.prompts))
         conditioning = self._embed(request.prompts)
-        guided = request.guidance_scale > 1
-        unconditional = self._embed((request.negative,) * len(request.prompts)) if guided else None
-        job = self._lanes.job(conditioning, request.guidance_scale if guided else 1.0, unconditional)
+        negative = (request.negative_prompt,) * len(request.prompts)
+        unconditional = self._embed(negative) if request.guided else None
+        job = self._lanes.job(conditioning, request.guidance_scale if request.guided else 1.0, unconditional)
         noise = streams.draw(self.spec.latent_shape)
         marks.append(time.perf_counter())
         ticks = [marks[-1]]
@@ -207,14 +216,18 @@ class Pipeline:
             if on_round is not None:
                 on_round(done)
 
-        latents = run_plan(request.plan, job.predict, noise, streams, tick)
+        latents = run_plan(plan, job.predict, noise, streams, tick)
+        if not np.isfinite(latents).all():
+            raise ModelError(
+                f"sampling left the range of numbers with {plan.mode!r}, {plan.steps} steps and guidance_scale "
+                f"{request.guidance_scale}; lower the guidance scale, take more steps, or use mode 'sequential'"
+            )
         marks.append(time.perf_counter())
         images = self._decode(latents)
         marks.append(time.perf_counter())
         encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
-        timings = Timings(encode, denoise, decode, rounds_ms)
-        return Result(images, latents, timings, request.plan, self._settings(request))
+        return latents, images, Timings(encode, denoise, decode, rounds_ms)
 
     def _embed(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         known = {prompt: self._prompts.encode(prompt) for prompt in dict.fromkeys(prompts)}
@@ -229,28 +242,14 @@ class Pipeline:
             images += to_images(decoded)
         return tuple(images)
 
-    def _settings(self, request: _Request) -> tuple[dict[str, Any], ...]:
-        plan, count = request.plan, len(request.prompts)
-        shared = {
-            "negative_prompt": request.negative,
-            "model": self.folder.manifest.family,
-            "scheduler": request.scheduler or plan.schedule.solver,
-            "steps": plan.steps,
-            "guidance_scale": request.guidance_scale,
-            "mode": plan.mode,
-            "lanes": plan.lanes,
-            "rounds": plan.sequential_calls,
-            "version": __version__,
-        }
-        if isinstance(request.seed, int):
-            batch = {"batch": count} if count > 1 else {}
-            places = [{"seed": request.seed, **batch, **({"picture": k} if batch else {})} for k in range(count)]
-        else:
-            places = [{"seed": seed} for seed in request.seed]
-        return tuple({"prompt": p, **place, **shared} for p, place in zip(request.prompts, places, strict=True))
+    def _model(self) -> dict[str, Any]:
+        manifest = self.folder.manifest
+        (denoiser,) = (entry for name, entry in manifest.files.items() if name == "onnx/denoiser.onnx")
+        return {"model": manifest.family, "model_hash": denoiser.sha256[:10]}
 
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""
+        self._closed = True
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -263,29 +262,14 @@ class Pipeline:
 
 
 def _count(devices: Devices) -> int:
-    if devices == "auto":
-        return auto_lanes()
-    if isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1:
+    if isinstance(devices, str) and devices == "auto":
+        return min(auto_lanes(), _MOST_LANES)
+    if isinstance(devices, int) and not isinstance(devices, bool) and 1 <= devices <= _MOST_LANES:
         return devices
-    if isinstance(devices, Sequence) and not isinstance(devices, str) and devices:
+    if isinstance(devices, Sequence) and not isinstance(devices, str) and 1 <= len(devices) <= _MOST_LANES:
         if all(device == "cpu" for device in devices):
             return len(devices)
         raise InputError(f"devices={list(devices)!r} was asked; this version has CPU lanes only: ['cpu', 'cpu']")
-    raise InputError(f"devices={devices!r} was asked; give a number of at least 1, a list of 'cpu', or 'auto'")
-
-
-def _prompts(prompt: str | Sequence[str], num_images: int) -> tuple[str, ...]:
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    if not prompts or not all(isinstance(one, str) for one in prompts):
-        raise InputError(f"prompt must be a text or a sequence of texts with at least one, not {prompt!r}")
-    if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
-        raise InputError(f"num_images must be a whole number of at least 1, not {num_images!r}")
-    return tuple(one for one in prompts for _ in range(num_images))
-
-
-def _scale(guidance_scale: float) -> float:
-    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
-        raise InputError(f"guidance_scale must be a number, not {guidance_scale!r}")
-    if not math.isfinite(guidance_scale) or guidance_scale < 0:
-        raise InputError(f"guidance_scale={guidance_scale} was asked; it must be finite and at least 0")
-    return float(guidance_scale)
+    raise InputError(
+        f"devices={devices!r} was asked; give a number from 1 to {_MOST_LANES}, a list of 'cpu', or 'auto'"
+    )

@@ -35,12 +35,12 @@ class PromptEncoder:
         """What of a prompt this model cannot read: unknown words, and words past its length."""
         encoding = self._tokenizer.encode(prompt)
         found = []
-        unknown = self._words(prompt, encoding, self._unknown)
+        unknown = self._words(prompt, encoding, self._unknown) if self._unknown is not None else []
         if unknown:
             found.append(f"the model does not know {_listed(unknown)}: it was trained on few words")
         lost = [word for part in encoding.overflowing for word in self._words(prompt, part, None)]
         if lost:
-            found.append(f"the prompt is too long for the model; left out: {_listed(lost)}")
+            found.append(f"it is too long for the model, which leaves out {_listed(lost)}")
         return found
 
     @staticmethod

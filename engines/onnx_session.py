@@ -30,7 +30,15 @@ _LOAD_ERRORS = (
     _state.NotImplemented,
     _state.RuntimeException,
 )
-_RUN_ERRORS = (_state.EPFail, _state.Fail, _state.NotImplemented, _state.RuntimeException)
+# A bound run raises a plain RuntimeError where `run` raises one of the others.
+_RUN_ERRORS = (
+    _state.EPFail,
+    _state.Fail,
+    _state.InvalidArgument,
+    _state.NotImplemented,
+    _state.RuntimeException,
+    RuntimeError,
+)
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -115,6 +123,12 @@ class OnnxSession:
                 )
         return sizes
 
+    def _check_dtype(self, name: str, value: Array) -> None:
+        if value.dtype != self.inputs[name].dtype:
+            raise InputError(
+                f"input {name!r} of {self.path} is {value.dtype}, expected {self.inputs[name].dtype}"
+            )
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One call: arrays by input name to fresh arrays by output name.
 
@@ -124,11 +138,11 @@ class OnnxSession:
         """
         session = self._open()
         self.check({name: value.shape for name, value in inputs.items()})
+        for name, value in inputs.items():
+            self._check_dtype(name, value)
         names = list(self.outputs)
         try:
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-        except _state.InvalidArgument as error:
-            raise InputError(f"{self.path} refused its inputs ({error})") from error
         except _RUN_ERRORS as error:
             raise ModelError(f"{self.path} failed while it ran ({error})") from error
 
@@ -148,14 +162,11 @@ class OnnxSession:
         sizes = self.check(shapes)
         buffers: dict[str, Array] = {}
         for name, value in inputs.items():
-            dtype = self.inputs[name].dtype
             if not isinstance(value, np.ndarray):
-                value = np.zeros(value, dtype)
-            elif value.dtype != dtype or not value.flags.c_contiguous:
-                raise InputError(
-                    f"input {name!r} of {self.path} is {value.dtype}, "
-                    f"expected a C-contiguous array of {dtype}"
-                )
+                value = np.zeros(value, self.inputs[name].dtype)
+            self._check_dtype(name, value)
+            if not value.flags.c_contiguous:
+                raise InputError(f"input {name!r} of {self.path} must be C-contiguous to be read in place")
             buffers[name] = value
         return BoundRun(self, buffers, self._make_outputs(sizes, buffers))
 
@@ -211,7 +222,7 @@ class BoundRun:
         """
         try:
             self._session._open().run_with_iobinding(self._binding)
-        except (_state.InvalidArgument, *_RUN_ERRORS) as error:
+        except _RUN_ERRORS as error:
             raise ModelError(f"{self._session.path} failed while it ran ({error})") from error
 
 

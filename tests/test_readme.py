@@ -108,6 +108,7 @@ def test_commands_run(folder: Path) -> None:
     assert any(line.startswith("driffusion-trt run ") for line in commands), "the README shows a first run"
     for line in commands:
         words = shlex.split(line, comments=True)
+        assert not {"|", ">", "<", ";", "&"} & set(words), f"{line}: commands are run without a shell"
         done = subprocess.run(
             [sys.executable, "-m", "driffusion_trt", *words[1:]],
             cwd=folder,

@@ -75,7 +75,9 @@ class LaneThreads:
         failed = min((task for task in tasks if task.error), key=lambda task: task.lane, default=None)
         if failed is not None:
             kind = type(failed.error).__name__
-            raise LaneError(f"lane {failed.lane} of {len(self)} failed: {kind}: {failed.error}") from failed.error
+            raise LaneError(
+                f"lane {failed.lane} of {len(self)} failed: {kind}: {failed.error}"
+            ) from failed.error
         return [task.result for task in tasks]
 
     def close(self) -> None:

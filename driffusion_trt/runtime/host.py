@@ -140,7 +140,7 @@ class HostJob:
         self.guidance_scale = guidance_scale
         self._lanes = lanes
         if guidance_scale == 1:
-            self._embeddings = conditioning.copy()
+            self._embeddings = conditioning.copy(order="C")
         else:
             if unconditional is None:
                 raise InputError(f"guidance_scale {guidance_scale} needs the unconditional embeddings")
@@ -150,7 +150,7 @@ class HostJob:
                     f"unconditional has shape {unconditional.shape}, conditioning {conditioning.shape}; "
                     "they must be equal"
                 )
-            self._embeddings = np.concatenate([unconditional, conditioning])
+            self._embeddings = np.ascontiguousarray(np.concatenate([unconditional, conditioning]))
         # One array for all lanes, read in place: they share memory.
         self._embeddings.flags.writeable = False
         self._runs: list[dict[tuple[int, ...], BoundRun]] = [{} for _ in range(len(lanes))]
@@ -231,5 +231,5 @@ def _check_inputs(session: OnnxSession) -> None:
 
 
 def _check_embeddings(name: str, value: NDArray[np.float32]) -> None:
-    if value.ndim != 3 or value.dtype != np.float32:
+    if value.ndim != 3 or value.dtype != np.float32 or not value.size:
         raise InputError(f"{name} is {value.dtype} of shape {value.shape}, expected float32 (B, L, C)")

@@ -13,39 +13,12 @@ import numpy as np
 import torch
 
 from . import scenes
+from .labels import HEADS, IGNORED, labels
 from .vae import load_vae
 from .workers import Loss, Recipe, train
 
-LAYOUTS = ("one", "side by side", "one above the other")
-COLOURS = ("own", *scenes.COLOURS)
-# The first slot is the only, the left or the upper object; the second is the right or the lower one.
-HEADS = {
-    "layout": len(LAYOUTS),
-    "ground": len(scenes.COLOURS),
-    "first_kind": len(scenes.KINDS),
-    "first_colour": len(COLOURS),
-    "second_kind": len(scenes.KINDS),
-    "second_colour": len(COLOURS),
-}
-IGNORED = -1  # a label that a scene does not have
 FEATURES = 128
 _BATCH = 32
-
-
-def labels(scene: scenes.Scene, ground: str | None) -> list[int]:
-    """What the heads should say, in the order of `HEADS`; `IGNORED` where nothing is asked."""
-    things: list[scenes.Thing | None] = [scene.first, scene.second]
-    layout = 0
-    if scene.relation is not None:
-        (dx, dy), _ = scenes.RELATIONS[scene.relation]
-        layout = 1 if dx else 2
-        if dx + dy > 0:
-            things.reverse()
-    said = [layout, IGNORED if ground is None else list(scenes.COLOURS).index(ground)]
-    for thing in things:
-        said.append(IGNORED if thing is None else scenes.KINDS.index(thing.kind))
-        said.append(IGNORED if thing is None else COLOURS.index(thing.colour or "own"))
-    return said
 
 
 class Checker(torch.nn.Module):

@@ -69,25 +69,32 @@ def make_unet() -> UNet2DConditionModel:
     )
     # The fused attention's backward pass is slower than plain matrix products at this size.
     unet.set_attn_processor(AttnProcessor())
-    for name, module in unet.named_modules():
-        if name.endswith(("conv2", "conv_out")):  # every block starts as the identity
-            torch.nn.init.zeros_(module.weight)
-            torch.nn.init.zeros_(module.bias)
+    _start_as_identity(unet, ("conv2", "conv_out"))
     return unet
 
 
+def _start_as_identity(network: torch.nn.Module, last_of_block: tuple[str, ...]) -> None:
+    """Zero the last convolution of every residual block: deep networks then learn from the first step."""
+    for name, module in network.named_modules():
+        if name.endswith(last_of_block):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+
+
 def make_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(32, 64, 96),
+    vae = AutoencoderKL(
+        block_out_channels=(24, 48, 96),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=8,
         latent_channels=LATENT[0],
         sample_size=scenes.SIZE,
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
+    _start_as_identity(vae, ("conv2",))
+    return vae
 
 
 def make_scheduler() -> DDIMScheduler:

@@ -18,13 +18,13 @@ import onnxruntime  # type: ignore[import-untyped]
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from onnx import TensorProto, helper, numpy_helper
 from torch.export import Dim
 from transformers import CLIPTextModel
 
 from ..._errors import ModelError
 from ..._manifest import MANIFEST, write_manifest
 from ...models import get_spec
+from ..graph import name_dims, store_half, strip
 
 # The highest opset that ONNX Runtime's CPU provider runs at full speed: from 21 on the exporter
 # writes GroupNormalization, which that provider has no kernel for and takes apart into ten
@@ -32,7 +32,6 @@ from ...models import get_spec
 # opset 20, 15.2 ms with 23. Opset 23's Attention operator alone would cost nothing.
 OPSET = 20
 PARITY = 1e-5  # relative L2 against torch with the same weights
-_HALF_FROM = 16  # elements; below, a Cast costs more bytes than it saves
 
 
 class _TextEncoder(torch.nn.Module):
@@ -172,48 +171,10 @@ def _to_onnx(network: _Network) -> onnx.ModelProto:
         )
     assert program is not None
     model = program.model_proto
-    _name_dims(model, {**network.dims, network.output: network.output_dims})
-    _strip(model)
+    name_dims(model, {**network.dims, network.output: network.output_dims})
+    strip(model)
     store_half(model)
     return model
-
-
-def _name_dims(model: onnx.ModelProto, dims: dict[str, dict[int, str]]) -> None:
-    """Plain names for the sides that vary: the exporter writes '4*height_' and the like."""
-    for value in (*model.graph.input, *model.graph.output):
-        for i, dim in dims[value.name].items():
-            value.type.tensor_type.shape.dim[i].dim_param = dim
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Take out what nobody reads: inner shapes, and stack traces with the paths of this machine."""
-    del model.graph.value_info[:]
-    del model.graph.metadata_props[:]
-    for item in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        del item.metadata_props[:]
-        item.doc_string = ""
-
-
-def store_half(model: onnx.ModelProto) -> None:
-    """Store as float16 every float32 weight that float16 can hold exactly, with a Cast back.
-
-    ONNX Runtime folds the Casts when it loads, so arithmetic stays float32 and not a bit changes.
-    """
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        value = numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            half = value.astype(np.float16)
-        if value.size < _HALF_FROM or not np.array_equal(half.astype(np.float32), value):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
-        casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def _parity(network: _Network, path: Path) -> float:

@@ -1,0 +1,1 @@
+"""Reproducible measurements; each says what it measures and writes to bench/results."""
