@@ -4,7 +4,7 @@
 the ideal denoiser of real handwritten digits (the posterior mean over a data set). What
 is left is the error of drafting alone. The figure of a cell is the mean relative L2
 distance of the final sample from the sequential one with the same noise, and then the
-geometric mean over the models (MATH.md section 6).
+geometric mean over the models.
 """
 
 from __future__ import annotations
@@ -101,12 +101,17 @@ def measure() -> dict[str, dict[str, dict[str, Any]]]:
     columns: dict[str, Callable[[int, int], dict[str, Any]]] = {
         "direct skip, aggressive budget": lambda n, steps: {"mode": "skip", "lanes": n},
         "aggressive": lambda n, steps: {"mode": "aggressive", "lanes": n},
-        "direct skip, conservative budget": lambda n, steps: {"mode": "skip", "rounds": _conservative(steps, n)},
+        "direct skip, conservative budget": lambda n, steps: {
+            "mode": "skip",
+            "rounds": _conservative(steps, n),
+        },
         "conservative": lambda n, steps: {"mode": "conservative", "lanes": n},
     }
     work = [(f, m, n) for f in SCHEDULES for m in columns for n in WIDTHS]
     models = {name: (make(), 16 if "16" in name else 64) for name, make in MODELS.items()}
-    out: dict[str, dict[str, dict[str, Any]]] = {family: {mode: {} for mode in columns} for family in SCHEDULES}
+    out: dict[str, dict[str, dict[str, Any]]] = {
+        family: {mode: {} for mode in columns} for family in SCHEDULES
+    }
     for family, mode, n in track(work, "Sampling"):
         file, steps = SCHEDULES[family]
         config = json.loads((CONFIGS / file).read_text())

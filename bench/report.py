@@ -28,7 +28,9 @@ def _processor() -> str:
 def _commit() -> str:
     here = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True
+        )
         dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
     except FileNotFoundError:
         return "unknown"

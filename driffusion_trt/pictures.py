@@ -31,7 +31,9 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
     Raises InputError where their sizes differ.
     """
     if one.size != other.size:
-        raise InputError(f"pictures of {one.size} and {other.size} pixels cannot be compared; make them alike")
+        raise InputError(
+            f"pictures of {one.size} and {other.size} pixels cannot be compared; make them alike"
+        )
     difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     error = float(np.mean(difference**2))
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
@@ -100,7 +102,8 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str], least_wid
     """Pictures in a row with a title over each, enlarged by whole factors to be seen."""
     factor = max(1, -(-least_width // images[0].width))
     shown = [
-        image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) for image in images
+        image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        for image in images
     ]
     margin, bar = 8, 14 * max(title.count("\n") + 1 for title in titles) + 10
     width, height = shown[0].size

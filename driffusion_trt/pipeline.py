@@ -269,7 +269,9 @@ def _count(devices: Devices) -> int:
     if isinstance(devices, Sequence) and not isinstance(devices, str) and 1 <= len(devices) <= _MOST_LANES:
         if all(device == "cpu" for device in devices):
             return len(devices)
-        raise InputError(f"devices={list(devices)!r} was asked; this version has CPU lanes only: ['cpu', 'cpu']")
+        raise InputError(
+            f"devices={list(devices)!r} was asked; this version has CPU lanes only: ['cpu', 'cpu']"
+        )
     raise InputError(
         f"devices={devices!r} was asked; give a number from 1 to {_MOST_LANES}, a list of 'cpu', or 'auto'"
     )

@@ -60,7 +60,9 @@ class Plan:
         )
 
 
-def make_plan(schedule: Schedule, *, mode: str = "sequential", lanes: int = 1, rounds: int | None = None) -> Plan:
+def make_plan(
+    schedule: Schedule, *, mode: str = "sequential", lanes: int = 1, rounds: int | None = None
+) -> Plan:
     """Plan the sampling of one schedule.
 
     schedule: noise levels and timesteps, `Schedule.from_config(...)`.

@@ -1,4 +1,4 @@
-"""Rounds of a plan, and the builders of the paper's two modes (2603.25872; MATH.md section 3)."""
+"""Rounds of a plan, and the builders of the paper's two modes (2603.25872; docs/method.md section 3)."""
 
 from __future__ import annotations
 

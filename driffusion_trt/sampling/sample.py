@@ -103,7 +103,9 @@ def run_plan(
         observation = latents.run(item, predict)
         done += 1
         if on_round is not None:
-            state = max((column.index for column in item.refine.targets if column.kind == "state"), default=state)
+            state = max(
+                (column.index for column in item.refine.targets if column.kind == "state"), default=state
+            )
             on_round(RoundDone(done, plan.sequential_calls, state, plan.schedule.steps))
 
 

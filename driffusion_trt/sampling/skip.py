@@ -1,4 +1,4 @@
-"""Solver steps and skip steps as linear forms (MATH.md sections 1 and 2).
+"""Solver steps and skip steps as linear forms (docs/method.md sections 1 and 2).
 
 DDPM (2006.11239), DDIM (2010.02502), DPM-Solver++ 2M (2211.01095), the probability-flow
 ODE in Karras' form (2206.00364) and rectified flow (2209.03003). Levels where a state is
@@ -89,7 +89,9 @@ def solver_step(schedule: Schedule, i: int, x: Form, now: Prediction, before: Fo
     if schedule.orders[i] == 1:
         return _first_order(schedule, i, i + 1, now)
     assert before is not None, f"step {i} is of second order and has no history"
-    a, s, a_next, s_next = (float(v) for v in (schedule.a[i], schedule.s[i], schedule.a_next[i], schedule.s_next[i]))
+    a, s, a_next, s_next = (
+        float(v) for v in (schedule.a[i], schedule.s[i], schedule.a_next[i], schedule.s_next[i])
+    )
     h = math.log(a_next / s_next) - math.log(a / s)
     h_before = math.log(a / s) - math.log(float(schedule.a[i - 1]) / float(schedule.s[i - 1]))
     gain = -a_next * math.expm1(-h)

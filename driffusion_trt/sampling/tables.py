@@ -1,8 +1,7 @@
 """Small coefficient tables: everything between two network calls is one of them.
 
 A form is a linear combination of named latents, in float64; a table is a few forms that
-are evaluated together. DESIGN.md section 'Rounds' and MATH.md section 2 say why this
-is all that a sampler needs.
+are evaluated together. docs/method.md says why this is all that a sampler needs.
 """
 
 from __future__ import annotations

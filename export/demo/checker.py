@@ -82,7 +82,10 @@ def train_checker(folder: Path, samples: int, processes: int, bf16: bool) -> Non
     recipe = Recipe("checker", samples, _BATCH, 2e-3, 0.9, Checker, _loss, 0.7, bf16=bf16)
     train(recipe, folder, processes)
     if not known:
-        print(f"checker: {100 * accuracy(folder):.1f} % of decoded pictures read right on all labels", flush=True)
+        print(
+            f"checker: {100 * accuracy(folder):.1f} % of decoded pictures read right on all labels",
+            flush=True,
+        )
 
 
 def load_checker(folder: Path) -> Checker:

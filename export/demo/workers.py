@@ -142,7 +142,12 @@ def _steps(
         if now - saved > SAVE_EVERY_S:
             saved = now
             temporary = folder / f"{recipe.name}.resume.tmp"
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "ema": ema,
+                "step": step,
+            }
             torch.save(state, temporary)
             os.replace(temporary, folder / f"{recipe.name}.resume.pt")
 

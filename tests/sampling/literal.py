@@ -1,4 +1,4 @@
-"""Draft-and-refine written step by step, as the paper and MATH.md section 3 have it.
+"""Draft-and-refine written step by step, as the paper and docs/method.md section 3 have it.
 
 No tables and no forms: float64 arrays, one line a formula. It is what the plans and the
 executor are held against, so it shares no code with them but the schedule's numbers.
@@ -56,7 +56,9 @@ class Literal:
         x0, eps = self.x0_eps(i, x, carry)
         w = {}
         for step in range(i, j):
-            later = [math.sqrt(sched.s_next[m] ** 2 - self.variance(m)) / sched.s[m] for m in range(step + 1, j)]
+            later = [
+                math.sqrt(sched.s_next[m] ** 2 - self.variance(m)) / sched.s[m] for m in range(step + 1, j)
+            ]
             w[step] = math.sqrt(self.variance(step)) * math.prod(later)
         v = sum(weight**2 for weight in w.values())
         out = sched.a_next[j - 1] * x0 + math.sqrt(max(sched.s_next[j - 1] ** 2 - v, 0.0)) * eps

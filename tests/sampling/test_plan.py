@@ -1,4 +1,4 @@
-"""Plans: counts of MATH.md section 3, widths, and what is refused."""
+"""Plans: counts of docs/method.md section 3, widths, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import driffusion_trt as dt
 
 DDIM = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False}
 
-# T, mode -> sequential calls for n = 2, 3, 4, 8 (the table of MATH.md section 3)
+# T, mode -> sequential calls for n = 2, 3, 4, 8 (arXiv 2603.25872)
 COUNTS = {
     (50, "aggressive"): (26, 18, 14, 8),
     (50, "conservative"): (34, 26, 20, 12),

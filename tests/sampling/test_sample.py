@@ -49,7 +49,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def network(schedule: dt.Schedule) -> Any:
     """A smooth, nonlinear stand-in for a network that returns about what a real one would."""
-    slope = {"epsilon": 0.9, "v_prediction": -0.4, "flow_prediction": 0.8, "sample": 0.3}[schedule.prediction_type]
+    slope = {"epsilon": 0.9, "v_prediction": -0.4, "flow_prediction": 0.8, "sample": 0.3}[
+        schedule.prediction_type
+    ]
 
     def denoiser(latents: np.ndarray, timestep: Any) -> np.ndarray:
         t = np.reshape(np.asarray(timestep, latents.dtype) / 1000, (-1,) + (1,) * (latents.ndim - 1))
@@ -85,7 +87,9 @@ def relative(got: np.ndarray, wanted: np.ndarray) -> float:
 def test_modes_equal_their_literal_transcription(
     family: str, mode: str, steps: int, lanes: int, eta: float | None, seed: int
 ) -> None:
-    schedule = dt.Schedule.from_config(FAMILIES[family], steps, eta=eta if family.startswith("ddim") else None)
+    schedule = dt.Schedule.from_config(
+        FAMILIES[family], steps, eta=eta if family.startswith("ddim") else None
+    )
     plan = dt.make_plan(schedule, mode=mode, lanes=lanes)
     denoiser = network(schedule)
     noise = start(seed)

@@ -1,0 +1,52 @@
+"""The commands of `driffusion-trt`, one module each; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from . import completion, plan, run
+from ._console import Console
+
+__all__ = ["COMMANDS", "Command"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How a command looks in help, its options, and what it does with them."""
+
+    help: str
+    usage: str
+    description: str
+    epilog: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Console], None]
+
+
+COMMANDS: Mapping[str, Command] = {
+    "run": Command(
+        "make pictures from prompts",
+        "[options] PROMPT [PROMPT ...]",
+        run.DESCRIPTION,
+        run.EPILOG,
+        run.add_arguments,
+        run.run,
+    ),
+    "plan": Command(
+        "show rounds and ideal speed-up of the modes",
+        "[options]",
+        plan.DESCRIPTION,
+        plan.EPILOG,
+        plan.add_arguments,
+        plan.run,
+    ),
+    "completion": Command(
+        "print the code that completes this command in a shell",
+        "{bash,zsh,fish}",
+        completion.DESCRIPTION,
+        completion.EPILOG,
+        completion.add_arguments,
+        completion.run,
+    ),
+}

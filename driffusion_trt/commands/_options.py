@@ -1,0 +1,50 @@
+"""Options that several commands share, and the kinds of their values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+# Repeated here, since their modules import numpy; a test holds the copies together.
+MODES = ("sequential", "aggressive", "conservative", "skip")
+
+
+def option(
+    group: argparse._ActionsContainer,
+    name: str,
+    metavar: str,
+    help: str,
+    *,
+    type: Callable[[str], object] = str,
+    aliases: Sequence[str] = (),
+    short: str | None = None,
+    names: Sequence[str] = (),
+) -> None:
+    """An option with one value; aliases work like it and are kept out of the help. `names` is for completion."""
+    spelt = [short, name] if short else [name]
+    action = group.add_argument(*spelt, metavar=metavar, help=help, type=type, default=None)
+    if names:
+        action.completer = lambda **_: names  # type: ignore[attr-defined]
+    if aliases:
+        group.add_argument(*aliases, dest=action.dest, type=type, default=None, help=argparse.SUPPRESS)
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def devices(text: str) -> int | str | list[str]:
+    """A number of devices, "auto", or a list with commas, as `Pipeline.load` takes them."""
+    if text.strip().lstrip("+-").isdecimal():
+        return int(text)
+    return text if text == "auto" else [part.strip() for part in text.split(",")]

@@ -1,0 +1,82 @@
+"""`driffusion-trt run`: its options. The work is in `_pictures`, which loads what is heavy."""
+
+from __future__ import annotations
+
+import argparse
+
+from ._console import Console
+from ._options import MODES, SCHEDULERS, devices, number, option, whole
+
+DESCRIPTION = "Make pictures from prompts, and write them as PNG files with their settings inside."
+EPILOG = """\
+output:
+  default        <words of the prompt>-<seed>.png in the working folder
+  -o name.png    that file; with several pictures name-0.png, name-1.png, ...
+  -o folder/     <words of the prompt>-<seed>.png in that folder
+  A file that is there already is replaced. Paths go to stdout, all else to stderr.
+
+seeds:
+  Picture k of a run has the seed SEED + k, and can be made again alone with it.
+
+example:
+  driffusion-trt run "a red fox left of a blue star" --mode aggressive --lanes 2 --compare"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", metavar="PROMPT", nargs="*", help="what the picture shows; several make several pictures"
+    ).completer = lambda **_: ()  # type: ignore[attr-defined]
+    group = parser.add_argument_group("what")
+    option(group, "--prompts-file", "FILE", "more prompts, one a line, # for comments; - is stdin")
+    option(group, "--negative-prompt", "TEXT", "what guidance leads away from")
+    option(group, "--model", "NAME", "a model folder, or the bundled model (default: demo)")
+    option(
+        group,
+        "--num-images",
+        "N",
+        "pictures of each prompt (default: 1)",
+        type=whole,
+        aliases=["--num-images-per-prompt"],
+    )
+    option(group, "--seed", "N", "seed of the first picture (default: 0)", type=whole)
+    option(group, "--from-picture", "FILE", "take what is not given here from a PNG that `run` wrote")
+
+    group = parser.add_argument_group("how")
+    option(
+        group,
+        "--steps",
+        "N",
+        "solver steps (default: the model's, demo: 50)",
+        type=whole,
+        aliases=["--denoising-steps", "--num-inference-steps"],
+    )
+    option(group, "--guidance-scale", "G", "1 is none (default: the model's, demo: 3)", type=number)
+    option(group, "--mode", "MODE", f"{', '.join(MODES)} (default: aggressive)", names=MODES)
+    option(group, "--lanes", "N", "noises predicted at once (default: the devices)", type=whole)
+    option(group, "--rounds", "N", "steps that mode skip takes", type=whole)
+    option(
+        group,
+        "--devices",
+        "N",
+        "CPU threads that predict (default: auto, the cores, but no more than lanes)",
+        type=devices,
+    )
+    option(group, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
+    option(group, "--batch-size", "N", "pictures in one network call (default: 1)", type=whole)
+
+    group = parser.add_argument_group("output")
+    option(group, "--output", "PATH", "a .png file or a folder/; see below", short="-o")
+    group.add_argument(
+        "--compare",
+        action="store_true",
+        help="also run sequential, and write both side by side to ...-compare.png",
+    )
+    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else to stdout")
+    group.add_argument("-q", "--quiet", action="store_true", help="print paths, warnings and errors only")
+    group.add_argument("-v", "--verbose", action="store_true", help="print more, and tracebacks of errors")
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    from ._pictures import make_pictures
+
+    make_pictures(args, console)
