@@ -41,20 +41,20 @@ def build_parser() -> argparse.ArgumentParser:
     def shape(prog: str) -> argparse.HelpFormatter:
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28)
 
+    listed = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())
     parser = _Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
-        description=_OVERVIEW,
+        description=f"{_OVERVIEW}\n\ncommands:\n{listed}",
         epilog=_EXAMPLES,
         formatter_class=shape,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="", dest="command")
+    commands = parser.add_subparsers(dest="command", help=argparse.SUPPRESS)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
-            help=command.help,
             usage=f"{PROGRAM} {name} {command.usage}",
             description=command.description,
             epilog=command.epilog,

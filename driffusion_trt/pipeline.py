@@ -28,7 +28,7 @@ from .sampling.plan import Plan, make_plan
 from .sampling.sample import RoundDone, run_plan
 from .sampling.schedule import Schedule
 
-__all__ = ["Devices", "Pipeline", "PromptWarning", "Result", "Timings"]
+__all__ = ["Devices", "Pipeline", "PromptWarning", "Result", "Timings", "count_devices"]
 
 Devices = int | str | Sequence[str]
 
@@ -72,7 +72,7 @@ class Pipeline:
             ModelError: the model is missing, incomplete or altered.
         """
         folder = ModelFolder.open(model)
-        count = _count(devices)
+        count = count_devices(devices)
         if sum(entry.size_bytes for entry in folder.manifest.files.values()) <= _HASHED_BYTES:
             folder.verify()
         return cls(folder, count)
@@ -261,7 +261,8 @@ class Pipeline:
         self.close()
 
 
-def _count(devices: Devices) -> int:
+def count_devices(devices: Devices) -> int:
+    """How many predictions run at once on what `Pipeline.load` calls devices; InputError for what cannot be."""
     if isinstance(devices, str) and devices == "auto":
         return min(auto_lanes(), _MOST_LANES)
     if isinstance(devices, int) and not isinstance(devices, bool) and 1 <= devices <= _MOST_LANES:

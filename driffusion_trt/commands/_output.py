@@ -67,7 +67,9 @@ def check_writable(paths: Sequence[Path], *, make_folder: bool) -> None:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(f"the output folder {folder} {what}; make it first, or write elsewhere with -o")
     try:
-        with tempfile.TemporaryFile(dir=folder):  # asking for permissions would not find a full or read-only disk
+        with tempfile.TemporaryFile(
+            dir=folder
+        ):  # asking for permissions would not find a full or read-only disk
             pass
     except OSError as error:
         raise InputError(

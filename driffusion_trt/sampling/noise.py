@@ -110,7 +110,9 @@ def noise_streams(seed: int | Sequence[int] | NDArray[Any], batch: int) -> Noise
     """
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise InputError(f"batch must be a whole number, 1 or more, not {batch!r}")
-    if isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes)) and np.ndim(seed) > 0:
+    if isinstance(seed, np.ndarray) and seed.ndim == 1:
+        seed = seed.tolist()
+    if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
         if len(seed) != batch:
             raise InputError(
                 f"{len(seed)} seeds were given for {batch} pictures; give one for each, or one number"

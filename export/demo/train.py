@@ -11,26 +11,28 @@ from pathlib import Path
 
 from .checker import train_checker
 from .denoiser import cache_latents, train_denoiser
+from .finish import finish
 from .vae import train_vae
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train and export; see `--help`."""
     parser = argparse.ArgumentParser(description="Train the bundled demo model on a CPU.")
     parser.add_argument("--work", type=Path, default=Path("demo-training"), help="folder for checkpoints")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--vae-samples", type=int, default=16_000)
-    parser.add_argument("--checker-samples", type=int, default=40_000)
+    parser.add_argument("--processes", type=int, default=2, help="one-thread training processes")
+    parser.add_argument("--vae-samples", type=int, default=16_000, help="pictures the autoencoder sees")
+    parser.add_argument("--checker-samples", type=int, default=40_000, help="pictures the classifier sees")
     parser.add_argument("--pictures", type=int, default=32_000, help="pictures that are encoded once")
-    parser.add_argument("--samples", type=int, default=340_000, help="pictures the UNet sees in all")
-    parser.add_argument(
-        "--bf16", action="store_true", help="autocast to bfloat16 (time both: it depends on the CPU)"
-    )
+    parser.add_argument("--samples", type=int, default=340_000, help="noisy latents the UNet sees in all")
+    parser.add_argument("--bf16", action="store_true", help="autocast; time both, it depends on the CPU")
     options = parser.parse_args(arguments)
-    options.work.mkdir(parents=True, exist_ok=True)
-    train_vae(options.work, options.vae_samples, options.processes, options.bf16)
-    cache_latents(options.work, options.pictures, options.processes)
-    train_checker(options.work, options.checker_samples, options.processes, options.bf16)
-    train_denoiser(options.work, options.samples, options.processes, options.bf16)
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    train_vae(work, options.vae_samples, options.processes, options.bf16)
+    cache_latents(work, options.pictures, options.processes)
+    train_checker(work, options.checker_samples, options.processes, options.bf16)
+    train_denoiser(work, options.samples, options.processes, options.bf16)
+    finish(work, work / "model", work / "demo_checker.onnx")
 
 
 if __name__ == "__main__":

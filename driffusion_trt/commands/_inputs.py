@@ -1,0 +1,71 @@
+"""What `driffusion-trt run` reads before it works: prompts from a file, settings from a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .._errors import InputError
+from ..pictures import read_settings
+
+# Settings of a picture that are options by the same name.
+_REPLAYED = ("negative_prompt", "steps", "guidance_scale", "seed", "lanes", "scheduler", "model")
+
+
+def read_prompts(words: list[str], file: str | None) -> list[str]:
+    """The prompts of the command line, then those of the file.
+
+    Raises InputError where there is none at all, or the file cannot be read.
+    """
+    prompts = list(words)
+    if file is not None:
+        name = "standard input" if file == "-" else file
+        lines = [line.strip() for line in _text(file, name).splitlines()]
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise InputError(f"{name} has no prompts; write one a line (lines with # are comments)")
+        prompts += found
+    if not prompts:
+        raise InputError(
+            'no prompt was given; try: driffusion-trt run "a red circle", or --prompts-file FILE'
+        )
+    return prompts
+
+
+def _text(file: str, name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"the prompts file {name} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompts file {name} is not UTF-8 text ({error.reason})") from error
+
+
+def fill_from_picture(args: argparse.Namespace) -> None:
+    """Take from the picture's settings what the command line leaves open.
+
+    Raises InputError where the file has no settings, or cannot be made again by itself.
+    """
+    settings = read_settings(args.from_picture)
+    if "batch_seed" in settings:
+        raise InputError(
+            f"{args.from_picture} is one of {settings.get('batch')} pictures made from one random stream; "
+            f"only all of them together can be made again, in Python: seed={settings['batch_seed']}"
+        )
+    if not args.words and args.prompts_file is None:
+        args.words = [_checked(settings, "prompt", args.from_picture)]
+    if args.mode is None:  # a number of rounds belongs to its mode
+        args.mode = settings.get("mode")
+        args.rounds = settings.get("rounds") if args.rounds is None else args.rounds
+    for name in _REPLAYED:
+        if getattr(args, name) is None:
+            setattr(args, name, settings.get(name))
+
+
+def _checked(settings: dict[str, Any], name: str, picture: str) -> Any:
+    if name not in settings:
+        raise InputError(f"{picture} has settings without {name!r}; give it on the command line")
+    return settings[name]

@@ -1,0 +1,226 @@
+"""The work of `driffusion-trt run`: check everything, load, make, write, report."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._call import Request, Result
+from .._errors import InputError
+from ..engines.manifest import ModelFolder
+from ..models import ModelSpec
+from ..pictures import save_png
+from ..pipeline import Pipeline, count_devices
+from ..runtime.host import auto_lanes
+from ..sampling.plan import Plan, make_plan
+from ..sampling.sample import RoundDone
+from ._compare import HOW_MEASURED, Comparison, compare
+from ._console import Console, Tick
+from ._inputs import fill_from_picture, read_prompts
+from ._output import check_writable, comparison, places
+from ._planning import read_schedule
+
+# Options that `Pipeline.__call__` takes by the same name.
+_SETTINGS = ("negative_prompt", "steps", "guidance_scale", "mode", "lanes", "rounds", "scheduler")
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """One picture to make."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A run with everything checked: what to load, what to ask, which pictures in which batches."""
+
+    model: str
+    devices: int
+    plan: Plan
+    settings: dict[str, Any]
+    batches: list[list[_Picture]]
+    compare: bool
+
+
+@dataclass(slots=True)
+class _Done:
+    """What a run has made so far."""
+
+    results: list[Result] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def timings(self, load_ms: float, start: float) -> dict[str, float]:
+        """Milliseconds, summed over the batches; `round_ms` is the median round."""
+        timings = [result.timings for result in self.results]
+        rounds = [ms for item in timings for ms in item.rounds_ms]
+        return {
+            "load_ms": load_ms,
+            "encode_ms": sum(item.encode_ms for item in timings),
+            "denoise_ms": sum(item.denoise_ms for item in timings),
+            "rounds": len(rounds),
+            "round_ms": statistics.median(rounds),
+            "decode_ms": sum(item.decode_ms for item in timings),
+            "total_ms": 1e3 * (time.perf_counter() - start),
+        }
+
+
+def make_pictures(args: argparse.Namespace, console: Console) -> None:
+    """Run the command; raises InputError for misuse before anything is loaded or written."""
+    start = time.perf_counter()
+    with console.warnings():
+        job = _checked(args)
+        done = _Done()
+        with Pipeline.load(job.model, devices=job.devices) as pipe:
+            load_ms = 1e3 * (time.perf_counter() - start)
+            _say_first(job, pipe, console)
+            try:
+                _make(job, pipe, console, done)
+            finally:  # also after Ctrl-C: these are whole
+                for path in [] if args.json else done.paths:
+                    console.out(str(path))
+    timings = done.timings(load_ms, start)
+    if args.json:
+        console.out_json(_facts(job, done, timings))
+    _say_last(done, timings, console)
+
+
+def _checked(args: argparse.Namespace) -> _Job:
+    """Every check that needs no network; the folder for the pictures may be made here."""
+    if args.from_picture is not None:
+        fill_from_picture(args)
+    if args.compare and args.mode == "sequential":
+        raise InputError("--compare compares a mode with sequential; choose another --mode, or leave it out")
+    size = 1 if args.batch_size is None else args.batch_size
+    if size < 1:
+        raise InputError(f"batch-size={size} was asked; it must be at least 1")
+    model = args.model or "demo"
+    devices = _devices(args)
+    schedule = read_schedule(model, args.steps, args.scheduler)
+    mode = args.mode or "aggressive"
+    plan = make_plan(
+        schedule, mode=mode, lanes=devices if args.lanes is None else args.lanes, rounds=args.rounds
+    )
+    pictures = _pictures(args, ModelFolder.open(model).spec)
+    paths = [picture.path for picture in pictures]
+    extra = [comparison(path) for path in paths] if args.compare else []
+    check_writable([*paths, *extra], make_folder=args.output is not None)
+    settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
+    batches = [pictures[at : at + size] for at in range(0, len(pictures), size)]
+    return _Job(model, devices, plan, settings, batches, args.compare)
+
+
+def _devices(args: argparse.Namespace) -> int:
+    """By default all cores, but not more of them than lanes: the rest would have nothing to do."""
+    if args.devices not in (None, "auto"):
+        return count_devices(args.devices)
+    return auto_lanes() if args.lanes is None else max(1, min(args.lanes, auto_lanes()))
+
+
+def _pictures(args: argparse.Namespace, spec: ModelSpec) -> list[_Picture]:
+    prompts = read_prompts(args.words, args.prompts_file)
+    images = 1 if args.num_images is None else args.num_images
+    first = 0 if args.seed is None else args.seed
+    request = Request.check(
+        prompts,
+        num_images=images,
+        negative_prompt=args.negative_prompt or "",
+        guidance_scale=spec.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        seed=range(first, first + len(prompts) * max(images, 1)),
+    )
+    assert isinstance(request.seed, tuple)
+    named = list(zip(request.prompts, request.seed, strict=True))
+    paths = places(args.output, named)
+    return [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
+
+
+def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
+    plan = job.plan
+    for notice in plan.schedule.notices:
+        console.warn(notice)
+    prompts = dict.fromkeys(picture.prompt for batch in job.batches for picture in batch)
+    for prompt in [*prompts, job.settings.get("negative_prompt", "")]:
+        for complaint in pipe.complaints(prompt):
+            console.warn(f"{prompt!r}: {complaint}")
+    console.note(
+        f"{plan.mode}, {plan.steps} steps of {plan.schedule.solver}, lanes {plan.lanes}, devices {pipe.devices}: "
+        f"{plan.sequential_calls} rounds, {plan.model_calls} predictions, ideal speed-up {plan.ideal_speedup:.2f}",
+        detail=True,
+    )
+
+
+def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
+    """Make, write and compare batch by batch; `done` has at any time what is on disk."""
+    if job.compare:
+        pipe.warm_up(len(job.batches[0]))
+    rounds = job.plan.sequential_calls
+    each = rounds + (job.plan.steps if job.compare else 0)
+    with console.progress(each * len(job.batches)) as tick:
+        for number, batch in enumerate(job.batches):
+            label = "" if len(job.batches) == 1 else f"{number + 1}/{len(job.batches)} "
+            ask = {"prompt": [p.prompt for p in batch], "seed": [p.seed for p in batch], **job.settings}
+            result = pipe(**ask, on_round=_watch(tick, each * number, label))
+            for picture, image, facts in zip(batch, result.images, result.settings, strict=True):
+                save_png(image, picture.path, facts)
+                done.paths.append(picture.path)
+            done.results.append(result)
+            if job.compare:
+                exact = {name: value for name, value in ask.items() if name != "rounds"} | {
+                    "mode": "sequential"
+                }
+                sequential = pipe(
+                    **exact, on_round=_watch(tick, each * number + rounds, f"{label}sequential ")
+                )
+                found = compare(result, sequential, [comparison(picture.path) for picture in batch])
+                done.comparisons += found
+                done.paths += [item.path for item in found]
+
+
+def _watch(tick: Tick, before: int, label: str) -> Callable[[RoundDone], None]:
+    return lambda now: tick(before + now.round, f"{label}round {now.round}/{now.rounds}")
+
+
+def _say_last(done: _Done, timings: dict[str, float], console: Console) -> None:
+    for item in done.comparisons:
+        console.note(
+            f"{item.path.name}: PSNR {item.psnr_db:.1f} dB, relative L2 {item.relative_l2:.4f}; "
+            f"denoise {item.denoise_ms:.0f} ms, sequential {item.sequential_ms:.0f} ms: "
+            f"{item.speedup:.2f} times as fast ({HOW_MEASURED})"
+        )
+    console.note(
+        f"load {timings['load_ms']:.0f} ms, encode {timings['encode_ms']:.0f} ms, "
+        f"denoise {timings['denoise_ms']:.0f} ms ({timings['rounds']} rounds of {timings['round_ms']:.1f} ms), "
+        f"decode {timings['decode_ms']:.0f} ms, total {timings['total_ms']:.0f} ms"
+    )
+
+
+def _facts(job: _Job, done: _Done, timings: dict[str, float]) -> dict[str, Any]:
+    plan = job.plan
+    pictures = [facts for result in done.results for facts in result.settings]
+    paths = [picture.path for batch in job.batches for picture in batch]
+    facts: dict[str, Any] = {
+        "pictures": [
+            {"path": str(path), "settings": item} for path, item in zip(paths, pictures, strict=True)
+        ],
+        "plan": {
+            "mode": plan.mode,
+            "lanes": plan.lanes,
+            "devices": job.devices,
+            "steps": plan.steps,
+            "sequential_calls": plan.sequential_calls,
+            "model_calls": plan.model_calls,
+            "ideal_speedup": plan.ideal_speedup,
+        },
+        "timings": timings | {"rounds_ms": [list(result.timings.rounds_ms) for result in done.results]},
+    }
+    if job.compare:
+        facts["compare"] = {"measured": HOW_MEASURED, "pictures": [item.facts() for item in done.comparisons]}
+    return facts

@@ -1,0 +1,64 @@
+"""From trained weights to what others use: a diffusers checkpoint, the model folder, the checker."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime import InferenceSession  # type: ignore[import-untyped]
+
+from ..._errors import ModelError
+from .checker import load_checker
+from .denoiser import load_denoiser
+from .networks import save_checkpoint
+from .to_onnx import export_demo
+from .vae import load_vae
+
+_LIMIT = 1e-4
+
+
+def finish(folder: Path, output: Path, checker: Path, name: str = "denoiser.pt") -> None:
+    """Write the model folder `output` and the classifier `checker` from the weights in `folder`.
+
+    Raises ModelError where a network that was written does not compute what torch does.
+    """
+    networks = load_denoiser(folder, name)
+    save_checkpoint(folder / "checkpoint", networks.unet, networks.text_encoder, load_vae(folder))
+    written = export_demo(folder / "checkpoint", output)
+    size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    print(f"{written}: {size / 1e6:.1f} MB", flush=True)
+    export_checker(folder, checker)
+    print(f"{checker}: {checker.stat().st_size / 1e6:.1f} MB", flush=True)
+
+
+def export_checker(folder: Path, path: Path) -> None:
+    """The classifier as ONNX: images (B, 3, 64, 64) to logits and features."""
+    network = load_checker(folder)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    with contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            opset_version=20,
+            input_names=["images"],
+            output_names=["logits", "features"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            verbose=False,
+        )
+    assert program is not None
+    partial = path.with_name(f".{path.name}.partial")
+    onnx.save(program.model_proto, partial)
+    got = InferenceSession(partial).run(["logits", "features"], {"images": images.numpy()})
+    for name, one, wanted in zip(("logits", "features"), got, network(images), strict=True):
+        error = float(np.linalg.norm(one - wanted.numpy()) / np.linalg.norm(wanted.numpy()))
+        if error > _LIMIT:
+            raise ModelError(
+                f"{path}: {name} are {error:.1e} from torch's (relative L2), at most {_LIMIT} is right"
+            )
+    os.replace(partial, path)
