@@ -80,7 +80,8 @@ def denoiser(schedule: dt.Schedule, mean: Mean) -> Callable[[np.ndarray, np.ndar
         x0 = mean(x, a, s)
         eps = (x - a * x0) / s
         kinds = {"epsilon": eps, "v_prediction": a * eps - s * x0, "flow_prediction": eps - x0}
-        return kinds[schedule.prediction_type].astype(np.float32)
+        output: np.ndarray = kinds[schedule.prediction_type].astype(np.float32)
+        return output
 
     return predict
 

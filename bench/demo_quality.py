@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime as ort  # type: ignore[import-untyped]
+from PIL import Image
 from rich.progress import track
 
 import driffusion_trt as dt
@@ -77,7 +78,7 @@ class Checker:
         return np.stack([part.argmax(1) for part in parts], 1), features
 
 
-def run_chunk(pipe: dt.Pipeline, cell: Cell, first: int, scale: float, steps: int) -> dict[str, np.ndarray]:
+def run_chunk(pipe: dt.Pipeline, cell: Cell, first: int, scale: float, steps: int) -> dict[str, Any]:
     """Pictures and latents of prompts first..first+CHUNK; prompt k has seed k."""
     indices = list(range(first, first + CHUNK))
     result = pipe(
@@ -141,8 +142,6 @@ def judge(
 
 
 def _psnr(one: np.ndarray, other: np.ndarray) -> float:
-    from PIL import Image
-
     return psnr(Image.fromarray(one), Image.fromarray(other))
 
 

@@ -78,7 +78,7 @@ class Request:
         Raises InputError for the first of them that cannot be.
         """
         prompts = _prompts(prompt, num_images)
-        _check_text("negative_prompt", negative_prompt)
+        negative_prompt = _text("negative_prompt", negative_prompt)
         return cls(prompts, negative_prompt, _scale(guidance_scale), _seed(seed, len(prompts)))
 
     @property
@@ -120,24 +120,24 @@ class Request:
 
 
 def _prompts(prompt: str | Sequence[str], num_images: int) -> tuple[str, ...]:
-    several = isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
-    prompts = tuple(prompt) if several else (prompt,)
+    one_only = isinstance(prompt, str | bytes) or not isinstance(prompt, Sequence)
+    prompts: tuple[object, ...] = (prompt,) if one_only else tuple(prompt)
     if not prompts:
         raise InputError("no prompt was given; give a text, or a sequence with at least one")
-    for one in prompts:
-        _check_text("prompt", one)
+    texts = tuple(_text("prompt", one) for one in prompts)
     if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
         raise InputError(f"num_images must be a whole number of at least 1, not {num_images!r}")
-    return tuple(one for one in prompts for _ in range(num_images))
+    return tuple(one for one in texts for _ in range(num_images))
 
 
-def _check_text(name: str, text: object) -> None:
+def _text(name: str, text: object) -> str:
     if not isinstance(text, str):
         raise InputError(f"{name} must be a text, not {text!r}")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # what Python makes of bytes that are no UTF-8
         raise InputError(f"{name} {text!r} is not valid Unicode; give it in UTF-8") from error
+    return text
 
 
 def _scale(guidance_scale: float) -> float:

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The `driffusion-trt` command. This module and all that it imports at its top need the standard library only."""
+"""The `driffusion-trt` command; this module and all that it imports need the standard library only."""
 
 from __future__ import annotations
 

@@ -219,8 +219,9 @@ class Pipeline:
         latents = run_plan(plan, job.predict, noise, streams, tick)
         if not np.isfinite(latents).all():
             raise ModelError(
-                f"sampling left the range of numbers with {plan.mode!r}, {plan.steps} steps and guidance_scale "
-                f"{request.guidance_scale}; lower the guidance scale, take more steps, or use mode 'sequential'"
+                f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
+                f"{request.guidance_scale} left the range of numbers; lower the guidance scale, take "
+                "more steps, or use mode 'sequential'"
             )
         marks.append(time.perf_counter())
         images = self._decode(latents)
@@ -262,7 +263,7 @@ class Pipeline:
 
 
 def count_devices(devices: Devices) -> int:
-    """How many predictions run at once on what `Pipeline.load` calls devices; InputError for what cannot be."""
+    """How many predictions run at once on these devices; InputError for what cannot be had."""
     if isinstance(devices, str) and devices == "auto":
         return min(auto_lanes(), _MOST_LANES)
     if isinstance(devices, int) and not isinstance(devices, bool) and 1 <= devices <= _MOST_LANES:

@@ -21,7 +21,7 @@ def option(
     short: str | None = None,
     names: Sequence[str] = (),
 ) -> None:
-    """An option with one value; aliases work like it and are kept out of the help. `names` is for completion."""
+    """An option with one value. Aliases are kept out of the help; `names` is what a shell completes."""
     spelt = [short, name] if short else [name]
     action = group.add_argument(*spelt, metavar=metavar, help=help, type=type, default=None)
     if names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,9 @@ def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
         for complaint in pipe.complaints(prompt):
             console.warn(f"{prompt!r}: {complaint}")
     console.note(
-        f"{plan.mode}, {plan.steps} steps of {plan.schedule.solver}, lanes {plan.lanes}, devices {pipe.devices}: "
-        f"{plan.sequential_calls} rounds, {plan.model_calls} predictions, ideal speed-up {plan.ideal_speedup:.2f}",
+        f"{plan.mode}, {plan.steps} steps of {plan.schedule.solver}, {plan.lanes} lanes on "
+        f"{pipe.devices} CPU threads: {plan.sequential_calls} rounds, {plan.model_calls} predictions, "
+        f"ideal speed-up {plan.ideal_speedup:.2f}",
         detail=True,
     )
 
@@ -197,7 +198,8 @@ def _say_last(done: _Done, timings: dict[str, float], console: Console) -> None:
         )
     console.note(
         f"load {timings['load_ms']:.0f} ms, encode {timings['encode_ms']:.0f} ms, "
-        f"denoise {timings['denoise_ms']:.0f} ms ({timings['rounds']} rounds of {timings['round_ms']:.1f} ms), "
+        f"denoise {timings['denoise_ms']:.0f} ms "
+        f"({timings['rounds']:.0f} rounds, median {timings['round_ms']:.1f} ms), "
         f"decode {timings['decode_ms']:.0f} ms, total {timings['total_ms']:.0f} ms"
     )
 

@@ -18,6 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    console.out(argcomplete.shellcode(["driffusion-trt"], shell=args.shell))
+    console.out(shellcode(["driffusion-trt"], shell=args.shell))

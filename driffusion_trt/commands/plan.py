@@ -52,12 +52,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
         console.warn(notice)
     rows: list[dict[str, Any]] = []
     for mode in MODES if args.mode is None else (args.mode,):
-        for lanes in (
-            (_LANES if mode != "sequential" else _LANES[:1]) if args.lanes is None else (args.lanes,)
-        ):
-            plan = make_plan(
-                schedule, mode=mode, lanes=lanes, rounds=args.rounds if mode in ("skip", args.mode) else None
-            )
+        widths = (1,) if mode == "sequential" else _LANES
+        for lanes in widths if args.lanes is None else (args.lanes,):
+            rounds = args.rounds if mode in ("skip", args.mode) else None
+            plan = make_plan(schedule, mode=mode, lanes=lanes, rounds=rounds)
             rows.append(
                 {
                     "mode": plan.mode,

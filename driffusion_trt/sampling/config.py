@@ -78,7 +78,8 @@ def _solver(origin: object, scheduler: str | None) -> str:
     if scheduler is None:
         if origin is None:
             raise ConfigError(
-                f"the config has no _class_name, as a scheduler_config.json has; add it, or choose a scheduler: {known}"
+                "the config has no _class_name, as a scheduler_config.json has; add it, or choose a "
+                f"scheduler: {known}"
             )
         if not isinstance(origin, str) or origin not in SOLVERS:
             raise ConfigError(

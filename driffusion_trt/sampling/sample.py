@@ -104,7 +104,7 @@ def run_plan(
         done += 1
         if on_round is not None:
             state = max(
-                (column.index for column in item.refine.targets if column.kind == "state"), default=state
+                (column.number for column in item.refine.targets if column.kind == "state"), default=state
             )
             on_round(RoundDone(done, plan.sequential_calls, state, plan.schedule.steps))
 
@@ -141,13 +141,15 @@ class _Latents:
         return gram
 
     def _request(self, i: int) -> tuple[Float32, float]:
-        known = self.held.setdefault(Column("input", i), self.held.get(Column("state", i)))  # type: ignore[arg-type]
+        if Column("input", i) not in self.held:
+            self.held[Column("input", i)] = self.held[Column("state", i)]
+        known = self.held[Column("input", i)]
         scale = self._scales[i]
         return (known * np.float32(scale) if scale != 1 else known), self._timesteps[i]
 
     def _draw_for(self, columns: Sequence[Column]) -> None:
         """Draw step noises in the order of the steps up to the last one that is needed now."""
-        last = max((column.index for column in columns if column.kind == "noise"), default=-1)
+        last = max((column.number for column in columns if column.kind == "noise"), default=-1)
         while self._drawn < len(self._noisy_steps) and self._noisy_steps[self._drawn] <= last:
             step = self._noisy_steps[self._drawn]
             self.held[Column("noise", step)] = self._streams.draw(self._shape)

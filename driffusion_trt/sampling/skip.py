@@ -64,12 +64,13 @@ def variance(schedule: Schedule, i: int) -> float:
     """v of the single step i → i+1: η²·s'²·[1 − (a·s' / (a'·s))²] (DDIM eq. 16)."""
     if schedule.eta == 0 or not draws_noise(schedule, i):
         return 0.0
-    a, s, a_next, s_next = (float(levels[i]) for levels in _levels(schedule))
+    a, s, a_next, s_next = _levels(schedule, i)
     return schedule.eta**2 * s_next**2 * max(0.0, 1 - (a * s_next / (a_next * s)) ** 2)
 
 
-def _levels(schedule: Schedule) -> tuple[object, ...]:
-    return schedule.a, schedule.s, schedule.a_next, schedule.s_next
+def _levels(schedule: Schedule, i: int) -> tuple[float, float, float, float]:
+    a, s, a_next, s_next = (schedule.a[i], schedule.s[i], schedule.a_next[i], schedule.s_next[i])
+    return float(a), float(s), float(a_next), float(s_next)
 
 
 def noise_weights(schedule: Schedule, i: int, j: int) -> dict[int, float]:
@@ -89,9 +90,7 @@ def solver_step(schedule: Schedule, i: int, x: Form, now: Prediction, before: Fo
     if schedule.orders[i] == 1:
         return _first_order(schedule, i, i + 1, now)
     assert before is not None, f"step {i} is of second order and has no history"
-    a, s, a_next, s_next = (
-        float(v) for v in (schedule.a[i], schedule.s[i], schedule.a_next[i], schedule.s_next[i])
-    )
+    a, s, a_next, s_next = _levels(schedule, i)
     h = math.log(a_next / s_next) - math.log(a / s)
     h_before = math.log(a / s) - math.log(float(schedule.a[i - 1]) / float(schedule.s[i - 1]))
     gain = -a_next * math.expm1(-h)

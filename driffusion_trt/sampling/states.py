@@ -215,9 +215,11 @@ def _check_finite(states: States, options: Options, steps: int) -> None:
 
 def _check_distinct(states: States, orders: tuple[int, ...], values: levels.Values) -> None:
     """A second-order step divides by its distance from the one before, and Heun's also by its own."""
+    if 2 not in orders:
+        return
     ratio, following = states.s / states.a, states.s_next / states.a_next
     for i, order in enumerate(orders):
-        still = values.get("solver_type") == "heun" and following[i] == ratio[i]
+        still = values["solver_type"] == "heun" and following[i] == ratio[i]
         if order == 2 and (ratio[i] == ratio[i - 1] or still):
             raise ConfigError(
                 f"steps {i - 1} and {i} are of one noise level, which solver_order=2 cannot take; "

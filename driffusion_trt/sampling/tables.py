@@ -27,7 +27,7 @@ class Column(NamedTuple):
     """
 
     kind: Kind
-    index: int
+    number: int
 
 
 Form = dict[Column, float]
@@ -76,7 +76,7 @@ class Table:
     def of(cls, forms: Mapping[Column, Form]) -> Table:
         """The table whose rows are `forms`, its columns in one fixed order."""
         names = {column for form in forms.values() for column in form}
-        columns = tuple(sorted(names, key=lambda column: (_ORDER[column.kind], column.index)))
+        columns = tuple(sorted(names, key=lambda column: (_ORDER[column.kind], column.number)))
         place = {column: at for at, column in enumerate(columns)}
         coefficients = np.zeros((len(forms), len(columns)))
         for row, form in enumerate(forms.values()):

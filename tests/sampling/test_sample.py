@@ -142,7 +142,7 @@ def test_noise_weights_are_those_of_the_chain(steps: int, eta: float, data: st.D
     for step in range(i, j):
         v, s_next = variance(schedule, step), float(schedule.s_next[step])
         shrink = np.sqrt(s_next**2 - v) / float(schedule.s[step])
-        weights = {l: w * shrink for l, w in weights.items()} | {step: np.sqrt(v)}
+        weights = {at: w * shrink for at, w in weights.items()} | {step: np.sqrt(v)}
         eps *= shrink
     got = noise_weights(schedule, i, j)
     assert all(abs(got.get(step, 0.0) - w) < 1e-12 for step, w in weights.items())
