@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -133,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 0
     except (DriffusionError, OSError) as error:
         if verbose:
+            import traceback
+
             traceback.print_exc()
         print(f"{PROGRAM}: error: {one_paragraph(error)}", file=sys.stderr)
         status = 2 if isinstance(error, InputError) else 1

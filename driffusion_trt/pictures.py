@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ._errors import InputError
@@ -105,12 +105,12 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str], least_wid
         image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         for image in images
     ]
-    margin, bar = 8, 14 * max(title.count("\n") + 1 for title in titles) + 10
+    margin, bar = 8, 17 * max(title.count("\n") + 1 for title in titles) + 10
     width, height = shown[0].size
     sheet = Image.new("RGB", (margin + (width + margin) * len(shown), bar + height + margin), "white")
-    pen = ImageDraw.Draw(sheet)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for place, (image, title) in enumerate(zip(shown, titles, strict=True)):
         x = margin + place * (width + margin)
-        pen.multiline_text((x, 5), title, fill="black")
+        pen.multiline_text((x, 5), title, fill="black", font=font)
         sheet.paste(image, (x, bar))
     return sheet

@@ -60,7 +60,7 @@ class Console:
         from rich.console import Console as Terminal
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         # A few redraws a second: the bar must not take time from the lanes.
         bar = Progress(
             *columns,

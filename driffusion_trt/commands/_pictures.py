@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .._call import Request, Result
 from .._errors import InputError
@@ -67,7 +68,7 @@ class _Done:
             "encode_ms": sum(item.encode_ms for item in timings),
             "denoise_ms": sum(item.denoise_ms for item in timings),
             "rounds": len(rounds),
-            "round_ms": statistics.median(rounds),
+            "round_ms": float(np.median(rounds)),
             "decode_ms": sum(item.decode_ms for item in timings),
             "total_ms": 1e3 * (time.perf_counter() - start),
         }
@@ -166,7 +167,7 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
     each = rounds + (job.plan.steps if job.compare else 0)
     with console.progress(each * len(job.batches)) as tick:
         for number, batch in enumerate(job.batches):
-            label = "" if len(job.batches) == 1 else f"{number + 1}/{len(job.batches)} "
+            label = "" if len(job.batches) == 1 else f"batch {number + 1} of {len(job.batches)}, "
             ask = {"prompt": [p.prompt for p in batch], "seed": [p.seed for p in batch], **job.settings}
             result = pipe(**ask, on_round=_watch(tick, each * number, label))
             for picture, image, facts in zip(batch, result.images, result.settings, strict=True):

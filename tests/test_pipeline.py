@@ -1,0 +1,456 @@
+"""The pipeline on a tiny model folder: the same bits again, and refusals before any work."""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from driffusion_trt import InputError, LaneError, ModelError, Pipeline
+from driffusion_trt.engines.manifest import ModelFolder, write_manifest
+from driffusion_trt.engines.onnx_session import OnnxSession
+from driffusion_trt.pictures import to_images
+from driffusion_trt.pipeline import PromptWarning, Result
+from driffusion_trt.sampling.plan import MODES
+from driffusion_trt.sampling.sample import RoundDone
+
+PROMPT = "a red fox"
+STEPS = 10
+SCHEDULERS = ("ddpm", "ddim", "euler", "dpmsolver++")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(folder, devices=2) as pipe:
+        yield pipe
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder of one's own, to be damaged."""
+    return tiny.make_model_folder(tmp_path / "model")
+
+
+def same(one: Result, other: Result) -> bool:
+    """Whether two results agree to the bit, in latents and in pictures."""
+    return np.array_equal(one.latents, other.latents) and [image.tobytes() for image in one.images] == [
+        image.tobytes() for image in other.images
+    ]
+
+
+def replayed(pipe: Pipeline, settings: dict[str, Any], **more: Any) -> Result:
+    """The call that a picture's settings describe."""
+    arguments = "prompt negative_prompt steps guidance_scale seed mode lanes rounds scheduler".split()
+    return pipe(**{name: settings[name] for name in arguments if name in settings}, **more)
+
+
+# The picture itself
+
+
+def test_sequential_is_the_loop_of_diffusers(folder: Path, pipe: Pipeline) -> None:
+    model = ModelFolder.open(folder)
+    with (
+        OnnxSession(model.network("text_encoder")) as text,
+        OnnxSession(model.network("denoiser")) as denoiser,
+    ):
+        tokenizer = tiny.make_tokenizer()
+        ids = np.array([tokenizer.encode(prompt).ids for prompt in ("blue", PROMPT)], np.int64)
+        embeddings = text.run({"input_ids": ids})["last_hidden_state"]
+        scheduler = diffusers.DDIMScheduler.from_config(tiny.SCHEDULER)
+        scheduler.set_timesteps(STEPS)
+        x = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(7))
+        for t in scheduler.timesteps:
+            inputs = {
+                "sample": np.concatenate([x.numpy()] * 2),
+                "timestep": np.full(2, float(t), np.float32),
+                "encoder_hidden_states": embeddings,
+            }
+            unconditional, conditional = denoiser.run(inputs)["out_sample"]
+            guided = unconditional + 5.0 * (conditional - unconditional)
+            x = scheduler.step(torch.from_numpy(guided[None]), t, x).prev_sample
+    result = pipe(PROMPT, negative_prompt="blue", steps=STEPS, guidance_scale=5.0, seed=7, mode="sequential")
+    assert np.linalg.norm(result.latents - x.numpy()) < 1e-5 * np.linalg.norm(x.numpy())
+
+
+def test_the_decoder_gets_latents_in_its_own_scale(model: Path) -> None:
+    manifest = json.loads((model / "manifest.json").read_text())
+    manifest |= {"scaling_factor": 0.5, "shift_factor": 0.25}
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    with Pipeline.load(model, devices=1) as pipe:
+        result = pipe(PROMPT, steps=2)
+    with OnnxSession(model / "onnx" / "vae_decoder.onnx") as decoder:
+        (decoded,) = decoder.run({"latents": result.latents / np.float32(0.5) + np.float32(0.25)}).values()
+    (image,) = result.images
+    assert image.size == (64, 64)
+    assert image.tobytes() == to_images(decoded)[0].tobytes()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_call_repeated_gives_the_same_bits(folder: Path, pipe: Pipeline, mode: str) -> None:
+    one = pipe(PROMPT, steps=STEPS, mode=mode, lanes=3, seed=5)
+    assert same(one, pipe(PROMPT, steps=STEPS, mode=mode, lanes=3, seed=5))
+    assert not same(one, pipe(PROMPT, steps=STEPS, mode=mode, lanes=3, seed=6))
+    with Pipeline.load(folder, devices=1) as other:
+        assert same(one, other(PROMPT, steps=STEPS, mode=mode, lanes=3, seed=5)), "devices change nothing"
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_sequential_has_the_same_bits_for_any_lanes_and_devices(
+    folder: Path, pipe: Pipeline, devices: int
+) -> None:
+    expected = pipe(PROMPT, steps=STEPS, mode="sequential", lanes=1)
+    with Pipeline.load(folder, devices=devices) as other:
+        for lanes in (None, 1, 4):
+            assert same(expected, other(PROMPT, steps=STEPS, mode="sequential", lanes=lanes))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_aggressive_with_one_lane_is_sequential(pipe: Pipeline, scheduler: str) -> None:
+    asked: dict[str, Any] = {"steps": STEPS, "lanes": 1, "scheduler": scheduler, "seed": 3}
+    assert same(pipe(PROMPT, mode="aggressive", **asked), pipe(PROMPT, mode="sequential", **asked))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_runs_in_every_mode(pipe: Pipeline, scheduler: str, mode: str) -> None:
+    result = pipe(PROMPT, steps=STEPS, scheduler=scheduler, mode=mode, lanes=3)
+    assert result.plan.schedule.solver == scheduler
+    assert np.isfinite(result.latents).all() and result.latents.std() > 0
+    assert same(result, replayed(pipe, result.settings[0]))
+
+
+def test_two_threads_get_the_bits_of_separate_calls(pipe: Pipeline) -> None:
+    asked = [
+        {"prompt": "a red fox", "seed": 1, "mode": "aggressive", "steps": 40},
+        {"prompt": "a blue star", "seed": 2, "mode": "conservative", "steps": 40, "guidance_scale": 1.0},
+    ]
+    expected = [pipe(**one) for one in asked]
+    barrier = threading.Barrier(2)
+    found: dict[int, list[Result]] = {}
+
+    def work(k: int) -> None:
+        barrier.wait()
+        found[k] = [pipe(**asked[k]) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(2):
+        assert [same(expected[k], result) for result in found[k]] == [True] * 5
+
+
+# Seeds and batches
+
+
+def test_a_list_of_seeds_gives_each_picture_its_own_noise(pipe: Pipeline) -> None:
+    batch = pipe([PROMPT, "a blue star"], seed=[4, 9], steps=STEPS)
+    for k, (prompt, seed) in enumerate([(PROMPT, 4), ("a blue star", 9)]):
+        alone = pipe(prompt, seed=seed, steps=STEPS)
+        # Not to the bit: in a batch of another size the network may round differently.
+        np.testing.assert_allclose(batch.latents[k], alone.latents[0], rtol=1e-4, atol=1e-5)
+        assert batch.settings[k]["seed"] == seed and alone.settings[0]["seed"] == seed
+
+
+def test_an_int_seed_is_one_stream_for_the_batch(pipe: Pipeline) -> None:
+    batch = pipe(PROMPT, num_images=2, seed=4, steps=STEPS)
+    first = pipe(PROMPT, seed=[4], steps=STEPS)
+    assert same(first, pipe(PROMPT, seed=4, steps=STEPS))
+    np.testing.assert_allclose(batch.latents[0], first.latents[0], rtol=1e-4, atol=1e-5)
+    second = pipe(PROMPT, seed=5, steps=STEPS).latents[0]
+    assert np.abs(batch.latents[1] - second).max() > 0.1
+    assert [(s["batch_seed"], s["picture"], s["batch"]) for s in batch.settings] == [(4, 0, 2), (4, 1, 2)]
+    assert not any("seed" in settings for settings in batch.settings)
+
+
+def test_pictures_come_prompt_by_prompt(pipe: Pipeline) -> None:
+    result = pipe([PROMPT, "a blue star"], num_images=2, seed=range(4), steps=2)
+    order = [(settings["prompt"], settings["seed"]) for settings in result.settings]
+    assert order == [(PROMPT, 0), (PROMPT, 1), ("a blue star", 2), ("a blue star", 3)]
+    assert len(result.images) == 4 and result.latents.shape == (4, 4, 16, 16)
+
+
+def test_seeds_may_be_numpy_integers_and_settings_are_json(pipe: Pipeline) -> None:
+    seeds = np.array([3, 2**64 - 1], np.uint64)
+    settings = pipe(PROMPT, num_images=2, seed=seeds, steps=2).settings
+    assert [one["seed"] for one in json.loads(json.dumps(settings))] == [3, 2**64 - 1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_recorded_settings_make_the_picture_again(pipe: Pipeline, mode: str) -> None:
+    rounds = 4 if mode == "skip" else None
+    made = pipe(
+        PROMPT,
+        negative_prompt="blue",
+        steps=STEPS,
+        guidance_scale=2.5,
+        seed=11,
+        mode=mode,
+        lanes=3,
+        rounds=rounds,
+    )
+    (settings,) = made.settings
+    assert same(made, replayed(pipe, json.loads(json.dumps(settings))))
+    assert settings["model"] == "demo" and settings["sequential_calls"] == made.plan.sequential_calls
+
+
+def test_defaults_are_recorded_too(pipe: Pipeline) -> None:
+    made = pipe(PROMPT)
+    assert made.settings[0]["steps"] == 50 and made.settings[0]["guidance_scale"] == 3.0
+    assert made.settings[0]["lanes"] == 2
+    assert same(made, replayed(pipe, made.settings[0]))
+
+
+# Guidance, progress, timings
+
+
+def test_without_guidance_there_is_no_unconditional_pass(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+    make = pipe._lanes.job
+
+    def spy(conditioning: Any, scale: float, unconditional: Any = None) -> Any:
+        jobs.append((scale, unconditional is None))
+        return make(conditioning, scale, unconditional)
+
+    monkeypatch.setattr(pipe._lanes, "job", spy)
+    plain = pipe(PROMPT, guidance_scale=1, steps=STEPS)
+    assert same(plain, pipe(PROMPT, guidance_scale=1, negative_prompt="blue", steps=STEPS))
+    assert same(plain, pipe(PROMPT, guidance_scale=0, steps=STEPS)), "less than 1 is none, as in diffusers"
+    assert jobs == [(1.0, True)] * 3
+    guided = pipe(PROMPT, guidance_scale=3, steps=STEPS)
+    assert not same(guided, pipe(PROMPT, guidance_scale=3, negative_prompt="blue", steps=STEPS))
+    assert jobs[3:] == [(3.0, False)] * 2
+
+
+def test_timings_add_up_and_rounds_are_told(pipe: Pipeline) -> None:
+    told: list[RoundDone] = []
+    result = pipe(PROMPT, steps=STEPS, mode="aggressive", on_round=told.append)
+    timings = result.timings
+    assert timings.total_ms == timings.encode_ms + timings.denoise_ms + timings.decode_ms
+    assert len(timings.rounds_ms) == result.plan.sequential_calls == len(told)
+    assert all(ms > 0 for ms in (timings.encode_ms, timings.decode_ms, *timings.rounds_ms))
+    assert 0 < sum(timings.rounds_ms) <= timings.denoise_ms
+    assert [done.round for done in told] == list(range(1, len(told) + 1))
+    assert told[-1] == RoundDone(6, 6, STEPS, STEPS)
+
+
+def test_what_progress_raises_ends_the_call_and_harms_nothing(pipe: Pipeline) -> None:
+    expected = pipe(PROMPT, steps=STEPS)
+
+    def stop(done: RoundDone) -> None:
+        if done.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(PROMPT, steps=STEPS, on_round=stop)
+    assert same(expected, pipe(PROMPT, steps=STEPS))
+
+
+def test_unknown_words_are_a_warning_and_the_picture_is_made(pipe: Pipeline) -> None:
+    with pytest.warns(PromptWarning, match="'a zebra': the model does not know 'zebra'") as caught:
+        assert pipe("a zebra", steps=2).images
+    assert caught[0].filename == __file__, "the warning points at the call"
+    with pytest.warns(PromptWarning, match="'gnu'"):
+        pipe(PROMPT, negative_prompt="gnu", steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(PROMPT, negative_prompt="blue", steps=2)
+
+
+def test_warm_up_predicts_on_every_lane(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes = []
+    run = pipe._lanes._threads.run
+    monkeypatch.setattr(
+        pipe._lanes._threads, "run", lambda calls: lanes.append(len(calls)) or run(calls)
+    )
+    assert pipe.warm_up(batch=2) > 0
+    assert lanes == [pipe.devices] == [2]
+
+
+# What is refused, before any work
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"mode": "agressive"}, "no mode 'agressive'; did you mean 'aggressive'"),
+    ({"mode": None}, "mode must be a name, not None"),
+    ({"mode": ["skip"]}, "mode must be a name"),
+    ({"lanes": 0}, "lanes=0 was asked; it must be at least 1"),
+    ({"lanes": True}, "lanes must be a whole number"),
+    ({"lanes": 2.0}, "lanes must be a whole number"),
+    ({"steps": 0}, "steps must be a whole number of at least 1"),
+    ({"steps": -3}, "steps must be a whole number of at least 1"),
+    ({"steps": 7.5}, "steps must be a whole number of at least 1"),
+    ({"steps": True}, "steps must be a whole number of at least 1"),
+    ({"steps": 1001}, "steps=1001 was asked; it must be from 1 to 1000"),
+    ({"rounds": 4}, "mode 'aggressive' has a fixed number; leave it out"),
+    ({"mode": "skip", "rounds": 51}, "rounds=51 was asked; it must be from 1 to 50"),
+    ({"mode": "skip", "rounds": 0}, "rounds=0"),
+    ({"scheduler": "dim"}, "no scheduler 'dim'; did you mean 'ddim'"),
+    ({"scheduler": 3}, "scheduler must be a name, not 3"),
+    ({"scheduler": "flow"}, "does not go with a config of DDIMScheduler"),
+    ({"guidance_scale": float("nan")}, "guidance_scale=nan was asked"),
+    ({"guidance_scale": float("inf")}, "guidance_scale=inf was asked"),
+    ({"guidance_scale": -1}, "guidance_scale=-1 was asked"),
+    ({"guidance_scale": "3"}, "guidance_scale must be a number, not '3'"),
+    ({"seed": -1}, "seed must be a whole number from 0"),
+    ({"seed": 2**64}, "seed must be a whole number from 0"),
+    ({"seed": 1.5}, "seed must be a whole number"),
+    ({"seed": True}, "seed must be a whole number"),
+    ({"seed": "7"}, "seed must be a whole number"),
+    ({"seed": [1, 2]}, "2 seeds were given for 1 pictures"),
+    ({"seed": []}, "0 seeds were given for 1 pictures"),
+    ({"seed": [1.5]}, "seed must be a whole number"),
+    ({"num_images": 0}, "num_images must be a whole number of at least 1"),
+    ({"num_images": 1.0}, "num_images must be a whole number of at least 1"),
+    ({"prompt": []}, "no prompt was given"),
+    ({"prompt": 5}, "prompt must be a text, not 5"),
+    ({"prompt": None}, "prompt must be a text, not None"),
+    ({"prompt": b"a fox"}, "prompt must be a text, not b'a fox'"),
+    ({"prompt": ["a fox", 5]}, "prompt must be a text, not 5"),
+    ({"prompt": "a \udcff fox"}, "not valid Unicode"),
+    ({"negative_prompt": None}, "negative_prompt must be a text, not None"),
+    ({"on_round": 5}, "on_round must be a function"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), REFUSED, ids=[str(wrong) for wrong, _ in REFUSED])
+def test_a_wrong_argument_is_refused_before_any_work(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
+) -> None:
+    pipe.plan(steps=50, lanes=1), pipe.plan(steps=50, lanes=2)  # a plan that is kept must not let it pass
+    monkeypatch.setattr(OnnxSession, "run", lambda *_: pytest.fail("a network ran"))
+    monkeypatch.setattr(pipe._lanes, "job", lambda *_: pytest.fail("the lanes were asked"))
+    with pytest.raises(InputError) as refused:
+        pipe(**{"prompt": PROMPT, "steps": 50, **wrong})
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("devices", [0, -1, True, 2.0, "two", [], ["cuda:0"], ["cpu", "gpu"], None, 100_000])
+def test_devices_that_cannot_be_had_are_refused(folder: Path, devices: Any) -> None:
+    with pytest.raises(InputError, match="devices="):
+        Pipeline.load(folder, devices=devices)
+
+
+def test_devices_may_be_a_number_a_list_or_auto(folder: Path) -> None:
+    for devices, count in ((3, 3), (["cpu", "cpu"], 2), (("cpu",), 1)):
+        with Pipeline.load(folder, devices=devices) as pipe:
+            assert pipe.devices == count
+            assert pipe.plan().lanes == count
+    with Pipeline.load(folder) as pipe:
+        assert 1 <= pipe.devices <= 256
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no folder"):
+        Pipeline.load(str(tmp_path / "none"))
+    with pytest.raises(ModelError, match="did you mean 'demo'"):
+        Pipeline.load("dmo")
+    with pytest.raises(ModelError, match="is not a model folder"):
+        Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["denoiser", "text_encoder", "vae_decoder"])
+def test_a_truncated_network_is_refused(model: Path, name: str) -> None:
+    path = model / "onnx" / f"{name}.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=f"{name}.onnx has .* cut short or was altered; reinstall"):
+        Pipeline.load(model)
+
+
+def test_a_file_of_the_right_size_that_was_altered_is_refused(model: Path) -> None:
+    path = model / "onnx" / "denoiser.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="denoiser.onnx was altered"):
+        Pipeline.load(model)
+
+
+def test_a_missing_file_is_refused(model: Path) -> None:
+    (model / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="tokenizer.json is missing"):
+        Pipeline.load(model)
+
+
+def test_a_network_that_cannot_be_loaded_closes_what_was(model: Path) -> None:
+    before = threading.active_count()
+    (model / "onnx" / "denoiser.onnx").write_bytes(b"not a network")
+    rewrite_manifest(model)
+    with pytest.raises(ModelError, match="denoiser.onnx cannot be loaded"):
+        Pipeline.load(model)
+    assert threading.active_count() == before
+
+
+def rewrite_manifest(model: Path) -> None:
+    """As if the folder had been built as it is now."""
+    write_manifest(model, family="demo", precision="", versions={}, shapes={}, scaling_factor=1.0)
+
+
+# Closing, and lanes that fail
+
+
+def test_closing_twice_is_fine_and_a_closed_pipeline_refuses(folder: Path) -> None:
+    pipe = Pipeline.load(folder, devices=2)
+    pipe(PROMPT, steps=2)
+    pipe.close()
+    pipe.close()
+    with pytest.raises(LaneError, match="the pipeline is closed"):
+        pipe(PROMPT, steps=2)
+    with pytest.raises(LaneError, match="the pipeline is closed"):
+        pipe.warm_up()
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_closing_during_a_call_ends_it_as_a_failure_of_the_lanes(folder: Path, at: int) -> None:
+    """In the middle, and after the last round, where only the decoder is still to come."""
+    pipe = Pipeline.load(folder, devices=2)
+
+    def close(done: RoundDone) -> None:
+        if done.round == at:
+            pipe.close()
+
+    with pytest.raises(LaneError, match="closed"):
+        pipe(PROMPT, steps=STEPS, mode="aggressive", on_round=close)
+
+
+def test_a_failing_lane_reaches_the_caller_and_the_next_call_works(tmp_path: Path) -> None:
+    # The tiny denoiser has no embedding for timesteps of 1000 and more.
+    config = tiny.SCHEDULER | {"num_train_timesteps": 2000}
+    with Pipeline.load(tiny.make_model_folder(tmp_path / "model", config), devices=2) as pipe:
+        with pytest.raises(LaneError, match="lane 0 of 2 failed") as failed:
+            pipe(PROMPT, steps=STEPS)
+        assert isinstance(failed.value.__cause__, ModelError)
+        config_of_half = tiny.SCHEDULER
+        pipe._config, pipe._plans = config_of_half, {}
+        assert pipe(PROMPT, steps=STEPS).images
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+def test_numbers_that_are_not_finite_are_an_error_and_no_picture(pipe: Pipeline) -> None:
+    with pytest.raises(ModelError, match="left the range of numbers; lower the guidance scale"):
+        pipe(PROMPT, steps=STEPS, guidance_scale=1e38)
+
+
+def test_plans_are_kept_but_not_for_ever(pipe: Pipeline) -> None:
+    assert pipe.plan(steps=7) is pipe.plan(steps=7)
+    for steps in range(1, 100):
+        pipe.plan(steps=steps)
+    assert len(pipe._plans) <= 64
+    assert pipe.plan(steps=7).steps == 7
