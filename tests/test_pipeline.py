@@ -277,9 +277,7 @@ def test_unknown_words_are_a_warning_and_the_picture_is_made(pipe: Pipeline) -> 
 def test_warm_up_predicts_on_every_lane(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     lanes = []
     run = pipe._lanes._threads.run
-    monkeypatch.setattr(
-        pipe._lanes._threads, "run", lambda calls: lanes.append(len(calls)) or run(calls)
-    )
+    monkeypatch.setattr(pipe._lanes._threads, "run", lambda calls: lanes.append(len(calls)) or run(calls))
     assert pipe.warm_up(batch=2) > 0
     assert lanes == [pipe.devices] == [2]
 

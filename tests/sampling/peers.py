@@ -81,7 +81,7 @@ def peer_loop(
     seed: int,
     eta: float = 0.0,
 ) -> Array:
-    """What a diffusers pipeline does between its text encoder and its VAE, with one generator for all noise."""
+    """What a diffusers pipeline does between text encoder and VAE, with one generator for all noise."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator) * initial_sigma(peer)
     for t in peer.timesteps:
