@@ -52,10 +52,14 @@ def same(one: Result, other: Result) -> bool:
     ]
 
 
+ARGUMENTS = (
+    "prompt", "negative_prompt", "steps", "guidance_scale", "seed", "mode", "lanes", "rounds", "scheduler",
+)  # fmt: skip
+
+
 def replayed(pipe: Pipeline, settings: dict[str, Any], **more: Any) -> Result:
     """The call that a picture's settings describe."""
-    arguments = "prompt negative_prompt steps guidance_scale seed mode lanes rounds scheduler".split()
-    return pipe(**{name: settings[name] for name in arguments if name in settings}, **more)
+    return pipe(**{name: settings[name] for name in ARGUMENTS if name in settings}, **more)
 
 
 # The picture itself
@@ -134,7 +138,7 @@ def test_every_scheduler_runs_in_every_mode(pipe: Pipeline, scheduler: str, mode
 
 
 def test_two_threads_get_the_bits_of_separate_calls(pipe: Pipeline) -> None:
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"prompt": "a red fox", "seed": 1, "mode": "aggressive", "steps": 40},
         {"prompt": "a blue star", "seed": 2, "mode": "conservative", "steps": 40, "guidance_scale": 1.0},
     ]
@@ -275,9 +279,14 @@ def test_unknown_words_are_a_warning_and_the_picture_is_made(pipe: Pipeline) -> 
 
 
 def test_warm_up_predicts_on_every_lane(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes = []
+    lanes: list[int] = []
     run = pipe._lanes._threads.run
-    monkeypatch.setattr(pipe._lanes._threads, "run", lambda calls: lanes.append(len(calls)) or run(calls))
+
+    def spy(calls: Any) -> Any:
+        lanes.append(len(calls))
+        return run(calls)
+
+    monkeypatch.setattr(pipe._lanes._threads, "run", spy)
     assert pipe.warm_up(batch=2) > 0
     assert lanes == [pipe.devices] == [2]
 
@@ -377,13 +386,13 @@ def test_a_file_of_the_right_size_that_was_altered_is_refused(model: Path) -> No
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="denoiser.onnx was altered"):
+    with pytest.raises(ModelError, match=r"denoiser\.onnx was altered"):
         Pipeline.load(model)
 
 
 def test_a_missing_file_is_refused(model: Path) -> None:
     (model / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match="tokenizer.json is missing"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json is missing"):
         Pipeline.load(model)
 
 
@@ -391,7 +400,7 @@ def test_a_network_that_cannot_be_loaded_closes_what_was(model: Path) -> None:
     before = threading.active_count()
     (model / "onnx" / "denoiser.onnx").write_bytes(b"not a network")
     rewrite_manifest(model)
-    with pytest.raises(ModelError, match="denoiser.onnx cannot be loaded"):
+    with pytest.raises(ModelError, match=r"denoiser\.onnx cannot be loaded"):
         Pipeline.load(model)
     assert threading.active_count() == before
 

@@ -18,6 +18,7 @@ from ..models import ModelSpec
 from ..pictures import save_png
 from ..pipeline import Pipeline, count_devices
 from ..runtime.host import auto_lanes
+from ..sampling.noise import noise_streams
 from ..sampling.plan import Plan, make_plan
 from ..sampling.sample import RoundDone
 from ._compare import HOW_MEASURED, Comparison, compare
@@ -135,10 +136,10 @@ def _pictures(args: argparse.Namespace, spec: ModelSpec) -> list[_Picture]:
         num_images=images,
         negative_prompt=args.negative_prompt or "",
         guidance_scale=spec.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        seed=range(first, first + len(prompts) * max(images, 1)),
+        seed=first,
     )
-    assert isinstance(request.seed, tuple)
-    named = list(zip(request.prompts, request.seed, strict=True))
+    noise_streams(first + len(request.prompts) - 1, 1)  # the last seed can be too large
+    named = [(prompt, first + k) for k, prompt in enumerate(request.prompts)]
     paths = places(args.output, named)
     return [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
 

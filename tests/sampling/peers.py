@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def peer_of(config: Config, steps: int, *, scheduler: str | None = None, mu: flo
     name = CLASSES[scheduler] if scheduler else config["_class_name"]
     name = CLASSES["ddim"] if name == CLASSES["pndm"] else name
     peer = getattr(diffusers, name).from_config(config)
-    peer.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
+    with warnings.catch_warnings():  # diffusers hands tensors to np.array, which numpy 2 will refuse one day
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept", DeprecationWarning)
+        peer.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
     if hasattr(peer, "set_begin_index"):
         peer.set_begin_index(0)
     return peer

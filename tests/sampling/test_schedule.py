@@ -27,6 +27,7 @@ DDIM = {"_class_name": "DDIMScheduler", **LATENT}
 DDPM = {"_class_name": "DDPMScheduler", **LATENT}
 EULER = {"_class_name": "EulerDiscreteScheduler", **LATENT}
 DPM = {"_class_name": "DPMSolverMultistepScheduler", **LATENT}
+WITHOUT_SPACING = DDIM
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 
 
@@ -95,11 +96,10 @@ def test_drawn_configs_switch_as_in_diffusers(data: st.DataObject, to: str) -> N
 
 def test_a_schedulers_own_config_is_read_with_its_marks() -> None:
     """diffusers' `.config` marks what nobody set, and a switch takes the other class's default for it."""
-    peer = diffusers.DDIMScheduler(clip_sample=False, beta_schedule="scaled_linear")
-    assert (
-        Schedule.from_config(peer.config, 10, scheduler="euler").timesteps[0] == 999
-    )  # linspace is Euler's default
-    assert Schedule.from_config(peer.config, 10).timesteps[0] == 900
+    config = diffusers.DDIMScheduler.from_config(WITHOUT_SPACING).config
+    assert config["timestep_spacing"] == "leading"  # DDIM's default; Euler's is linspace
+    assert Schedule.from_config(config, 10).timesteps[0] == 900
+    assert Schedule.from_config(config, 10, scheduler="euler").timesteps[0] == 999
 
 
 @pytest.mark.parametrize("steps", [1, 50, 999])
@@ -275,7 +275,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         DDIM | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
         "rescale_betas_zero_snr makes the first state pure noise",
     ),
-    (DDIM | {"steps_offset": 900}, "begin at timestep 1800, but the training ends at 999"),
+    (DDIM | {"steps_offset": 900}, "begin at timestep 1850, but the training ends at 999"),
     (DDIM | {"beta_start": 1e-9, "beta_schedule": "linear"}, "one begins without any noise"),
     (DDIM | {"trained_betas": [0.999] * 1000}, "pure noise|not finite"),
     ({"beta_start": 0.1}, "the config has no _class_name"),
