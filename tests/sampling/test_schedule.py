@@ -27,12 +27,7 @@ DDIM = {"_class_name": "DDIMScheduler", **LATENT}
 DDPM = {"_class_name": "DDPMScheduler", **LATENT}
 EULER = {"_class_name": "EulerDiscreteScheduler", **LATENT}
 DPM = {"_class_name": "DPMSolverMultistepScheduler", **LATENT}
-WITHOUT_SPACING = DDIM
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-
-
-def relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
 
 
 def compare(schedule: Schedule, peer: Any, *, eta: float = 0.0) -> None:
@@ -53,7 +48,9 @@ def compare(schedule: Schedule, peer: Any, *, eta: float = 0.0) -> None:
         theirs = peers.peer_step(peer, output, t, x, eta=eta, generator=torch.Generator().manual_seed(i))
         z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)).double().numpy()
         ours, before = peers.one_step(schedule, i, x.double().numpy(), output.double().numpy(), before, z)
-        assert relative(ours, theirs.numpy()) < 1e-5, f"step {i} of {schedule.steps}"
+        # What diffusers subtracts it rounds to float32 at the size of the state, 1e4 with some sigmas.
+        allowed = 1e-5 * np.linalg.norm(theirs) + 2e-7 * np.linalg.norm(x)
+        assert np.linalg.norm(ours - theirs.numpy()) < allowed, f"step {i} of {schedule.steps}"
 
 
 @pytest.mark.parametrize("family", peers.CLASSES)
@@ -96,13 +93,13 @@ def test_drawn_configs_switch_as_in_diffusers(data: st.DataObject, to: str) -> N
 
 def test_a_schedulers_own_config_is_read_with_its_marks() -> None:
     """diffusers' `.config` marks what nobody set, and a switch takes the other class's default for it."""
-    config = diffusers.DDIMScheduler.from_config(WITHOUT_SPACING).config
+    config = diffusers.DDIMScheduler.from_config(DDIM).config
     assert config["timestep_spacing"] == "leading"  # DDIM's default; Euler's is linspace
     assert Schedule.from_config(config, 10).timesteps[0] == 900
     assert Schedule.from_config(config, 10, scheduler="euler").timesteps[0] == 999
 
 
-@pytest.mark.parametrize("steps", [1, 50, 999])
+@pytest.mark.parametrize("steps", [1, 250, 999])
 @pytest.mark.parametrize(
     "config", [DDPM, DDPM | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}]
 )
@@ -113,11 +110,11 @@ def test_small_steps_of_ddpm_are_rounded_as_in_diffusers(config: dict[str, Any],
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("config", [DDIM, DDPM, EULER, DPM], ids=lambda config: config["_class_name"])
 def test_any_number_of_steps(config: dict[str, Any], spacing: str) -> None:
-    config = config | {"timestep_spacing": spacing, "num_train_timesteps": 120}
-    for steps in range(1, 121):
-        if spacing == "trailing" and len(np.arange(120, 0, -120 / steps)) != steps:
+    config = config | {"timestep_spacing": spacing, "num_train_timesteps": 60}
+    for steps in range(1, 61):
+        if spacing == "trailing" and len(np.arange(60, 0, -60 / steps)) != steps:
             continue
-        if config["_class_name"] == DPM["_class_name"] and spacing != "trailing" and steps == 120:
+        if config["_class_name"] == DPM["_class_name"] and spacing != "trailing" and steps == 60:
             continue  # refused: two timesteps are one
         theirs = peers.peer_of(config, steps).timesteps.numpy()
         np.testing.assert_allclose(Schedule.from_config(config, steps).timesteps, theirs, rtol=1e-6)
