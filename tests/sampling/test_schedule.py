@@ -40,9 +40,10 @@ def compare(schedule: Schedule, peer: Any, *, eta: float = 0.0) -> None:
     rng = np.random.default_rng(0)
     before = None
     for i, t in enumerate(peer.timesteps):
-        spread = math.hypot(schedule.a[i], schedule.s[i])
-        x = torch.from_numpy((spread * rng.standard_normal(SHAPE)).astype(np.float32))
-        output = torch.from_numpy(rng.standard_normal(SHAPE).astype(np.float32))
+        clean, noise, off = rng.standard_normal((3, *SHAPE))
+        state = schedule.a[i] * clean + schedule.s[i] * noise
+        guess = clean + schedule.s[i] * off if schedule.prediction_type == "sample" else off
+        x, output = torch.from_numpy(state.astype(np.float32)), torch.from_numpy(guess.astype(np.float32))
         seen = peers.scaled(peer, x, t).numpy()
         np.testing.assert_allclose(x.numpy() * schedule.input_scale[i], seen, rtol=1e-6)
         theirs = peers.peer_step(peer, output, t, x, eta=eta, generator=torch.Generator().manual_seed(i))
@@ -54,7 +55,7 @@ def compare(schedule: Schedule, peer: Any, *, eta: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("family", peers.CLASSES)
-@given(data=st.data(), eta=st.sampled_from([0.0, 0.0, 0.4, 1.0]))
+@given(data=st.data(), eta=st.sampled_from([0.0, 0.0, 0.4, 0.95]))
 @settings(max_examples=60)
 def test_drawn_configs_step_as_diffusers_does(family: str, data: st.DataObject, eta: float) -> None:
     config, steps, mu = data.draw(peers.drawn(family))
@@ -68,6 +69,13 @@ def test_drawn_configs_step_as_diffusers_does(family: str, data: st.DataObject, 
 def test_shipped_configs_step_as_diffusers_does(name: str, steps: int) -> None:
     config = peers.shipped()[name]
     compare(Schedule.from_config(config, steps), peers.peer_of(config, steps))
+
+
+@pytest.mark.parametrize("name", ["sd21", "sd21-base"])
+def test_eta_may_be_one(name: str) -> None:
+    """Not with every config: near pure noise diffusers then takes the root of a rounding error, or NaN."""
+    config = peers.shipped()[name]
+    compare(Schedule.from_config(config, 50, eta=1.0), peers.peer_of(config, 50), eta=1.0)
 
 
 @pytest.mark.parametrize("name", ["sd21", "sd21-base", "sdxl"])
@@ -100,10 +108,8 @@ def test_a_schedulers_own_config_is_read_with_its_marks() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 250, 999])
-@pytest.mark.parametrize(
-    "config", [DDPM, DDPM | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}]
-)
-def test_small_steps_of_ddpm_are_rounded_as_in_diffusers(config: dict[str, Any], steps: int) -> None:
+def test_small_steps_of_ddpm_are_rounded_as_in_diffusers(steps: int) -> None:
+    config = DDPM | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     compare(Schedule.from_config(config, steps), peers.peer_of(config, steps))
 
 
