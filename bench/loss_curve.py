@@ -48,8 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         curves.setdefault(row["network"], []).append((row["samples"], row["loss"]))
     panels = "".join(panel(name, points, WIDTH * k) for k, (name, points) in enumerate(curves.items()))
     size = f'width="{WIDTH * len(curves)}" height="{HEIGHT}"'
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">{panels}</svg>\n'
-    options.output.write_text(svg)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
+    options.output.write_text(f"{head}{panels}</svg>\n")
     print(f"written to {options.output}")
 
 
