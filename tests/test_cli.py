@@ -459,11 +459,16 @@ def test_a_config_with_a_notice_is_a_warning(tmp_path: Path, capsys: pytest.Capt
     assert "warning: the config names PNDMScheduler" in capsys.readouterr().err
 
 
-def test_compare_measures_against_sequential(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_measures_against_sequential(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed: list[int] = []
+    monkeypatch.setattr(Pipeline, "warm_up", lambda _, batch: warmed.append(batch))
     words = ["run", "fox", "cat", "--steps", "10", "--lanes", "4", "--model", model, "--compare", "--json"]
     assert main([*words, "-o", "x.png"]) == 0
     out, err = capsys.readouterr()
     facts = json.loads(out)
+    assert warmed == [1]
     with Pipeline.load(model, devices=1) as pipe:
         made = pipe("cat", seed=1, steps=10, lanes=4)
         exact = pipe("cat", seed=1, steps=10, mode="sequential")
@@ -507,14 +512,18 @@ def test_progress_is_shown_on_a_terminal_and_taken_away(model: str) -> None:
     assert process.returncode == 0
     assert out == b"fox-0.png\nfox-1.png\n"
     assert b"batch 2 of 2, round " in shown
-    assert b"\x1b[2K" in shown, "the bar's line is erased"
+    after = shown[shown.rindex(b" of 2, round ") :]
+    assert b"\x1b[1A\x1b[2K" in after, "the bar is gone in the end"
     assert shown.rstrip().endswith(b"ms")
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_work(here: Path, model: str) -> None:
     words = ["run", "fox", "--num-images", "2", "--steps", "2", "--model", model]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     for call, files in ((words, {"fox-0.png", "fox-1.png"}), (["run", "--help"], set())):
-        process = subprocess.Popen([*COMMAND, *call], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [*COMMAND, *call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered
+        )
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         errors = process.stderr.read()
@@ -533,7 +542,9 @@ def test_prompts_from_a_file_follow_those_of_the_line(
     (here / "prompts.txt").write_text("\ufeffa cat\n\n# not this\n  a fox  \r\n", encoding="utf-8")
     words = ["run", "star", "--prompts-file", "prompts.txt", "--steps", "2", "--model", model, "-q"]
     assert main(words) == 0
-    assert capsys.readouterr().out.split() == ["star-0.png", "a-cat-1.png", "a-fox-2.png"]
+    names = capsys.readouterr().out.split()
+    assert names == ["star-0.png", "a-cat-1.png", "a-fox-2.png"]
+    assert [read_settings(name)["prompt"] for name in names] == ["star", "a cat", "a fox"]
 
 
 def test_prompts_from_standard_input(

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .._call import Request, Result
 from .._errors import InputError
 from ..engines.manifest import ModelFolder
@@ -69,15 +67,17 @@ class _Done:
             "encode_ms": sum(item.encode_ms for item in timings),
             "denoise_ms": sum(item.denoise_ms for item in timings),
             "rounds": len(rounds),
-            "round_ms": float(np.median(rounds)),
+            "round_ms": sorted(rounds)[len(rounds) // 2],
             "decode_ms": sum(item.decode_ms for item in timings),
             "total_ms": 1e3 * (time.perf_counter() - start),
         }
 
 
-def make_pictures(args: argparse.Namespace, console: Console) -> None:
-    """Run the command; raises InputError for misuse before anything is loaded or written."""
-    start = time.perf_counter()
+def make_pictures(args: argparse.Namespace, console: Console, start: float) -> None:
+    """Run the command; `start` is when it began, by `time.perf_counter`.
+
+    Raises InputError for misuse before anything is loaded or written.
+    """
     with console.warnings():
         job = _checked(args)
         done = _Done()

@@ -333,6 +333,18 @@ def test_arguments_that_cannot_be_are_refused(
         Schedule.from_config(config, **{"steps": 20, **options})
 
 
+@pytest.mark.parametrize("steps", [1, 2, 14, 15])
+@pytest.mark.parametrize("options", [{}, {"lower_order_final": False}, {"euler_at_final": True}], ids=str)
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+def test_the_last_order_is_diffusers(steps: int, options: dict[str, Any], final: str) -> None:
+    """It hangs on three options, and on whether there are fewer than 15 steps."""
+    config = DPM | options | {"final_sigmas_type": final}
+    schedule = Schedule.from_config(config, steps)
+    held_back = final == "zero" or "euler_at_final" in options or (steps < 15 and not options)
+    assert schedule.orders[-1] == (1 if held_back or steps == 1 else 2)
+    compare(schedule, peers.peer_of(config, steps))
+
+
 def test_a_flow_by_dpm_solver_takes_mu() -> None:
     config = DPM | {
         "use_flow_sigmas": True,
