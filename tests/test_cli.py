@@ -210,6 +210,7 @@ REFUSED: list[tuple[str, str]] = [
     ("run fox -o fox.jpg", "neither a .png file nor a folder; pictures are written as PNG: give fox.png"),
     ("run fox -o fox", "give fox.png, or fox/ for a folder"),
     ("run fox -o no/such/fox.png", "the output folder no/such does not exist; make it first"),
+    ("run fox -o new/fox.png", "the output folder new does not exist; make it first"),
     ("run fox -o no/such/", "the output folder no/such does not exist"),
     ("run fox -o empty.txt/fox.png", "the output folder empty.txt is not a folder"),
     ("run fox -o empty.txt/", "the output folder empty.txt is not a folder"),

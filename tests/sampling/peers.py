@@ -95,7 +95,7 @@ def peer_loop(
 
 
 def predicted(schedule: Schedule, i: int, x: Array, output: Array) -> tuple[Array, Array]:
-    """x̂0 and ε̂ of state i (MATH.md section 1), in float64."""
+    """x̂0 and ε̂ of state i (docs/method.md section 1), in float64."""
     a, s = schedule.a[i], schedule.s[i]
     match schedule.prediction_type:
         case "epsilon":
@@ -112,7 +112,7 @@ def predicted(schedule: Schedule, i: int, x: Array, output: Array) -> tuple[Arra
 def one_step(
     schedule: Schedule, i: int, x: Array, output: Array, before: Array | None, z: Array
 ) -> tuple[Array, Array]:
-    """Step i → i+1 from the schedule's numbers alone (MATH.md section 2), and x̂0 for the next one."""
+    """Step i → i+1 from the schedule's numbers alone (docs/method.md section 2), and x̂0 for the next one."""
     x0, eps = predicted(schedule, i, x, output)
     a, s = schedule.a[i], schedule.s[i]
     a_next, s_next = schedule.a_next[i], schedule.s_next[i]
