@@ -373,6 +373,15 @@ def test_the_picture_is_that_of_the_library(model: str) -> None:
     assert read_settings("x.png") == result.settings[0]
 
 
+def test_the_bundled_model_knows_the_words_of_the_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "a red fox left of a blue star on a yellow background"
+    assert main(["run", prompt, "--steps", "4", "--lanes", "2", "--seed", "7", "-o", "fox.png"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    with Pipeline.load(devices=1) as pipe:
+        (image,) = pipe(prompt, steps=4, lanes=2, seed=7).images
+    assert image.size == (64, 64) and image.tobytes() == pixels("fox.png")
+
+
 def test_every_picture_of_a_run_can_be_made_alone(model: str) -> None:
     more = ["--steps", "5", "--model", model, "-q"]
     assert main(["run", "fox", "cat", "--num-images", "2", "--seed", "5", "-o", "all/", *more]) == 0

@@ -85,9 +85,10 @@ def _loss(folder: Path) -> Loss:
         clean = latents[chosen].float()
         dropped = torch.rand(_BATCH, 1, generator=generator) < CAPTIONS_DROPPED
         tokens = torch.where(dropped, empty, captions[chosen])
-        # One timestep from each of _BATCH equal parts: every level is seen in every batch.
-        part = torch.arange(_BATCH) + torch.rand(_BATCH, generator=generator)
-        timesteps = (part / _BATCH * len(levels.a)).long()
+        # One timestep from each of _BATCH parts: every level is seen in every batch, and those
+        # where the caption decides more often than those where the picture is there already.
+        part = (torch.arange(_BATCH) + torch.rand(_BATCH, generator=generator)) / _BATCH
+        timesteps = (part**0.7 * len(levels.a)).long().clamp(max=len(levels.a) - 1)
         a, s = (level[timesteps].view(-1, 1, 1, 1) for level in (levels.a, levels.s))
         noise = torch.randn(_BATCH, *LATENT, generator=generator)
         predicted = model(a * clean + s * noise, timesteps, tokens)
