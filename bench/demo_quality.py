@@ -177,7 +177,9 @@ def main(arguments: list[str] | None = None) -> None:
             if cell.name == "sequential":
                 few = {key: value[: options.prompts] for key, value in got.items()}
                 out["sequential, fewer"] = {"calls": calls, **judge(few, base, checker, real)}
-    floor = frechet(checker(drawn[: options.prompts])[1], checker(drawn[options.prompts :])[1])
+    # What as many drawn pictures have: few samples alone are a distance.
+    counts = {options.sequential_prompts, options.prompts}
+    floor = {str(count): frechet(real[:count], real[count:]) for count in sorted(counts)}
     result = {
         "guidance_scale": options.guidance_scale,
         "steps": options.steps,
