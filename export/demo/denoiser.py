@@ -112,7 +112,7 @@ def _loss(folder: Path) -> Loss:
 
 def read_loss(read: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of labels read from captions, summed over the heads."""
-    parts = zip(read.split(list(HEADS.values()), 1), asked.unbind(1), strict=True)
+    parts = zip(torch.split(read, list(HEADS.values()), 1), asked.unbind(1), strict=True)
     losses = [
         torch.nn.functional.cross_entropy(said, want, ignore_index=IGNORED, reduction="sum")
         for said, want in parts
