@@ -325,7 +325,14 @@ def test_a_full_disk_fails_and_keeps_what_was_written(
 
 def test_interrupting_says_so_and_leaves_nothing_half_written(here: Path, model: str) -> None:
     words = ["run", "fox", "--num-images", "3000", "--steps", "50", "--model", model]
-    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it puts into the background with SIGINT ignored, this test's process too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (here / "fox-1.png").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
