@@ -34,6 +34,7 @@ def build_plan(
     targets: Sequence[str],
     sides: Mapping[str, Sequence[int]],
     optimization_level: int | None = None,
+    tf32: bool = True,
     timing_cache: str | None = None,
     report: Report,
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def build_plan(
     Args:
         targets: architectures, for a flavour that has them; none for the GPU in use.
         sides: [min, opt, max] by the name of the side, for every side that varies.
+        tf32: let float32 be multiplied with 10 bits of mantissa, which is TensorRT's default.
         timing_cache: a file of kernel timings, read if it is there and written anew.
         report: called with `phase` as TensorRT goes along, with `severity` and `message` for
             what it says.
@@ -68,6 +70,8 @@ def build_plan(
     monitor = config.progress_monitor = _make_monitor(module, report)
     if optimization_level is not None:
         config.builder_optimization_level = optimization_level
+    if not tf32:
+        config.clear_flag(module.BuilderFlag.TF32)
     if targets:
         _set_targets(module, config, targets, messages)
     cache = _load_timings(config, timing_cache)
