@@ -22,7 +22,7 @@ from rich.progress import track
 
 import driffusion_trt as dt
 from driffusion_trt.export.demo import scenes
-from driffusion_trt.export.demo.labels import HEADS, IGNORED, labels
+from driffusion_trt.export.demo.labels import COLOURS, HEADS, IGNORED, LAYOUTS, labels
 from driffusion_trt.pictures import psnr
 
 from . import report
@@ -60,6 +60,13 @@ def prompt(index: int) -> tuple[str, list[int]]:
     """Held-out caption and its labels; a ground that the caption leaves out is not checked."""
     scene, _ = scenes.draw_scene(np.random.default_rng([HELD_OUT, index]))
     return scene.caption(), labels(scene, scene.ground)
+
+
+def spelt(read: np.ndarray) -> tuple[str, ...]:
+    """One picture's labels in words, in the order of HEADS."""
+    kinds, colours = scenes.KINDS, COLOURS
+    names = (LAYOUTS, tuple(scenes.COLOURS), kinds, colours, kinds, colours)
+    return tuple(choice[int(label)] for choice, label in zip(names, read, strict=True))
 
 
 class Checker:

@@ -28,12 +28,13 @@ ROOMS: dict[str, set[str]] = {
     "export": {"_errors", "models", "_manifest"},
     "runtime": (RUNTIME := ENGINES | {"sampling", "engines"}),
     "pictures": {"_errors"},
-    "_request": {"_errors", "models", "sampling"},
+    "_call": {"_errors", "sampling"},
     "prompts": ENGINES | {"engines"},
-    "pipeline": (PIPELINE := RUNTIME | {"runtime", "pictures", "prompts", "_request"}),
+    "pipeline": (PIPELINE := RUNTIME | {"runtime", "pictures", "prompts", "_call"}),
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},
-    "cli": PIPELINE | {"pipeline", "server", "evaluation", "export"},
+    "commands": PIPELINE | {"pipeline", "server", "evaluation", "export"},
+    "cli": {"_errors", "commands"},
     "__main__": {"cli"},
 }
 

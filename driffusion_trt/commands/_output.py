@@ -76,11 +76,11 @@ def check_writable(paths: Sequence[Path], *, make_folder: bool) -> None:
             f"the output folder {folder} cannot be written to ({error.strerror}); write elsewhere with -o"
         ) from error
     for path in paths:
-        if path.is_dir():
-            raise InputError(f"the output {path} is a folder; give a file name, or {path}/ to write into it")
         try:
             os.lstat(path)
         except FileNotFoundError:
             pass
         except OSError as error:  # a name that is too long, say
             raise InputError(f"the output {path} cannot be written ({error.strerror})") from error
+        if path.is_dir():
+            raise InputError(f"the output {path} is a folder; give a file name, or {path}/ to write into it")

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .._call import Request, Result
+from .._call import Request, Timings
 from .._errors import InputError
 from ..engines.manifest import ModelFolder
 from ..models import ModelSpec
 from ..pictures import save_png
 from ..pipeline import Pipeline, count_devices
 from ..runtime.host import auto_lanes
+from ..sampling.noise import noise_streams
 from ..sampling.plan import Plan, make_plan
 from ..sampling.sample import RoundDone
 from ._compare import HOW_MEASURED, Comparison, compare
@@ -53,30 +52,32 @@ class _Job:
 
 @dataclass(slots=True)
 class _Done:
-    """What a run has made so far."""
+    """What a run has made so far; not the pictures themselves, of which there may be many."""
 
-    results: list[Result] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
+    batches: list[Timings] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
     def timings(self, load_ms: float, start: float) -> dict[str, float]:
         """Milliseconds, summed over the batches; `round_ms` is the median round."""
-        timings = [result.timings for result in self.results]
-        rounds = [ms for item in timings for ms in item.rounds_ms]
+        rounds = [ms for item in self.batches for ms in item.rounds_ms]
         return {
             "load_ms": load_ms,
-            "encode_ms": sum(item.encode_ms for item in timings),
-            "denoise_ms": sum(item.denoise_ms for item in timings),
+            "encode_ms": sum(item.encode_ms for item in self.batches),
+            "denoise_ms": sum(item.denoise_ms for item in self.batches),
             "rounds": len(rounds),
-            "round_ms": float(np.median(rounds)),
-            "decode_ms": sum(item.decode_ms for item in timings),
+            "round_ms": sorted(rounds)[len(rounds) // 2],
+            "decode_ms": sum(item.decode_ms for item in self.batches),
             "total_ms": 1e3 * (time.perf_counter() - start),
         }
 
 
-def make_pictures(args: argparse.Namespace, console: Console) -> None:
-    """Run the command; raises InputError for misuse before anything is loaded or written."""
-    start = time.perf_counter()
+def make_pictures(args: argparse.Namespace, console: Console, start: float) -> None:
+    """Run the command; `start` is when it began, by `time.perf_counter`.
+
+    Raises InputError for misuse before anything is loaded or written.
+    """
     with console.warnings():
         job = _checked(args)
         done = _Done()
@@ -113,7 +114,7 @@ def _checked(args: argparse.Namespace) -> _Job:
     pictures = _pictures(args, ModelFolder.open(model).spec)
     paths = [picture.path for picture in pictures]
     extra = [comparison(path) for path in paths] if args.compare else []
-    check_writable([*paths, *extra], make_folder=args.output is not None)
+    check_writable([*paths, *extra], make_folder=args.output is not None and args.output.endswith("/"))
     settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     batches = [pictures[at : at + size] for at in range(0, len(pictures), size)]
     return _Job(model, devices, plan, settings, batches, args.compare)
@@ -135,10 +136,10 @@ def _pictures(args: argparse.Namespace, spec: ModelSpec) -> list[_Picture]:
         num_images=images,
         negative_prompt=args.negative_prompt or "",
         guidance_scale=spec.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        seed=range(first, first + len(prompts) * max(images, 1)),
+        seed=first,
     )
-    assert isinstance(request.seed, tuple)
-    named = list(zip(request.prompts, request.seed, strict=True))
+    noise_streams(first + len(request.prompts) - 1, 1)  # the last seed can be too large
+    named = [(prompt, first + k) for k, prompt in enumerate(request.prompts)]
     paths = places(args.output, named)
     return [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
 
@@ -173,7 +174,8 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
             for picture, image, facts in zip(batch, result.images, result.settings, strict=True):
                 save_png(image, picture.path, facts)
                 done.paths.append(picture.path)
-            done.results.append(result)
+            done.settings += result.settings
+            done.batches.append(result.timings)
             if job.compare:
                 exact = {name: value for name, value in ask.items() if name != "rounds"} | {
                     "mode": "sequential"
@@ -207,11 +209,10 @@ def _say_last(done: _Done, timings: dict[str, float], console: Console) -> None:
 
 def _facts(job: _Job, done: _Done, timings: dict[str, float]) -> dict[str, Any]:
     plan = job.plan
-    pictures = [facts for result in done.results for facts in result.settings]
     paths = [picture.path for batch in job.batches for picture in batch]
     facts: dict[str, Any] = {
         "pictures": [
-            {"path": str(path), "settings": item} for path, item in zip(paths, pictures, strict=True)
+            {"path": str(path), "settings": item} for path, item in zip(paths, done.settings, strict=True)
         ],
         "plan": {
             "mode": plan.mode,
@@ -222,7 +223,7 @@ def _facts(job: _Job, done: _Done, timings: dict[str, float]) -> dict[str, Any]:
             "model_calls": plan.model_calls,
             "ideal_speedup": plan.ideal_speedup,
         },
-        "timings": timings | {"rounds_ms": [list(result.timings.rounds_ms) for result in done.results]},
+        "timings": timings | {"rounds_ms": [list(item.rounds_ms) for item in done.batches]},
     }
     if job.compare:
         facts["compare"] = {"measured": HOW_MEASURED, "pictures": [item.facts() for item in done.comparisons]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 from ._console import Console
 from ._options import MODES, SCHEDULERS, devices, number, option, whole
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
+    start = time.perf_counter()  # loading what the next line needs is part of what a user waits for
     from ._pictures import make_pictures
 
-    make_pictures(args, console)
+    make_pictures(args, console, start)

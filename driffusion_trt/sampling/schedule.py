@@ -1,6 +1,6 @@
 """Noise schedules, read from a diffusers scheduler_config.json.
 
-What the fields mean and how the levels are used: MATH.md sections 1 and 2. The solvers
+What the fields mean and how the levels are used: docs/method.md sections 1 and 2. The solvers
 are DDPM (2006.11239), DDIM (2010.02502), Euler in Karras' form (2206.00364),
 DPM-Solver++ 2M (2211.01095) and Euler on the rectified flow (2403.03206).
 """

@@ -76,6 +76,8 @@ def _levels(schedule: Schedule, i: int) -> tuple[float, float, float, float]:
 def noise_weights(schedule: Schedule, i: int, j: int) -> dict[int, float]:
     """w_l of the step noises l = i..j−1 in a skip i → j, so that all skips share the chain's noises."""
     weights: dict[int, float] = {}
+    if schedule.eta == 0:
+        return weights
     shrink = 1.0
     for step in range(j - 1, i - 1, -1):
         v = variance(schedule, step)

@@ -19,7 +19,7 @@ from .vae import load_vae, pictures
 from .workers import Loss, Recipe, train
 
 CAPTIONS_DROPPED = 0.1  # what guidance needs: some steps with the empty caption
-_BATCH = 32
+_BATCH = 16
 _CHUNK = 250
 
 

@@ -13,6 +13,7 @@ import torch
 from onnxruntime import InferenceSession  # type: ignore[import-untyped]
 
 from ..._errors import ModelError
+from ..graph import store_half, strip
 from .checker import load_checker
 from .denoiser import load_denoiser
 from .networks import save_checkpoint
@@ -38,7 +39,7 @@ def finish(folder: Path, output: Path, checker: Path, name: str = "denoiser.pt")
 
 def export_checker(folder: Path, path: Path) -> None:
     """The classifier as ONNX: images (B, 3, 64, 64) to logits and features."""
-    network = load_checker(folder)
+    network = load_checker(folder).half().float()  # weights that float16 holds exactly
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
@@ -52,8 +53,11 @@ def export_checker(folder: Path, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    model = program.model_proto
+    strip(model)
+    store_half(model)
     partial = path.with_name(f".{path.name}.partial")
-    onnx.save(program.model_proto, partial)
+    onnx.save(model, partial)
     got = InferenceSession(partial).run(["logits", "features"], {"images": images.numpy()})
     for name, one, wanted in zip(("logits", "features"), got, network(images), strict=True):
         error = float(np.linalg.norm(one - wanted.numpy()) / np.linalg.norm(wanted.numpy()))

@@ -24,6 +24,7 @@ class Literal:
         self.schedule, self.denoiser, self.z = schedule, denoiser, z
         self.flow = schedule.prediction_type == "flow_prediction"
         self.calls = 0
+        self.x0_of_pure_noise: Array | None = None
 
     def predict(self, i: int, seen: Array) -> Array:
         """What is carried: u for flow, ε for the others, from the network at the latents it saw."""
@@ -33,6 +34,8 @@ class Literal:
         if sched.prediction_type in ("epsilon", "flow_prediction"):
             return output
         if sched.prediction_type == "v_prediction":
+            if a == 0:  # state 0 of a zero-SNR schedule: ε is x itself and says nothing of x̂0
+                self.x0_of_pure_noise = -s * output
             return scale * a * output + scale * s * (scale * seen)
         assert sched.prediction_type == "sample"
         return (seen - a * output) / s
@@ -41,6 +44,9 @@ class Literal:
         a, s = self.schedule.a[i], self.schedule.s[i]
         if self.flow:
             return x - s * carry, x + a * carry
+        if a == 0:
+            assert self.x0_of_pure_noise is not None
+            return self.x0_of_pure_noise, carry
         return (x - s * carry) / a, carry
 
     def variance(self, i: int) -> float:

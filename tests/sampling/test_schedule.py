@@ -30,10 +30,6 @@ DPM = {"_class_name": "DPMSolverMultistepScheduler", **LATENT}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 
 
-def relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
-
-
 def compare(schedule: Schedule, peer: Any, *, eta: float = 0.0) -> None:
     """Every number that diffusers shows, and every transition from random states and outputs."""
     wanted = peer.timesteps.numpy().astype(np.float64)
@@ -44,19 +40,22 @@ def compare(schedule: Schedule, peer: Any, *, eta: float = 0.0) -> None:
     rng = np.random.default_rng(0)
     before = None
     for i, t in enumerate(peer.timesteps):
-        spread = math.hypot(schedule.a[i], schedule.s[i])
-        x = torch.from_numpy((spread * rng.standard_normal(SHAPE)).astype(np.float32))
-        output = torch.from_numpy(rng.standard_normal(SHAPE).astype(np.float32))
+        clean, noise, off = rng.standard_normal((3, *SHAPE))
+        state = schedule.a[i] * clean + schedule.s[i] * noise
+        guess = clean + schedule.s[i] * off if schedule.prediction_type == "sample" else off
+        x, output = torch.from_numpy(state.astype(np.float32)), torch.from_numpy(guess.astype(np.float32))
         seen = peers.scaled(peer, x, t).numpy()
         np.testing.assert_allclose(x.numpy() * schedule.input_scale[i], seen, rtol=1e-6)
         theirs = peers.peer_step(peer, output, t, x, eta=eta, generator=torch.Generator().manual_seed(i))
         z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)).double().numpy()
         ours, before = peers.one_step(schedule, i, x.double().numpy(), output.double().numpy(), before, z)
-        assert relative(ours, theirs.numpy()) < 1e-5, f"step {i} of {schedule.steps}"
+        # What diffusers subtracts it rounds to float32 at the size of the state, 1e4 with some sigmas.
+        allowed = 1e-5 * np.linalg.norm(theirs) + 2e-7 * np.linalg.norm(x)
+        assert np.linalg.norm(ours - theirs.numpy()) < allowed, f"step {i} of {schedule.steps}"
 
 
 @pytest.mark.parametrize("family", peers.CLASSES)
-@given(data=st.data(), eta=st.sampled_from([0.0, 0.0, 0.4, 1.0]))
+@given(data=st.data(), eta=st.sampled_from([0.0, 0.0, 0.4, 0.95]))
 @settings(max_examples=60)
 def test_drawn_configs_step_as_diffusers_does(family: str, data: st.DataObject, eta: float) -> None:
     config, steps, mu = data.draw(peers.drawn(family))
@@ -70,6 +69,13 @@ def test_drawn_configs_step_as_diffusers_does(family: str, data: st.DataObject, 
 def test_shipped_configs_step_as_diffusers_does(name: str, steps: int) -> None:
     config = peers.shipped()[name]
     compare(Schedule.from_config(config, steps), peers.peer_of(config, steps))
+
+
+@pytest.mark.parametrize("name", ["sd21", "sd21-base"])
+def test_eta_may_be_one(name: str) -> None:
+    """Not with every config: near pure noise diffusers then takes the root of a rounding error, or NaN."""
+    config = peers.shipped()[name]
+    compare(Schedule.from_config(config, 50, eta=1.0), peers.peer_of(config, 50), eta=1.0)
 
 
 @pytest.mark.parametrize("name", ["sd21", "sd21-base", "sdxl"])
@@ -95,29 +101,26 @@ def test_drawn_configs_switch_as_in_diffusers(data: st.DataObject, to: str) -> N
 
 def test_a_schedulers_own_config_is_read_with_its_marks() -> None:
     """diffusers' `.config` marks what nobody set, and a switch takes the other class's default for it."""
-    peer = diffusers.DDIMScheduler(clip_sample=False, beta_schedule="scaled_linear")
-    assert (
-        Schedule.from_config(peer.config, 10, scheduler="euler").timesteps[0] == 999
-    )  # linspace is Euler's default
-    assert Schedule.from_config(peer.config, 10).timesteps[0] == 900
+    config = diffusers.DDIMScheduler.from_config(DDIM).config
+    assert config["timestep_spacing"] == "leading"  # DDIM's default; Euler's is linspace
+    assert Schedule.from_config(config, 10).timesteps[0] == 900
+    assert Schedule.from_config(config, 10, scheduler="euler").timesteps[0] == 999
 
 
-@pytest.mark.parametrize("steps", [1, 50, 999])
-@pytest.mark.parametrize(
-    "config", [DDPM, DDPM | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}]
-)
-def test_small_steps_of_ddpm_are_rounded_as_in_diffusers(config: dict[str, Any], steps: int) -> None:
+@pytest.mark.parametrize("steps", [1, 250, 999])
+def test_small_steps_of_ddpm_are_rounded_as_in_diffusers(steps: int) -> None:
+    config = DDPM | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     compare(Schedule.from_config(config, steps), peers.peer_of(config, steps))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("config", [DDIM, DDPM, EULER, DPM], ids=lambda config: config["_class_name"])
 def test_any_number_of_steps(config: dict[str, Any], spacing: str) -> None:
-    config = config | {"timestep_spacing": spacing, "num_train_timesteps": 120}
-    for steps in range(1, 121):
-        if spacing == "trailing" and len(np.arange(120, 0, -120 / steps)) != steps:
+    config = config | {"timestep_spacing": spacing, "num_train_timesteps": 60}
+    for steps in range(1, 61):
+        if spacing == "trailing" and len(np.arange(60, 0, -60 / steps)) != steps:
             continue
-        if config["_class_name"] == DPM["_class_name"] and spacing != "trailing" and steps == 120:
+        if config["_class_name"] == DPM["_class_name"] and spacing != "trailing" and steps == 60:
             continue  # refused: two timesteps are one
         theirs = peers.peer_of(config, steps).timesteps.numpy()
         np.testing.assert_allclose(Schedule.from_config(config, steps).timesteps, theirs, rtol=1e-6)
@@ -275,7 +278,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         DDIM | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
         "rescale_betas_zero_snr makes the first state pure noise",
     ),
-    (DDIM | {"steps_offset": 900}, "begin at timestep 1800, but the training ends at 999"),
+    (DDIM | {"steps_offset": 900}, "begin at timestep 1850, but the training ends at 999"),
     (DDIM | {"beta_start": 1e-9, "beta_schedule": "linear"}, "one begins without any noise"),
     (DDIM | {"trained_betas": [0.999] * 1000}, "pure noise|not finite"),
     ({"beta_start": 0.1}, "the config has no _class_name"),
@@ -328,6 +331,18 @@ def test_arguments_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(dt.InputError, match=message):
         Schedule.from_config(config, **{"steps": 20, **options})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 14, 15])
+@pytest.mark.parametrize("options", [{}, {"lower_order_final": False}, {"euler_at_final": True}], ids=str)
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+def test_the_last_order_is_diffusers(steps: int, options: dict[str, Any], final: str) -> None:
+    """It hangs on three options, and on whether there are fewer than 15 steps."""
+    config = DPM | options | {"final_sigmas_type": final}
+    schedule = Schedule.from_config(config, steps)
+    held_back = final == "zero" or "euler_at_final" in options or (steps < 15 and not options)
+    assert schedule.orders[-1] == (1 if held_back or steps == 1 else 2)
+    compare(schedule, peers.peer_of(config, steps))
 
 
 def test_a_flow_by_dpm_solver_takes_mu() -> None:
