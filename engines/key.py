@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .._errors import ModelError
 from .flavours import FLAVOURS
 from .gpus import Gpu
+from .manifest import ModelFolder
 from .profiles import Profile
 
 __all__ = ["PlanKey", "Platform", "onnx_hash"]
@@ -96,19 +96,12 @@ class PlanKey:
         return f"{self.network}-{self.digest}"
 
 
-def onnx_hash(network: str, files: Mapping[str, str]) -> str:
-    """One hash for an ONNX file and the data files beside it.
-
-    Args:
-        files: SHA-256 by the path in the model folder, as the manifest has them.
+def onnx_hash(folder: ModelFolder, network: str) -> str:
+    """One hash for a network's ONNX file and the files of weights beside it, as the manifest has them.
 
     Raises:
         ModelError: there is no such network.
     """
-    stem = f"onnx/{network}.onnx"
-    parts = {name: digest for name, digest in files.items() if name == stem or name.startswith(f"{stem}.")}
-    if stem not in parts:
-        raise ModelError(f"the model folder has no network {network!r}: its manifest does not list {stem}")
-    if len(parts) == 1:
-        return parts[stem]
+    folder.network(network)
+    parts = {name: entry.sha256 for name, entry in folder.files_of(network).items()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -94,7 +94,6 @@ def plan_requests(
     else:
         platform = Platform(flavour.name, version, tuple(targets))
     manifest = folder.manifest
-    hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
     # TensorRT's float32 is TF32 unless it is told otherwise, which is not what fp32 was asked for.
     options: dict[str, Any] = {
         "optimization_level": optimization_level,
@@ -102,26 +101,20 @@ def plan_requests(
     }
     requests = []
     for network in folder.networks:
-        cost = plan_cost(network, _onnx_bytes(folder, network), flavour.name)
+        onnx_bytes = sum(entry.size_bytes for entry in folder.files_of(network).values())
+        cost = plan_cost(network, onnx_bytes, flavour.name)
         if cost is None:
             continue
         sides = profile.sides(network, folder.spec)
         plain = {name: [r.min, r.opt, r.max] for name, r in sides.items()}
-        key = PlanKey(network, onnx_hash(network, hashes), manifest.precision, profile, platform, options)
+        key = PlanKey(network, onnx_hash(folder, network), manifest.precision, profile, platform, options)
         requests.append(PlanRequest(key, folder.network(network), plain, cost, gpu, verify))
     return sorted(requests, key=lambda request: -request.cost.memory_bytes)
 
 
-def _onnx_bytes(folder: ModelFolder, network: str) -> int:
-    stem = f"onnx/{network}.onnx"
-    files = folder.manifest.files.items()
-    return sum(entry.size_bytes for name, entry in files if name == stem or name.startswith(f"{stem}."))
-
-
 def current_hashes(folder: ModelFolder) -> dict[str, str]:
     """`onnx_hash` of every network of a folder."""
-    files = {name: entry.sha256 for name, entry in folder.manifest.files.items()}
-    return {network: onnx_hash(network, files) for network in folder.networks}
+    return {network: onnx_hash(folder, network) for network in folder.networks}
 
 
 def build_plans(

@@ -23,9 +23,10 @@ ROOMS: dict[str, set[str]] = {
     "_errors": set(),
     "models": {"_errors"},
     "_manifest": {"_errors", "models"},  # the form of the files at which export and engines meet
+    "_child": {"_errors"},
     "sampling": {"_errors"},
-    "engines": (ENGINES := {"_errors", "models", "_manifest"}),
-    "export": {"_errors", "models", "_manifest"},
+    "engines": (ENGINES := {"_errors", "models", "_manifest", "_child"}),
+    "export": {"_errors", "models", "_manifest", "_child"},
     "runtime": (RUNTIME := ENGINES | {"sampling", "engines"}),
     "pictures": {"_errors"},
     "_call": {"_errors", "sampling"},

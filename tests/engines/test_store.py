@@ -13,6 +13,8 @@ import pytest
 from driffusion_trt import InputError, ModelError
 from driffusion_trt.engines.gpus import Gpu
 from driffusion_trt.engines.key import PlanKey, Platform, onnx_hash
+from driffusion_trt.engines.manifest import ModelFolder, write_manifest
+from driffusion_trt.engines.plans import current_hashes
 from driffusion_trt.engines.profiles import Profile
 from driffusion_trt.engines.store import Plan, PlanStore
 from driffusion_trt.models import get_spec
@@ -226,16 +228,21 @@ def test_sweep_keeps_what_is_good_and_removes_the_rest(store: PlanStore) -> None
     }  # fmt: skip
 
 
-def test_a_network_is_its_onnx_file_and_its_data() -> None:
-    files = {
-        "onnx/denoiser.onnx": "a",
-        "onnx/denoiser.onnx.data": "b",
-        "onnx/text_encoder.onnx": "c",
-        "onnx/text_encoder_2.onnx": "d",
-    }
-    whole = onnx_hash("denoiser", files)
-    assert whole != onnx_hash("denoiser", {**files, "onnx/denoiser.onnx.data": "x"})
-    assert whole == onnx_hash("denoiser", {**files, "onnx/text_encoder.onnx": "x"})
-    assert onnx_hash("text_encoder", files) == "c"
+def test_a_network_is_its_onnx_file_and_its_weights(tmp_path: Path) -> None:
+    def hashes(**content: str) -> dict[str, str]:
+        folder = tmp_path / "".join(content.values())
+        names = {"graph": "denoiser.onnx", "weights": "denoiser.onnx.data", "other": "denoiser_2.onnx"}
+        (folder / "onnx").mkdir(parents=True)
+        for part, name in names.items():
+            (folder / "onnx" / name).write_text(content.get(part, part))
+        write_manifest(folder, family="demo", precision="fp16", versions={}, shapes={}, scaling_factor=1.0)
+        return current_hashes(ModelFolder.open(folder))
+
+    base = hashes()
+    assert set(base) == {"denoiser", "denoiser_2"}
+    for part in ("graph", "weights"):
+        changed = hashes(**{part: f"new {part}"})
+        assert changed["denoiser"] != base["denoiser"] and changed["denoiser_2"] == base["denoiser_2"]
+    assert hashes(other="x")["denoiser"] == base["denoiser"]
     with pytest.raises(ModelError, match="no network 'vae'"):
-        onnx_hash("vae", files)
+        onnx_hash(ModelFolder.open(tmp_path), "vae")
