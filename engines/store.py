@@ -85,8 +85,9 @@ class PlanStore:
         return not plan.problem and plan.key == key
 
     def plans(self) -> Iterator[Plan]:
-        """Every plan with its record or its problem, by path; sizes are compared, contents are not."""
-        for path in sorted(self.root.glob("*/*.plan")):
+        """Every plan or record of one, with its problem if any; sizes are compared, contents are not."""
+        found = (path for end in ("plan", "json") for path in self.root.glob(f"*/*.{end}"))
+        for path in sorted({path.with_suffix(".plan") for path in found}):
             yield self._read(path)
 
     def _read(self, path: Path) -> Plan:
@@ -180,16 +181,11 @@ class PlanStore:
         Returns:
             What was removed.
         """
-        removed = []
-        for path in sorted(self.root.glob("*/*")):
-            if path.suffix == ".partial" or (
-                path.suffix == ".json" and not path.with_suffix(".plan").exists()
-            ):
-                removed.append(path)
+        removed = list(self.root.glob("*/*.partial"))
         for plan in self.plans():
             if plan.key is None or plan.problem or current.get(plan.key.network) != plan.key.onnx_sha256:
                 # The record first: a plan without one is never used.
-                removed += [p for p in (plan.path.with_suffix(".json"), plan.path) if p.exists()]
+                removed += [path for path in (plan.path.with_suffix(".json"), plan.path) if path.exists()]
         for path in removed:
             path.unlink()
         return removed

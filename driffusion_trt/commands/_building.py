@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError, ModelError
-from .._manifest import MANIFEST, read_manifest
+from .._manifest import MANIFEST, Manifest, read_manifest
 from ..engines.lock import lock_folder
 from ..engines.manifest import BUNDLED, ModelFolder
 from ..engines.plans import Cost, PlanRequest, build_plans, current_hashes, plan_cost, plan_requests
@@ -91,10 +91,26 @@ def _checked(args: argparse.Namespace, console: Console) -> _Job:
         checkpoint = spec.hub_id
         console.note(f"no --checkpoint was given: taking {checkpoint} from the hub")
     targets = targets_of(args, console)
-    precision = args.precision or ("fp16" if targets else "fp32")
-    if targets == [] and args.precision is None and checkpoint is not None:
-        console.note("precision fp32, which suits CPU lanes; for GPUs choose --precision fp16", detail=True)
+    precision = _precision(args, there, targets, console)
     return _Job(args, spec, output, checkpoint, precision, targets)
+
+
+def _precision(
+    args: argparse.Namespace, there: Manifest | None, targets: Sequence[Target], console: Console
+) -> str:
+    """The one that was asked for; or that of the folder, so that no plan is lost by another command."""
+    if args.precision is not None:
+        return str(args.precision)
+    kept = None if there is None else there.precision.partition(",")[0]
+    if kept in _BYTES:
+        if kept == "fp32" and targets:
+            console.warn(
+                f"{args.output} is in fp32, as CPU lanes like it; --precision fp16 suits GPUs better"
+            )
+        return kept
+    if not targets:
+        console.note("precision fp32, which suits CPU lanes; for GPUs choose --precision fp16", detail=True)
+    return "fp16" if targets else "fp32"
 
 
 def _build(job: _Job, console: Console) -> tuple[list[str], list[Plan]]:
