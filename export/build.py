@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _make(export: Export, record: Record, tell: _Told) -> None:
     if "scheduler" in export.make:
         copy = _copy(export.checkpoint.scheduler, export.output / "scheduler" / "scheduler_config.json")
         record.put("scheduler", export.sources["scheduler"], [copy])
-    for report in _child("export", export, [name for name in export.make if name != "scheduler"]):
+    for report in _reports("export", export, [name for name in export.make if name != "scheduler"]):
         name = report["name"]
         if "files" in report:
             record.put(name, export.sources[name], map(Path, report["files"]))
@@ -138,7 +138,7 @@ def _make(export: Export, record: Record, tell: _Told) -> None:
 
 
 def _check(export: Export, record: Record, tell: _Told) -> None:
-    for report in _child("verify", export, export.check):
+    for report in _reports("verify", export, export.check):
         name = report["name"]
         if "parity" in report:
             files = [export.output / file for file in record.entries[name].files]
@@ -148,11 +148,9 @@ def _check(export: Export, record: Record, tell: _Told) -> None:
             tell.begin(f"comparing {name} with torch")
 
 
-def _child(work: str, export: Export, names: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _reports(work: str, export: Export, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """What a process of its own reports while it works on these names."""
-    if not names:
-        return
-    arguments = {
+    orders = {
         "names": list(names),
         "family": export.checkpoint.spec.family,
         "folder": str(export.checkpoint.folder.absolute()),
@@ -162,8 +160,12 @@ def _child(work: str, export: Export, names: Sequence[str]) -> Iterable[dict[str
         "allow_pickle": export.allow_pickle,
         "skip": list(export.skip),
     }
+    return _child(work, orders) if names else iter(())
+
+
+def _child(work: str, orders: dict[str, Any]) -> Iterator[dict[str, Any]]:
     with Children() as children:
-        children.start(f"the {work}", f"{__package__}.worker:{work}", arguments)
+        children.start(f"the {work}", f"{__package__}.worker:{work}", orders)
         while len(children):
             event = children.wait()
             if event.error is not None:

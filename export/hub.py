@@ -58,10 +58,8 @@ def _weights(precision: str, allow_pickle: bool) -> Iterator[list[str]]:
     variants = ("fp16", "") if precision == "fp16" else ("", "fp16")
     for suffix in suffixes:
         for variant in variants:
-            if variant:
-                forms = (f".{variant}", f".{variant}-*-of-*", f"-*-of-*.{variant}")
-            else:
-                forms = ("", "-*-of-*")
+            dotted = f".{variant}" if variant else ""
+            forms = dict.fromkeys((dotted, f"{dotted}-*-of-*", f"-*-of-*{dotted}"))
             yield [f"{stem}{form}{suffix}" for stem in STEMS for form in forms]
 
 

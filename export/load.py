@@ -34,10 +34,10 @@ _LOAD_ERRORS = (
 
 def quiet() -> None:
     """Keep the libraries from printing progress bars and advice."""
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logs: tuple[Any, ...] = (diffusers.utils.logging, transformers.utils.logging)
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
 
 
 def _class_of(component: Component) -> Any:

@@ -119,7 +119,7 @@ def _merge(module: Any, scale: float) -> int:
     """Merge peft's layers and take them out again; returns how many there were."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
         layer.set_scale(_NAME, scale)
         layer.merge(safe_merge=True)  # refuses what is not finite

@@ -26,13 +26,10 @@ def facts(export: Export, record: Record) -> dict[str, Any]:
     denoiser = next(c for c in checkpoint.components.values() if "denoiser" in c.part.networks)
     side = denoiser.config.get("sample_size")
     height, width = (side, side) if isinstance(side, int) else spec.latent_shape[1:]
-    own = checkpoint.precision_of(vae, export.precision)
     parity = {name: record.entries[name].parity for name in export.networks}
     return {
         "family": spec.family,
-        "precision": export.precision
-        if own == export.precision
-        else f"{export.precision}, autoencoder {own}",
+        "precision": export.precision,
         "versions": {"driffusion-trt": __version__, **export.versions},
         "shapes": {
             "picture": [3, height * spec.downscale, width * spec.downscale],

@@ -60,14 +60,13 @@ class Network:
         }
 
     def sizes(self, small: bool = False) -> dict[str, int]:
-        """Sizes of the varying sides for a trial: a batch of two squares, or a small oblong alone."""
+        """Sizes of the varying sides for a trial: a batch of two squares, or one flat picture alone."""
         sizes = {"batch": 1 if small else 2}
         for name, side in self.sides.items():
-            size = self.example.get(name, 16)
+            count = max(side.least, self.example.get(name, 16) // side.multiple)
             if small:
-                size = size // 2 if name.endswith("height") else size + size // 4
-            most = side.most or size
-            sizes[name] = side.multiple * min(most, max(side.least, size // side.multiple))
+                count = side.least if name.endswith("height") else count + 1
+            sizes[name] = side.multiple * min(count, side.most or count)
         return sizes
 
     def random_inputs(self, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from .load import load_module, outline
 from .lora_files import Lora
 from .network import Network
 
-__all__ = ["OPSET", "export_network"]
+__all__ = ["OPSET", "check", "export_network"]
 
 # Attention, GroupNormalization and RMSNormalization whole; 22 takes attention apart, 24 RMSNormalization.
 OPSET = 23
@@ -52,7 +52,7 @@ def export_network(network: Network, dtype: torch.dtype, loras: Sequence[Lora], 
     partial.mkdir(parents=True)
     path = partial / f"{network.name}.onnx"
     program.save(path, external_data=True)
-    _check(path, network.name)
+    check(path, network.name)
     for name in (f"{network.name}.onnx.data", f"{network.name}.onnx"):
         if (partial / name).exists():
             _sync(partial / name)
@@ -96,11 +96,15 @@ def _tidy(model: ir.Model, network: Network) -> None:
     """Plain names for the sides that vary, and out with what nobody reads: the paths of this machine, say."""
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
     for name, shape in (*network.inputs.items(), *network.outputs.items()):
-        value = values[name]
-        assert value.shape is not None and len(value.shape) == len(shape), (network.name, name, value.shape)
-        fixed = [side for side in zip(value.shape, shape, strict=True) if isinstance(side[1], int)]
-        assert all(found == side for found, side in fixed), (network.name, name, value.shape, shape)
-        value.shape = ir.Shape(shape)
+        found = tuple(values[name].shape or ())
+        if len(found) != len(shape) or any(
+            isinstance(b, int) and a != b for a, b in zip(found, shape, strict=True)
+        ):
+            raise ModelError(
+                f"{network.name} of this checkpoint has {name} of shape {found}, expected {shape}: "
+                "a checkpoint of another kind, which is not supported"
+            )
+        values[name].shape = ir.Shape(shape)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -114,7 +118,8 @@ def _tidy(model: ir.Model, network: Network) -> None:
     model.metadata_props.clear()
 
 
-def _check(path: Path, name: str) -> None:
+def check(path: Path, name: str) -> None:
+    """Raise ModelError where a file is not valid ONNX, types and shapes of every node included."""
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

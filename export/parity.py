@@ -49,7 +49,7 @@ def relative_l2(got: NDArray[Any], wanted: NDArray[Any]) -> float:
 def check_parity(network: Network, path: Path, precision: str, loras: Sequence[Lora]) -> float:
     """The largest relative L2 of a network's outputs, ONNX Runtime against torch in float32.
 
-    A batch of two squares and one small oblong picture are tried. ONNX Runtime computes bfloat16 on no
+    A batch of two squares and one flat picture are tried. ONNX Runtime computes bfloat16 on no
     CPU: there the graph is tried in float32, and both sides have the weights that bfloat16 leaves.
 
     Raises:

@@ -21,14 +21,8 @@ class _Clip(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def run(self, input_ids: torch.Tensor, **more: Any) -> Any:
-        # Given, since the buffer of them that the model has is no weight, and so has no values while
-        # the graph is traced without weights.
-        positions = torch.arange(input_ids.shape[1])[None]
-        return self.model(input_ids, position_ids=positions, return_dict=True, **more)
-
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.run(input_ids).last_hidden_state
+        hidden: torch.Tensor = _run_clip(self.model, input_ids).last_hidden_state
         return hidden.float()
 
 
@@ -36,16 +30,28 @@ class _ClipPenultimate(_Clip):
     """CLIP, whose last layer but one SDXL reads (2307.01952, 2.1), without the final norm."""
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.run(input_ids, output_hidden_states=True).hidden_states[-2]
+        out = _run_clip(self.model, input_ids, output_hidden_states=True)
+        hidden: torch.Tensor = out.hidden_states[-2]
         return hidden.float()
 
 
-class _ClipProjected(_Clip):
+class _ClipProjected(torch.nn.Module):
     """The same with the pooled embedding: the end token's state, normed and projected."""
 
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        out = self.run(input_ids, output_hidden_states=True)
+        out = _run_clip(self.model, input_ids, output_hidden_states=True)
         return out.hidden_states[-2].float(), out.text_embeds.float()
+
+
+def _run_clip(model: Any, input_ids: torch.Tensor, **more: Any) -> Any:
+    # Positions are given, since the model's own buffer of them is no weight, and so has no values while
+    # the graph is traced without weights.
+    positions = torch.arange(input_ids.shape[1])[None]
+    return model(input_ids, position_ids=positions, return_dict=True, **more)
 
 
 class _T5(torch.nn.Module):

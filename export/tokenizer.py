@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tokenizers import Tokenizer
@@ -64,11 +65,9 @@ def _plain(path: Path, length: int) -> Tokenizer:
 
 def _fast(source: Path, component: Component, length: int) -> Tokenizer:
     """What transformers makes of the files, with its padding and cutting written into it."""
-    kind = (
-        transformers.T5TokenizerFast
-        if component.part.class_name == "T5EncoderModel"
-        else transformers.CLIPTokenizerFast
-    )
+    name = "T5Tokenizer" if component.part.class_name == "T5EncoderModel" else "CLIPTokenizer"
+    # Before version 5 the plain name was that of a tokenizer in Python.
+    kind: Any = getattr(transformers, f"{name}Fast", None) or getattr(transformers, name)
     for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json", "special_tokens_map.json"):
         if (source / name).exists():
             read_json(source / name)
