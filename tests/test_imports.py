@@ -46,8 +46,11 @@ BARE: dict[str, set[str]] = {"_errors": set(), "_manifest": set(), "models": set
 TORCH = {
     "accelerate",
     "diffusers",
+    "huggingface_hub",
     "onnx",
+    "onnx_ir",
     "onnxscript",
+    "peft",
     "safetensors",
     "torch",
     "torchvision",
