@@ -18,6 +18,18 @@ from .sampling.noise import noise_streams
 from .sampling.plan import Plan
 
 Seed = int | tuple[int, ...]
+# Settings of a picture that are arguments of `Pipeline.__call__`.
+ARGUMENTS = (
+    "prompt",
+    "negative_prompt",
+    "steps",
+    "guidance_scale",
+    "seed",
+    "mode",
+    "lanes",
+    "rounds",
+    "scheduler",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,19 @@ class Result:
     timings: Timings
     plan: Plan
     settings: tuple[dict[str, Any], ...]
+
+    def call(self, picture: int = 0) -> dict[str, Any]:
+        """The arguments of `Pipeline.__call__` that make one of the pictures again, alone.
+
+        Raises InputError where the whole batch came from one random stream (an int seed).
+        """
+        settings = self.settings[picture]
+        if "batch_seed" in settings:
+            raise InputError(
+                f"picture {picture} is one of {settings['batch']} from one seed, {settings['batch_seed']}; "
+                "give a list of seeds to make pictures that can be made again alone"
+            )
+        return {name: settings[name] for name in ARGUMENTS if name in settings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +114,7 @@ class Request:
     def settings(self, plan: Plan, scheduler: str, model: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         """For each picture the call that makes it again, as plain JSON values.
 
-        Every key that is an argument of `Pipeline.__call__` can be given to it as it is. In
+        `Result.call` picks out the arguments of `Pipeline.__call__`. In
         a batch, `picture` of `batch` says which one it was: the network may round
         differently in batches of another size. `batch_seed` stands for `seed` where one
         random stream made the whole batch.

@@ -6,7 +6,7 @@
     ├── ModelError (RuntimeError)          a model folder that is missing, incomplete or altered
     ├── EngineError (RuntimeError)         TensorRT refused or failed; its own words are in the message
     ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
-    └── MissingExtraError (ImportError)    an optional package is not installed; the message has the pip command
+    └── MissingExtraError (ImportError)    an optional package is missing; the message has the pip command
 
 Messages say what was asked, what was found and what to do. They carry no traceback
 advice: the command line shows them as one paragraph.

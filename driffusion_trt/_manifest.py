@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -163,6 +164,10 @@ def _parse(path: Path, data: dict[str, Any]) -> Manifest:
             raise ModelError(f"{path} lacks {key!r}; build the model again")
         if key in data and not isinstance(data[key], kind):
             raise ModelError(f"{path}: {key!r} is {data[key]!r}, of the wrong type; build the model again")
+    if not math.isfinite(data["scaling_factor"]) or data["scaling_factor"] <= 0:
+        raise ModelError(f"{path}: 'scaling_factor' {data['scaling_factor']} is not positive; build it again")
+    if not math.isfinite(data["shift_factor"]):
+        raise ModelError(f"{path}: 'shift_factor' {data['shift_factor']} is not finite; build it again")
     files = {name: _parse_file(path, name, entry) for name, entry in data["files"].items()}
     return Manifest(**{**data, "files": files})
 
@@ -170,7 +175,7 @@ def _parse(path: Path, data: dict[str, Any]) -> Manifest:
 def _parse_file(path: Path, name: str, entry: object) -> FileEntry:
     pure = PurePosixPath(name)
     # A manifest may come with a downloaded folder: it must not reach outside of it.
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
         raise ModelError(f"{path} lists {name!r}, which is not inside the folder; do not use this folder")
     match entry:
         case {"sha256": str(digest), "size_bytes": int(size), **rest} if not rest:

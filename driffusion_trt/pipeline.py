@@ -24,7 +24,7 @@ from .pictures import to_images
 from .prompts import PromptEncoder
 from .runtime.host import HostLanes, auto_lanes
 from .sampling.noise import noise_streams
-from .sampling.plan import Plan, make_plan
+from .sampling.plan import Plan, default_lanes, make_plan
 from .sampling.sample import RoundDone, run_plan
 from .sampling.schedule import Schedule
 
@@ -111,7 +111,7 @@ class Pipeline:
             if key not in self._plans:
                 count = self.spec.steps if steps is None else steps
                 schedule = Schedule.from_config(self._config, count, scheduler=scheduler)
-                width = self.devices if lanes is None else lanes
+                width = default_lanes(self.devices, count) if lanes is None else lanes
                 if len(self._plans) >= _PLANS_KEPT:
                     del self._plans[next(iter(self._plans))]
                 self._plans[key] = make_plan(schedule, mode=mode, lanes=width, rounds=rounds)
@@ -124,9 +124,12 @@ class Pipeline:
         measures, or serves.
 
         Raises:
+            InputError: `batch` is not a positive whole number.
             LaneError: a lane failed, or the pipeline is closed.
         """
         self._check_open()
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise InputError(f"batch must be a whole number of at least 1, not {batch!r}")
         start = time.perf_counter()
         embeddings = self._embed([""] * batch)
         job = self._lanes.job(embeddings, 2.0, embeddings)
@@ -160,8 +163,9 @@ class Pipeline:
                 sequence has one seed for each picture.
             num_images: pictures of each prompt.
             mode: "sequential", "aggressive", "conservative" or "skip"; see `make_plan`.
-            lanes: noises predicted at once, by default the number of devices. More lanes
-                than devices give the same picture, in more time.
+            lanes: noises predicted at once; by default the number of devices, but no more than
+                2, or one for every 10 steps, or 4. The picture depends on the lanes and not on the
+                devices, so name them where it must be the same on every machine.
             rounds: for mode "skip".
             scheduler: another solver than the model's own, by its name in `Schedule.from_config`.
             on_round: called after every round, for progress; what it raises ends the call.
@@ -243,10 +247,13 @@ class Pipeline:
             images += to_images(decoded)
         return tuple(images)
 
+    @property
+    def model_hash(self) -> str:
+        """The first digits of the denoiser's SHA-256: which weights these are."""
+        return self.folder.manifest.files["onnx/denoiser.onnx"].sha256[:10]
+
     def _model(self) -> dict[str, Any]:
-        manifest = self.folder.manifest
-        (denoiser,) = (entry for name, entry in manifest.files.items() if name == "onnx/denoiser.onnx")
-        return {"model": manifest.family, "model_hash": denoiser.sha256[:10]}
+        return {"model": self.folder.manifest.family, "model_hash": self.model_hash}
 
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""

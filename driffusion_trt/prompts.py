@@ -19,10 +19,13 @@ class PromptEncoder:
     def __init__(self, tokenizer: Path, session: OnnxSession) -> None:
         try:
             text = tokenizer.read_text("utf-8")
+            self._unknown = json.loads(text)["model"].get("unk_token")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ModelError(f"{tokenizer} is no tokenizer ({error!r}); build the model again") from error
+        try:
             self._tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # the tokenizers package raises bare Exception
+        except Exception as error:  # this package's errors are bare Exception: nothing narrower to name
             raise ModelError(f"{tokenizer} is no tokenizer ({error}); build the model again") from error
-        self._unknown = json.loads(text)["model"].get("unk_token")
         self._session = session
 
     def encode(self, prompt: str) -> NDArray[np.float32]:

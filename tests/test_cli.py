@@ -373,6 +373,15 @@ def test_the_picture_is_that_of_the_library(model: str) -> None:
     assert read_settings("x.png") == result.settings[0]
 
 
+def test_the_bundled_model_knows_the_words_of_the_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "a red fox left of a blue star on a yellow background"
+    assert main(["run", prompt, "--steps", "4", "--lanes", "2", "--seed", "7", "-o", "fox.png"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    with Pipeline.load(devices=1) as pipe:
+        (image,) = pipe(prompt, steps=4, lanes=2, seed=7).images
+    assert image.size == (64, 64) and image.tobytes() == pixels("fox.png")
+
+
 def test_every_picture_of_a_run_can_be_made_alone(model: str) -> None:
     more = ["--steps", "5", "--model", model, "-q"]
     assert main(["run", "fox", "cat", "--num-images", "2", "--seed", "5", "-o", "all/", *more]) == 0
@@ -393,6 +402,35 @@ def test_a_picture_can_be_replayed_from_its_file(model: str, capsys: pytest.Capt
     assert main([*words.split(), "--model", model]) == 0
     other = read_settings("other.png")
     assert (other["prompt"], other["seed"], other["mode"], other["steps"]) == ("cat", 4, "sequential", 9)
+
+
+@pytest.mark.parametrize(
+    ("altered", "message"),
+    [
+        ({"seed": [1]}, "has seed=[1]"),
+        ({"mode": 3}, "has mode=3"),
+        ({"model": 5}, "has model=5"),
+        ({"steps": True}, "has steps=True"),
+        ({"model": "/elsewhere"}, "give its folder by --model"),
+        ({"model": "sd21"}, "give its folder by --model"),
+    ],
+)
+def test_nothing_in_a_picture_is_trusted(
+    altered: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"prompt": "fox", "seed": 1, "mode": "sequential", "steps": 4, "model": "demo"} | altered
+    save_png(Image.new("RGB", (8, 8)), Path("from.png"), settings)
+    assert main(["run", "--from-picture", "from.png", "-o", "again.png"]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not Path("again.png").exists()
+
+
+def test_another_model_or_version_is_told(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"prompt": "fox", "seed": 1, "steps": 4, "model_hash": "deadbeef00", "version": "0.0.1"}
+    save_png(Image.new("RGB", (8, 8)), Path("from.png"), settings)
+    assert main(["run", "--from-picture", "from.png", "--model", model, "-o", "again.png"]) == 0
+    said = capsys.readouterr().err
+    assert "model hash 'deadbeef00'" in said and "version '0.0.1'" in said
 
 
 def test_batches_hold_several_pictures(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -595,14 +633,22 @@ def test_a_file_that_is_there_is_replaced(here: Path, model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lanes", "devices", "started"),
-    [(None, None, 64), (2, None, 2), (2, "auto", 2), (100, None, 64), (2, 5, 5), (None, ["cpu"], 1)],
+    ("lanes", "devices", "width"),
+    [
+        (None, None, (4, 4)),
+        (2, None, (2, 2)),
+        (2, "auto", (2, 2)),
+        (100, None, (100, 64)),
+        (2, 5, (2, 5)),
+        (None, 3, (3, 3)),
+        (None, ["cpu"], (1, 1)),
+    ],
 )
 def test_no_more_threads_than_lanes_unless_told(
-    monkeypatch: pytest.MonkeyPatch, lanes: int | None, devices: Any, started: int
+    monkeypatch: pytest.MonkeyPatch, lanes: int | None, devices: Any, width: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(_pictures, "auto_lanes", lambda: 64)
-    assert _pictures._devices(argparse.Namespace(lanes=lanes, devices=devices)) == started
+    monkeypatch.setattr("driffusion_trt.pipeline.auto_lanes", lambda: 64)
+    assert _pictures._width(argparse.Namespace(lanes=lanes, devices=devices), 50) == width
 
 
 # plan

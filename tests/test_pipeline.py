@@ -50,16 +50,6 @@ def same(one: Result, other: Result) -> bool:
     ]
 
 
-ARGUMENTS = (
-    "prompt", "negative_prompt", "steps", "guidance_scale", "seed", "mode", "lanes", "rounds", "scheduler",
-)  # fmt: skip
-
-
-def replayed(pipe: Pipeline, settings: dict[str, Any], **more: Any) -> Result:
-    """The call that a picture's settings describe."""
-    return pipe(**{name: settings[name] for name in ARGUMENTS if name in settings}, **more)
-
-
 # The picture itself
 
 
@@ -135,7 +125,7 @@ def test_every_scheduler_runs_in_every_mode(pipe: Pipeline, scheduler: str, mode
     result = pipe(PROMPT, steps=STEPS, scheduler=scheduler, mode=mode, lanes=3)
     assert result.plan.schedule.solver == scheduler
     assert np.isfinite(result.latents).all() and result.latents.std() > 0
-    assert same(result, replayed(pipe, result.settings[0]))
+    assert same(result, pipe(**result.call()))
 
 
 def test_two_threads_get_the_bits_of_separate_calls(pipe: Pipeline) -> None:
@@ -210,7 +200,7 @@ def test_recorded_settings_make_the_picture_again(pipe: Pipeline, mode: str) -> 
         rounds=rounds,
     )
     (settings,) = made.settings
-    assert same(made, replayed(pipe, json.loads(json.dumps(settings))))
+    assert same(made, pipe(**json.loads(json.dumps(made.call(0)))))
     assert settings["model"] == "demo" and settings["sequential_calls"] == made.plan.sequential_calls
 
 
@@ -218,7 +208,7 @@ def test_defaults_are_recorded_too(pipe: Pipeline) -> None:
     made = pipe(PROMPT)
     assert made.settings[0]["steps"] == 50 and made.settings[0]["guidance_scale"] == 3.0
     assert made.settings[0]["lanes"] == 2
-    assert same(made, replayed(pipe, made.settings[0]))
+    assert same(made, pipe(**made.call()))
 
 
 # Guidance, progress, timings

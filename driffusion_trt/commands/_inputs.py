@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import InputError
+from ..engines.manifest import BUNDLED
 from ..pictures import read_settings
 
-# Settings of a picture that are options by the same name.
-_REPLAYED = ("negative_prompt", "steps", "guidance_scale", "seed", "lanes", "scheduler", "model")
+# Settings of a picture that are options by the same name, and of which type. A picture may come
+# from anywhere, so nothing in it is trusted to be what we would have written.
+_REPLAYED: dict[str, tuple[type, ...]] = {
+    "negative_prompt": (str,),
+    "steps": (int,),
+    "guidance_scale": (int, float),
+    "seed": (int,),
+    "lanes": (int,),
+    "scheduler": (str,),
+    "model": (str,),
+}
+_MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), "rounds": (int,)}
 
 
 def read_prompts(words: list[str], file: str | None) -> list[str]:
@@ -50,6 +61,9 @@ def fill_from_picture(args: argparse.Namespace) -> None:
     Raises InputError where the file has no settings, or cannot be made again by itself.
     """
     settings = read_settings(args.from_picture)
+    for name, types in (_REPLAYED | _MODE).items():
+        if name in settings and (not isinstance(settings[name], types) or isinstance(settings[name], bool)):
+            raise InputError(f"{args.from_picture} has {name}={settings[name]!r}, which is of no use here")
     if "batch_seed" in settings:
         raise InputError(
             f"{args.from_picture} is one of {settings.get('batch')} pictures made from one random stream; "
@@ -60,6 +74,12 @@ def fill_from_picture(args: argparse.Namespace) -> None:
     if args.mode is None:  # a number of rounds belongs to its mode
         args.mode = settings.get("mode")
         args.rounds = settings.get("rounds") if args.rounds is None else args.rounds
+    if args.model is None and settings.get("model", "demo") not in BUNDLED:
+        # A name only: a path out of a picture would load whatever lies there.
+        raise InputError(
+            f"{args.from_picture} was made with the model {settings['model']!r}; give its folder by --model"
+        )
+    args.replayed = settings
     for name in _REPLAYED:
         if getattr(args, name) is None:
             setattr(args, name, settings.get(name))

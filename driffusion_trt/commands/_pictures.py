@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from .._call import Request, Timings
 from .._errors import InputError
 from ..engines.manifest import ModelFolder
 from ..models import ModelSpec
 from ..pictures import save_png
 from ..pipeline import Pipeline, count_devices
-from ..runtime.host import auto_lanes
 from ..sampling.noise import noise_streams
-from ..sampling.plan import Plan, make_plan
+from ..sampling.plan import Plan, default_lanes, make_plan
 from ..sampling.sample import RoundDone
 from ._compare import HOW_MEASURED, Comparison, compare
 from ._console import Console, Tick
@@ -84,6 +84,7 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
         with Pipeline.load(job.model, devices=job.devices) as pipe:
             load_ms = 1e3 * (time.perf_counter() - start)
             _say_first(job, pipe, console)
+            _say_replayed(args, pipe, console)
             try:
                 _make(job, pipe, console, done)
             finally:  # also after Ctrl-C: these are whole
@@ -105,12 +106,10 @@ def _checked(args: argparse.Namespace) -> _Job:
     if size < 1:
         raise InputError(f"batch-size={size} was asked; it must be at least 1")
     model = args.model or "demo"
-    devices = _devices(args)
     schedule = read_schedule(model, args.steps, args.scheduler)
     mode = args.mode or "aggressive"
-    plan = make_plan(
-        schedule, mode=mode, lanes=devices if args.lanes is None else args.lanes, rounds=args.rounds
-    )
+    lanes, devices = _width(args, schedule.steps)
+    plan = make_plan(schedule, mode=mode, lanes=lanes, rounds=args.rounds)
     pictures = _pictures(args, ModelFolder.open(model).spec)
     paths = [picture.path for picture in pictures]
     extra = [comparison(path) for path in paths] if args.compare else []
@@ -120,11 +119,11 @@ def _checked(args: argparse.Namespace) -> _Job:
     return _Job(model, devices, plan, settings, batches, args.compare)
 
 
-def _devices(args: argparse.Namespace) -> int:
-    """By default all cores, but not more of them than lanes: the rest would have nothing to do."""
-    if args.devices not in (None, "auto"):
-        return count_devices(args.devices)
-    return auto_lanes() if args.lanes is None else max(1, min(args.lanes, auto_lanes()))
+def _width(args: argparse.Namespace, steps: int) -> tuple[int, int]:
+    """Lanes and devices; devices that nobody counted are no more than lanes: the rest would idle."""
+    devices = count_devices("auto" if args.devices is None else args.devices)
+    lanes = default_lanes(devices, steps) if args.lanes is None else args.lanes
+    return lanes, min(devices, lanes) if args.devices in (None, "auto") else devices
 
 
 def _pictures(args: argparse.Namespace, spec: ModelSpec) -> list[_Picture]:
@@ -158,6 +157,17 @@ def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
         f"ideal speed-up {plan.ideal_speedup:.2f}",
         detail=True,
     )
+
+
+def _say_replayed(args: argparse.Namespace, pipe: Pipeline, console: Console) -> None:
+    """The same settings make the same picture with the same weights and code only."""
+    was: dict[str, Any] = getattr(args, "replayed", {})
+    for name, now in (("model_hash", pipe.model_hash), ("version", __version__)):
+        if name in was and was[name] != now:
+            console.warn(
+                f"{args.from_picture} was made with {name.replace('_', ' ')} {was[name]!r}, this is {now!r}; "
+                "the picture may differ"
+            )
 
 
 def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:

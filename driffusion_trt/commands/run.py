@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option(group, "--guidance-scale", "G", "1 is none (default: the model's, demo: 3)", type=number)
     option(group, "--mode", "MODE", f"{', '.join(MODES)} (default: aggressive)", names=MODES)
-    option(group, "--lanes", "N", "noises predicted at once (default: the devices)", type=whole)
+    option(group, "--lanes", "N", "noises predicted at once (default: the devices, at most 4)", type=whole)
     option(group, "--rounds", "N", "steps that mode skip takes", type=whole)
     option(
         group,

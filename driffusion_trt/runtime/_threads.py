@@ -40,6 +40,7 @@ class LaneThreads:
             threading.Thread(target=_work, args=(tasks,), name=f"driffusion-lane-{lane}", daemon=True)
             for lane, tasks in enumerate(self._queues)
         ]
+        self._waiting = [0] * lanes  # calls that each lane has not finished
         self._lock = threading.Lock()
         self._closed = False
         # Threads that nobody closed are stopped when this object is collected, or at exit: a
@@ -57,21 +58,28 @@ class LaneThreads:
             raise LaneError("the lanes are closed; make new ones")
 
     def run(self, calls: Sequence[Callable[[int], _T]]) -> list[_T]:
-        """Run call k on lane k mod lanes, with its lane as argument, and wait for all of them.
+        """Run every call on a lane, with its lane as argument, and wait for all of them.
+
+        They go to the lanes in turn, beginning with the one that has the least to do, so
+        that several users with one call each do not queue up on the first lane.
 
         Raises:
             LaneError: a call failed (that of the lowest lane, if several did) and its error is
                 the cause; or the lanes are closed. No call of this round still runs then.
         """
         done: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-        tasks = [_Task(call, k % len(self), done) for k, call in enumerate(calls)]
         # Under the lock that close() takes: a task is either ahead of the end mark or refused.
         with self._lock:
             self.check_open()
+            first = self._waiting.index(min(self._waiting))
+            tasks = [_Task(call, (first + k) % len(self), done) for k, call in enumerate(calls)]
             for task in tasks:
+                self._waiting[task.lane] += 1
                 self._queues[task.lane].put(task)
         for _ in tasks:
-            done.get()
+            finished = done.get()
+            with self._lock:
+                self._waiting[finished.lane] -= 1
         failed = min((task for task in tasks if task.error), key=lambda task: task.lane, default=None)
         if failed is not None:
             kind = type(failed.error).__name__

@@ -74,6 +74,8 @@ def make_plan(
 
     Raises InputError for an unknown mode, or numbers that cannot be.
     """
+    if not isinstance(mode, str):
+        raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode not in MODES:
         raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
     _whole("lanes", lanes, 1, None)
@@ -85,13 +87,24 @@ def make_plan(
         _whole("rounds", count, 1, steps)
         schedule = schedule.with_steps(count)
         return Plan(schedule, mode, lanes, steps, sequential_rounds(schedule))
-    if mode == "aggressive":
+    if lanes == 1:  # every mode is then the scheduler itself
+        built = sequential_rounds(schedule)
+    elif mode == "aggressive":
         built = aggressive_rounds(schedule, lanes)
     elif mode == "conservative":
         built = conservative_rounds(schedule, lanes)
     else:
         built = sequential_rounds(schedule)
     return Plan(schedule, mode, lanes, steps, built)
+
+
+def default_lanes(devices: int, steps: int) -> int:
+    """Lanes where nobody asked for a number: 2, or one for every 10 steps, but no more than 4.
+
+    Drafts reach as far ahead as there are lanes: with 16 lanes and 50 steps the aggressive
+    mode has 5 rounds left, and the picture little to do with the sequential one.
+    """
+    return min(devices, max(2, min(4, steps // 10)))
 
 
 def _whole(name: str, value: object, least: int, most: int | None) -> None:

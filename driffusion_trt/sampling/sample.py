@@ -128,6 +128,9 @@ class _Latents:
         self._draw_for((*item.draft.columns, *item.refine.columns))
         for target, draft in zip(item.draft.targets, item.draft.apply(self.held), strict=True):
             self.held[target] = draft
+        for i in item.predict:
+            if Column("input", i) not in item.draft.targets:  # an older draft of it may still be kept
+                self.held[Column("input", i)] = self.held[Column("state", i)]
         requests = [self._request(i) for i in item.predict]
         for i, output in zip(item.predict, predict(requests), strict=True):
             self.held[Column("output", i)] = output
@@ -141,8 +144,6 @@ class _Latents:
         return gram
 
     def _request(self, i: int) -> tuple[Float32, float]:
-        if Column("input", i) not in self.held:
-            self.held[Column("input", i)] = self.held[Column("state", i)]
         known = self.held[Column("input", i)]
         scale = self._scales[i]
         return (known * np.float32(scale) if scale != 1 else known), self._timesteps[i]

@@ -95,6 +95,7 @@ class Table:
 
 def _weighted_sum(terms: Iterable[tuple[Column, Float32]], latents: Mapping[Column, Float32]) -> Float32:
     out: Float32 | None = None
+    scratch: Float32 | None = None
     terms = tuple(terms)
     if len(terms) == 1 and terms[0][1].ndim == 0 and terms[0][1] == 1:
         return latents[terms[0][0]]
@@ -102,7 +103,12 @@ def _weighted_sum(terms: Iterable[tuple[Column, Float32]], latents: Mapping[Colu
         latent = latents[column]
         if factor.ndim:
             factor = factor.reshape(-1, *([1] * (latent.ndim - 1)))
-        product: Float32 = latent * factor
-        out = product if out is None else np.add(out, product, out=out)
+        if out is None:
+            out = latent * factor
+            continue
+        if scratch is None:
+            scratch = np.empty_like(out)
+        np.multiply(latent, factor, out=scratch)
+        np.add(out, scratch, out=out)
     assert out is not None, "a row without terms"
     return out

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vae-samples", type=int, default=16_000, help="pictures the autoencoder sees")
     parser.add_argument("--checker-samples", type=int, default=40_000, help="pictures the classifier sees")
     parser.add_argument("--pictures", type=int, default=32_000, help="pictures that are encoded once")
-    parser.add_argument("--samples", type=int, default=395_000, help="noisy latents the UNet sees in all")
+    parser.add_argument("--samples", type=int, default=500_000, help="noisy latents the UNet sees in all")
     parser.add_argument("--bf16", action="store_true", help="autocast; time both, it depends on the CPU")
     options = parser.parse_args(arguments)
     work: Path = options.work

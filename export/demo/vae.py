@@ -36,7 +36,8 @@ def _loss(folder: Path) -> Loss:
         lead = 0.5 * max(0.0, 1 - step / _COLOUR_STEPS)
         colours = 1.5 * torch.nn.functional.avg_pool2d(wanted, scenes.SIZE // latents.shape[-1])
         led = (latents[:, :3].float() - colours).square().mean()
-        return error.abs().mean() + 2 * error.square().mean() + lead * led
+        total: torch.Tensor = error.abs().mean() + 2 * error.square().mean() + lead * led
+        return total
 
     return loss
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 AVERAGE_EVERY = 8
 SAVE_EVERY_S = 120.0
@@ -50,7 +50,7 @@ def train(recipe: Recipe, folder: Path, processes: int = 2) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rendezvous = folder / f"{recipe.name}.rendezvous"
     rendezvous.unlink(missing_ok=True)
-    mp.spawn(_worker, (processes, recipe, folder, rendezvous), nprocs=processes)
+    spawn(_worker, (processes, recipe, folder, rendezvous), nprocs=processes)  # type: ignore[no-untyped-call]
     rendezvous.unlink(missing_ok=True)
 
 
@@ -122,7 +122,7 @@ def _steps(
             group["lr"] = _rate(step / total, recipe)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
             loss = loss_of(model, generator, step)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

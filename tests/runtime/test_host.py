@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,21 @@ def test_requests_go_to_the_lanes_in_turn(network: Path) -> None:
         job._predict_one = noted  # type: ignore[method-assign, assignment]
         job.predict([(latents(0), float(k)) for k in range(7)])
     assert seen == {0: [0.0, 3.0, 6.0], 1: [1.0, 4.0], 2: [2.0, 5.0]}
+
+
+def test_users_with_one_request_each_share_the_lanes(network: Path) -> None:
+    """A second sequential caller does not wait behind the first one's lane."""
+    with HostLanes(network, 2) as lanes:
+        both = threading.Barrier(2, timeout=30)  # broken unless the two calls run at once
+
+        def one_call(lane: int) -> int:
+            both.wait()
+            return lane
+
+        with ThreadPoolExecutor(2) as callers:
+            used = [callers.submit(lanes._threads.run, [one_call]) for _ in range(2)]
+            assert sorted(future.result()[0] for future in used) == [0, 1]
+        assert lanes._threads._waiting == [0, 0]
 
 
 def test_lanes_run_at_the_same_time(lanes: HostLanes) -> None:

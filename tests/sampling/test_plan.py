@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import driffusion_trt as dt
+from driffusion_trt.sampling.plan import default_lanes
 
 DDIM = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False}
 
@@ -72,6 +73,7 @@ def test_skip_takes_rounds() -> None:
     [
         ({"mode": "agressive"}, "did you mean 'aggressive'"),
         ({"mode": ""}, "there is no mode ''"),
+        ({"mode": None}, "mode must be one of"),
         ({"lanes": 0}, "lanes=0 was asked; it must be at least 1"),
         ({"lanes": 2.0}, "lanes must be a whole number at least 1, not 2.0"),
         ({"lanes": True}, "lanes must be a whole number"),
@@ -84,6 +86,11 @@ def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> 
     schedule = dt.Schedule.from_config(DDIM, 10)
     with pytest.raises(dt.InputError, match=message):
         dt.make_plan(schedule, **options)  # type: ignore[arg-type]
+
+
+def test_lanes_that_nobody_asked_for_stay_few() -> None:
+    assert [default_lanes(devices, 50) for devices in (1, 2, 4, 64)] == [1, 2, 4, 4]
+    assert [default_lanes(64, steps) for steps in (1, 9, 20, 30, 1000)] == [2, 2, 2, 3, 4]
 
 
 def test_a_plan_says_what_it_is() -> None:
