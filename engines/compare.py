@@ -90,11 +90,11 @@ def compare_plan(
         raise MissingExtraError("polygraphy", "tensorrt", command="pip install polygraphy") from error
     ranges = {name: Range(*sizes) for name, sizes in sides.items()}
     feeds = [random_inputs(inputs, ranges, seed, which) for seed, which in enumerate((1, 0))]
-    runners = [
-        OnnxrtRunner(SessionFromOnnx(onnx, providers=["cpu"]), name="onnx"),
-        TrtRunner(EngineFromBytes(Path(plan).read_bytes()), name="plan"),
-    ]
     try:
+        runners = [
+            OnnxrtRunner(SessionFromOnnx(onnx, providers=["cpu"]), name="onnx"),
+            TrtRunner(EngineFromBytes(Path(plan).read_bytes()), name="plan"),
+        ]
         results = dict(Comparator.run(runners, data_loader=feeds))
     except PolygraphyException as error:
         raise EngineError(f"the plan of {network} could not be run for its check: {error}") from error
