@@ -65,6 +65,7 @@ def build_plan(
     builder = _make_builder(module, kind, logger, messages)
     network = check(builder.create_network(0), f"{kind.title}'s create_network", messages)
     _parse(module, kind, network, logger, Path(onnx), messages)
+    _let_attention_decompose(module, network)
     config = check(builder.create_builder_config(), f"{kind.title}'s create_builder_config", messages)
     # Held here: the config does not keep its monitor alive.
     monitor = config.progress_monitor = _make_monitor(module, report)
@@ -123,6 +124,18 @@ def _parse(
     raise EngineError(
         f"{kind.title} {module.__version__} cannot read {path}: {'; '.join(words) or messages.words()}"
     )
+
+
+def _let_attention_decompose(module: Any, network: trt.INetworkDefinition) -> None:
+    """Heads for which TensorRT has no fused kernel, such as the VAE's one of 512 channels, are taken apart.
+
+    Where it has one it is still used. Without this the whole build would fail.
+    """
+    for index in range(network.num_layers):
+        layer: Any = network.get_layer(index)
+        if layer.type == module.LayerType.ATTENTION_INPUT:
+            layer.__class__ = module.IAttentionInputLayer  # layers come as their base class
+            layer.attention.decomposable = True
 
 
 def _make_monitor(module: Any, report: Report) -> Any:

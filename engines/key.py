@@ -16,6 +16,8 @@ from .profiles import Profile
 
 __all__ = ["PlanKey", "Platform", "onnx_hash"]
 
+_RECIPE = 1  # raised when the same inputs are built to other plans than before
+
 
 @dataclass(frozen=True, slots=True)
 class Platform:
@@ -66,6 +68,7 @@ class PlanKey:
     profile: Profile
     platform: Platform
     options: dict[str, Any] = field(default_factory=dict)
+    recipe: int = _RECIPE
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in a fixed order."""

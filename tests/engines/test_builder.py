@@ -12,6 +12,7 @@ import tiny
 from onnx import TensorProto, helper
 
 from driffusion_trt import EngineError, InputError
+from driffusion_trt.engines import builder
 from driffusion_trt.engines.builder import build_plan
 from driffusion_trt.engines.profiles import Profile
 from driffusion_trt.models import get_spec
@@ -80,6 +81,30 @@ def test_targets_and_sizes_make_other_plans_and_the_same_make_the_same(tmp_path:
         plans[name] = (tmp_path / name).read_bytes()
     assert plans["one"] == plans["again"]
     assert plans["one"] not in (plans["targets"], plans["sizes"])
+
+
+def attention(path: Path, heads: int, width: int) -> Path:
+    shape = ("batch", heads, "height", width)
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name in "qkvy"]
+    graph = helper.make_graph([helper.make_node("Attention", list("qkv"), ["y"])], "g", value[:3], value[3:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
+    return path
+
+
+def test_attention_keeps_its_fused_kernel_or_is_taken_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT has none for heads as wide as the autoencoder's."""
+    sides = {"batch": [1, 2, 2], "height": [16, 64, 64]}
+    usual = attention(tmp_path / "usual.onnx", 4, 64)
+    wide = attention(tmp_path / "wide.onnx", 1, 512)
+    build(usual, tmp_path / "plan", sides=sides)
+    build(wide, tmp_path / "wide", sides=sides)
+    monkeypatch.setattr(builder, "_let_attention_decompose", lambda module, network: None)
+    build(usual, tmp_path / "fused", sides=sides)
+    assert (tmp_path / "plan").read_bytes() == (tmp_path / "fused").read_bytes()
+    with pytest.raises(EngineError, match="not supported by a dedicated kernel"):
+        build(wide, tmp_path / "never", sides=sides)
 
 
 def test_a_network_that_cannot_be_read_is_told_with_its_node(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_a_key_survives_json() -> None:
         {"platform": Platform("tensorrt", "1.7.1.116", ("sm89", "sm120"))},
         {"platform": Platform("tensorrt-rtx", "1.7.1.116", ("sm89", "sm120"), "NVIDIA L4")},
         {"options": {"optimization_level": 5}},
+        {"recipe": 2},
     ],
     ids=lambda change: next(iter(change)),
 )
