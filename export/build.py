@@ -91,6 +91,7 @@ def run_export(export: Export, progress: Progress | None = None) -> Path:
         record.drop({*export.make, MANIFEST, *(record.entries.keys() - export.sources.keys())})
         _make(export, record, tell)
         _check(export, record, tell)
+        assert record.entries.keys() >= export.sources.keys()
         _remove_strangers(export, record)
         tell.begin("hashing the files")
         written = write_manifest(folder, **facts(export, record))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from .._errors import ModelError
 from ..models import ModelSpec
@@ -54,12 +55,35 @@ def _run_clip(model: Any, input_ids: torch.Tensor, **more: Any) -> Any:
     return model(input_ids, position_ids=positions, return_dict=True, **more)
 
 
+class _FloatNorm(torch.nn.Module):
+    """T5's norm (1910.07467) within float32.
+
+    transformers multiplies a state in float32 by weights in float16. The exporter makes one
+    RMSNormalization of that, whose two types ONNX does not take.
+    """
+
+    def __init__(self, norm: T5LayerNorm) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.epsilon = norm.variance_epsilon
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.float()
+        return torch.nn.functional.rms_norm(hidden.float(), weight.shape, weight, self.epsilon).to(
+            self.weight.dtype
+        )
+
+
 class _T5(torch.nn.Module):
     """T5's encoder, unmasked: SD3 reads its padding too."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
+        for parent in list(model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, T5LayerNorm):
+                    setattr(parent, name, _FloatNorm(child))
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self.model(input_ids, return_dict=True).last_hidden_state

@@ -6,6 +6,7 @@ already, and warnings are errors. `tests/export/test_build.py` has the tests wit
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ import reduced
 from driffusion_trt.export import build, worker
 
 Checkpoints = Callable[[str], Path]
+
+# torch writes a trace of every export to whoever listens, which here would be pytest: half of the time.
+logging.getLogger("torch.__trace").propagate = False
 
 
 @pytest.fixture(scope="session")
