@@ -12,6 +12,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= a red fox left of a blue star on a yellow background
+FLAVOUR ?= tensorrt
 RUN_ARGS ?= --lanes 2 --mode aggressive --steps 50 --seed 7 -o fox.png
 
 # Installed before the test extras, so that nothing picks another build. Where the package index's own
@@ -30,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(shell find -L driffusion_trt -type f ! -path '*/__pycache__/*')
 
-.PHONY: help run test lint demo-train wheel-check clean
+.PHONY: help run test test-full test-gpu lint lint-tensorrt demo-train wheel-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,10 +44,20 @@ run: $(VENV)/.installed ## a picture from a prompt, on the CPU: PROMPT="..." RUN
 test: $(VENV)/.test ## the default test suite (not the slow and gpu ones): ARGS="-k plan"
 	$(PY) -m pytest $(ARGS)
 
+test-full: $(VENV)/.test ## SD2.1, SDXL and SD3 in full size to TensorRT-RTX plans, no GPU: half an hour, 24 GB
+	$(PY) -m bench.full_build $(ARGS)
+
+test-gpu: $(VENV)/.gpu-$(FLAVOUR) ## what only a GPU can show: FLAVOUR=tensorrt or tensorrt-rtx
+	DRIFFUSION_FLAVOUR=$(FLAVOUR) $(PY) -m pytest -m gpu tests/gpu $(ARGS)
+
 lint: $(VENV)/.dev ## style, format and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy -p driffusion_trt $(addprefix -p ,$(wildcard bench))
+
+# The wheels of TensorRT have no types: stubs are made from their bindings, which needs gcc but no GPU.
+lint-tensorrt: $(VENV)/.dev ## the calls of both TensorRTs against the real bindings
+	$(PY) -m bench.tensorrt_types $(ARGS)
 
 demo-train: $(VENV)/.test ## train the bundled demo model anew: hours on a laptop, resumable
 	$(PY) -m driffusion_trt.export.demo.train --work demo-training $(ARGS)
@@ -81,6 +92,11 @@ $(VENV)/.test: pyproject.toml constraints.txt Makefile | $(PY)
 	$(INSTALL) $(TORCH)
 	$(INSTALL) ".[test]"
 	@touch $@ $(VENV)/.installed
+
+# The driver has to be one for CUDA 13.
+$(VENV)/.gpu-$(FLAVOUR): pyproject.toml constraints.txt $(VENV)/.test
+	$(INSTALL) ".[$(FLAVOUR)]"
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.test
 	$(INSTALL) ".[dev]"

@@ -130,8 +130,8 @@ def orchestration(plan: dt.Plan, repeats: int) -> list[float]:
 class _Instant(OnnxSession):
     """A session whose network costs nothing, to time the lanes' threads alone."""
 
-    def bind(self, inputs: Any) -> Any:
-        run = super().bind(inputs)
+    def bind(self, inputs: Any, outputs: Any = None) -> Any:
+        run = super().bind(inputs, outputs)
 
         class Nothing:
             inputs, outputs = run.inputs, run.outputs

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ._errors import (
         ConfigError,
         DriffusionError,
+        EngineError,
         InputError,
         LaneError,
         MissingExtraError,
@@ -28,6 +29,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "ConfigError",
     "DriffusionError",
+    "EngineError",
     "InputError",
     "LaneError",
     "MissingExtraError",
@@ -44,6 +46,7 @@ __all__ = [
 _HOME = {
     "ConfigError": "._errors",
     "DriffusionError": "._errors",
+    "EngineError": "._errors",
     "InputError": "._errors",
     "LaneError": "._errors",
     "MissingExtraError": "._errors",

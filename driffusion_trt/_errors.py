@@ -4,6 +4,7 @@
     ├── InputError (ValueError)            an argument that cannot work
     │   └── ConfigError                    an option of a scheduler or model config that is not supported
     ├── ModelError (RuntimeError)          a model folder that is missing, incomplete or altered
+    ├── EngineError (RuntimeError)         TensorRT refused or failed; its own words are in the message
     ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
     └── MissingExtraError (ImportError)    an optional package is missing; the message has the pip command
 
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 __all__ = [
     "ConfigError",
     "DriffusionError",
+    "EngineError",
     "InputError",
     "LaneError",
     "MissingExtraError",
@@ -43,17 +45,20 @@ class ModelError(DriffusionError, RuntimeError):
     """A model folder that is missing, incomplete or altered."""
 
 
+class EngineError(DriffusionError, RuntimeError):
+    """TensorRT refused a network or a call, or failed; the message has its own words."""
+
+
 class LaneError(DriffusionError, RuntimeError):
     """A lane failed while it predicted; the original error is its ``__cause__``."""
 
 
 class MissingExtraError(DriffusionError, ImportError):
-    """An optional package is not installed."""
+    """An optional package is not installed; `command` is what to run where the extra alone will not do."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is needed here and is not installed; run: pip install 'driffusion-trt[{extra}]'"
-        )
+    def __init__(self, package: str, extra: str, *, command: str | None = None) -> None:
+        command = command or f"pip install 'driffusion-trt[{extra}]'"
+        super().__init__(f"{package} is needed here and is not installed; run: {command}")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

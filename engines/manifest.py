@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._errors import ModelError, did_you_mean
-from .._manifest import MANIFEST, Manifest, read_manifest, sha256, write_manifest
+from .._manifest import MANIFEST, FileEntry, Manifest, read_manifest, sha256, write_manifest
 from ..models import MODELS, ModelSpec, get_spec
 
 __all__ = ["BUNDLED", "ModelFolder", "resolve_model", "write_manifest"]
@@ -62,13 +62,13 @@ class ModelFolder:
                 f"it is cut short or was altered; {self._remedy()}"
             )
 
-    def verify(self) -> None:
-        """Hash every file.
+    def verify(self, network: str | None = None) -> None:
+        """Hash every file, or those of one network.
 
         Raises:
             ModelError: a file is missing or is not the one that was built.
         """
-        for name, entry in self.manifest.files.items():
+        for name, entry in (self.manifest.files if network is None else self.files_of(network)).items():
             self._check_size(name, entry.size_bytes)
             if sha256(self.path / name) != entry.sha256:
                 raise ModelError(
@@ -96,6 +96,12 @@ class ModelFolder:
         """Names of the ONNX files: "denoiser", "vae_decoder", and the text encoders."""
         files = map(PurePosixPath, self.manifest.files)
         return tuple(sorted(f.stem for f in files if f.parts[0] == "onnx" and f.suffix == ".onnx"))
+
+    def files_of(self, network: str) -> dict[str, FileEntry]:
+        """The ONNX file of a network and the files of weights beside it."""
+        stem = f"onnx/{network}.onnx"
+        files = self.manifest.files.items()
+        return {name: entry for name, entry in files if name == stem or name.startswith(f"{stem}.")}
 
     def network(self, name: str) -> Path:
         """Path of onnx/<name>.onnx.

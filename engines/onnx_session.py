@@ -146,16 +146,21 @@ class OnnxSession:
         except _RUN_ERRORS as error:
             raise ModelError(f"{self.path} failed while it ran ({error})") from error
 
-    def bind(self, inputs: Mapping[str, tuple[int, ...] | Array]) -> BoundRun:
+    def bind(
+        self,
+        inputs: Mapping[str, tuple[int, ...] | Array],
+        outputs: Mapping[str, Array] | None = None,
+    ) -> BoundRun:
         """Tie inputs and outputs to buffers that stay, so that a call copies nothing.
 
         Args:
             inputs: for each input a shape (a zeroed buffer is made), or an array that is
                 read in place at every call and may be shared by several bound runs.
+            outputs: arrays that are written in place; made where they are not given.
 
         Raises:
-            InputError: an input is missing, unknown, or of the wrong shape or dtype, or
-                an array is not C-contiguous.
+            InputError: an input or output is missing, unknown, or of the wrong shape or
+                dtype, or an array is not C-contiguous.
         """
         self._open()
         shapes = {name: v.shape if isinstance(v, np.ndarray) else v for name, v in inputs.items()}
@@ -168,7 +173,25 @@ class OnnxSession:
             if not value.flags.c_contiguous:
                 raise InputError(f"input {name!r} of {self.path} must be C-contiguous to be read in place")
             buffers[name] = value
-        return BoundRun(self, buffers, self._make_outputs(sizes, buffers))
+        made = self._make_outputs(sizes, buffers)
+        return BoundRun(self, buffers, made if outputs is None else self._given(outputs, made))
+
+    def _given(self, outputs: Mapping[str, Array], made: dict[str, Array]) -> dict[str, Array]:
+        """The caller's output arrays, once they are seen to be like those that would be made."""
+        for name in {**outputs, **made}:
+            if name not in made:
+                raise InputError(f"{self.path} has no output {name!r}{did_you_mean(name, made)}")
+            wanted = f"{made[name].dtype} {_text(made[name].shape)}, C-contiguous"
+            if name not in outputs:
+                raise InputError(f"{self.path} needs an array for the output {name!r}: {wanted}")
+            given = outputs[name]
+            alike = given.dtype == made[name].dtype and given.shape == made[name].shape
+            if not (alike and given.flags.c_contiguous and given.flags.writeable):
+                raise InputError(
+                    f"output {name!r} of {self.path} has an array of {given.dtype} {_text(given.shape)}; "
+                    f"expected {wanted} and writeable"
+                )
+        return dict(outputs)
 
     def _make_outputs(self, sizes: dict[str, int], buffers: dict[str, Array]) -> dict[str, Array]:
         shapes: dict[str, tuple[int, ...]] = {}
@@ -224,6 +247,10 @@ class BoundRun:
             self._session._open().run_with_iobinding(self._binding)
         except _RUN_ERRORS as error:
             raise ModelError(f"{self._session.path} failed while it ran ({error})") from error
+
+    def enqueue(self, stream: int = 0) -> None:
+        """The same as a call: on the CPU there is no stream to put it on."""
+        self()
 
 
 def _options(threads: int) -> ort.SessionOptions:

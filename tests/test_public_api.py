@@ -16,6 +16,7 @@ DOCUMENTED = {
     "_errors": {
         "ConfigError",
         "DriffusionError",
+        "EngineError",
         "InputError",
         "LaneError",
         "MissingExtraError",
@@ -88,6 +89,7 @@ def test_errors_are_also_what_callers_already_catch() -> None:
     assert issubclass(driffusion_trt.InputError, ValueError)
     assert issubclass(driffusion_trt.ConfigError, driffusion_trt.InputError)
     assert issubclass(driffusion_trt.ModelError, RuntimeError)
+    assert issubclass(driffusion_trt.EngineError, RuntimeError)
     assert issubclass(driffusion_trt.LaneError, RuntimeError)
     assert issubclass(driffusion_trt.MissingExtraError, ImportError)
     errors = [getattr(driffusion_trt, name) for name in DOCUMENTED["_errors"]]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import completion, plan, run
+from . import build, completion, inspect, plan, run
 from ._console import Console
 
 __all__ = ["COMMANDS", "Command"]
@@ -32,6 +32,22 @@ COMMANDS: Mapping[str, Command] = {
         run.EPILOG,
         run.add_arguments,
         run.run,
+    ),
+    "build": Command(
+        "turn a checkpoint into ONNX and TensorRT plans",
+        "--model FAMILY --checkpoint PATH [options]",
+        build.DESCRIPTION,
+        build.EPILOG,
+        build.add_arguments,
+        build.run,
+    ),
+    "inspect": Command(
+        "show what a model folder holds, and check it",
+        "[options] FOLDER",
+        inspect.DESCRIPTION,
+        inspect.EPILOG,
+        inspect.add_arguments,
+        inspect.run,
     ),
     "plan": Command(
         "show rounds and ideal speed-up of the modes",

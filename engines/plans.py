@@ -1,0 +1,235 @@
+"""The plans that a model folder lacks, built side by side as far as memory allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._child import Children
+from .flavours import Flavour
+from .gpus import Gpu
+from .key import PlanKey, Platform, onnx_hash
+from .manifest import ModelFolder
+from .profiles import Profile
+from .store import Plan, PlanStore
+
+__all__ = ["Cost", "PlanRequest", "build_plans", "current_hashes", "plan_cost", "plan_requests"]
+
+OnPhase = Callable[[str, str], None]
+
+# T5 alone is larger than the rest of SD3, runs once per prompt, and SD3 can do without it.
+_NOT_PLANNED = ("text_encoder_3",)
+# From builds of SD2.1, SDXL and SD3 with TensorRT-RTX on two cores of an x86 server; plain TensorRT tries its
+# kernels out on the GPU, which takes longer.
+_SECONDS, _SECONDS_PER_GB = 3.0, {"tensorrt-rtx": 16.0, "tensorrt": 60.0}
+_MEMORY_BYTES, _MEMORY_PER_BYTE = 600_000_000, 3.3
+_DISK_BYTES, _DISK_PER_BYTE = 2_000_000, 1.02
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one build is expected to take: time, memory at its highest, and the plan on disk."""
+
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+def plan_cost(network: str, onnx_bytes: int, flavour: str) -> Cost | None:
+    """The cost of the plan of a network whose ONNX files are this large; None where none is built."""
+    if network in _NOT_PLANNED:
+        return None
+    return Cost(
+        _SECONDS + onnx_bytes / 1e9 * _SECONDS_PER_GB[flavour],
+        _MEMORY_BYTES + int(_MEMORY_PER_BYTE * onnx_bytes),
+        _DISK_BYTES + int(_DISK_PER_BYTE * onnx_bytes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """One plan to be had: its key, its network, its cost.
+
+    `gpu` is the one of this machine that it is for, on which it is compared with ONNX
+    Runtime if `verify`; plain TensorRT also builds on it.
+    """
+
+    key: PlanKey
+    onnx: Path
+    sides: dict[str, list[int]]
+    cost: Cost
+    gpu: Gpu | None = None
+    verify: bool = True
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        platform = self.key.platform
+        return f"{self.key.network} for {platform.gpu or ', '.join(platform.targets)}"
+
+
+def plan_requests(
+    folder: ModelFolder,
+    profile: Profile,
+    flavour: Flavour,
+    version: str,
+    *,
+    targets: Sequence[str] = (),
+    gpu: Gpu | None = None,
+    optimization_level: int | None = None,
+    verify: bool = True,
+) -> list[PlanRequest]:
+    """A plan for each network of a folder, largest first.
+
+    Args:
+        targets: architectures, for a flavour that compiles without the GPU.
+        gpu: or the GPU of this machine that they are for.
+        verify: compare them with ONNX Runtime, where `gpu` is given.
+    """
+    if gpu is not None:
+        platform = Platform(flavour.name, version, (gpu.target,), "" if flavour.targets else gpu.name)
+    else:
+        platform = Platform(flavour.name, version, tuple(targets))
+    manifest = folder.manifest
+    # TensorRT's float32 is TF32 unless it is told otherwise, which is not what fp32 was asked for.
+    options: dict[str, Any] = {
+        "optimization_level": optimization_level,
+        "tf32": not manifest.precision.startswith("fp32"),
+    }
+    requests = []
+    for network in folder.networks:
+        onnx_bytes = sum(entry.size_bytes for entry in folder.files_of(network).values())
+        cost = plan_cost(network, onnx_bytes, flavour.name)
+        if cost is None:
+            continue
+        sides = profile.sides(network, folder.spec)
+        plain = {name: [r.min, r.opt, r.max] for name, r in sides.items()}
+        key = PlanKey(network, onnx_hash(folder, network), manifest.precision, profile, platform, options)
+        requests.append(PlanRequest(key, folder.network(network), plain, cost, gpu, verify))
+    return sorted(requests, key=lambda request: -request.cost.memory_bytes)
+
+
+def current_hashes(folder: ModelFolder) -> dict[str, str]:
+    """`onnx_hash` of every network of a folder."""
+    return {network: onnx_hash(folder, network) for network in folder.networks}
+
+
+def build_plans(
+    store: PlanStore,
+    requests: Sequence[PlanRequest],
+    *,
+    jobs: int = 1,
+    memory_bytes: int | None = None,
+    on_phase: OnPhase = lambda name, phase: None,
+    on_done: Callable[[PlanRequest, Plan], None] = lambda request, plan: None,
+) -> list[Plan]:
+    """Build these plans and take them into the store; who calls holds the folder's lock.
+
+    Args:
+        jobs: builds at the same time; fewer where `memory_bytes` would not hold them, and
+            only one on a GPU whose kernels are being timed.
+        on_phase: told the name of a request and what TensorRT is at.
+        on_done: told each plan as soon as it is in the store.
+
+    Raises:
+        EngineError: TensorRT refused a network or failed.
+        ModelError: a plan differs from ONNX Runtime.
+    """
+    waiting = list(requests)
+    running: dict[str, PlanRequest] = {}
+    built: dict[str, dict[str, Any]] = {}
+    plans = []
+    try:
+        with Children() as children:
+            while waiting or running:
+                while (request := _next(waiting, list(running.values()), jobs, memory_bytes)) is not None:
+                    waiting.remove(request)
+                    running[request.name] = request
+                    on_phase(request.name, "starting")
+                    _start_build(children, store, request)
+                event = children.wait()
+                if event.error is not None:
+                    raise event.error
+                request = running[event.child]
+                if not event.done:
+                    if "phase" in event.report:
+                        on_phase(request.name, event.report["phase"])
+                elif request.gpu is not None and request.verify and request.name not in built:
+                    built[request.name] = event.result
+                    on_phase(request.name, "comparing with ONNX Runtime")
+                    _start_comparison(children, store, request, event.result["inputs"])
+                else:
+                    facts = built.pop(request.name, None)
+                    facts = event.result if facts is None else {**facts, "parity": event.result}
+                    plans.append(store.commit(request.key, facts))
+                    del running[request.name]
+                    on_done(request, plans[-1])
+    finally:  # also of those that were stopped because another failed
+        for request in running.values():
+            store.temporary(request.key).unlink(missing_ok=True)
+    return plans
+
+
+def _next(
+    waiting: Sequence[PlanRequest], running: Sequence[PlanRequest], jobs: int, memory_bytes: int | None
+) -> PlanRequest | None:
+    """The first request that can start beside what is running; one always can where nothing is."""
+    if not running:
+        return waiting[0] if waiting else None
+    if len(running) >= jobs:
+        return None
+    used = sum(request.cost.memory_bytes for request in running)
+    timed = {request.gpu.index for request in running if request.gpu and request.key.platform.gpu}
+    for request in waiting:
+        fits = memory_bytes is None or used + request.cost.memory_bytes <= memory_bytes
+        if fits and not (request.gpu and request.gpu.index in timed):
+            return request
+    return None
+
+
+def _start_build(children: Children, store: PlanStore, request: PlanRequest) -> None:
+    key = request.key
+    timings = None
+    if not key.platform.gpu:
+        targets = key.platform.targets
+    else:
+        targets = ()
+        timings = str(store.temporary(key).with_name(f"{key.network}.timings").absolute())
+    arguments: Mapping[str, Any] = {
+        "onnx": str(request.onnx.absolute()),
+        "plan": str(store.temporary(key).absolute()),
+        "flavour": key.platform.flavour,
+        "targets": list(targets),
+        "sides": request.sides,
+        **key.options,
+        "timing_cache": timings,
+    }
+    children.start(request.name, f"{__package__}.builder:build_plan", arguments, env=_environment(request))
+
+
+def _start_comparison(
+    children: Children, store: PlanStore, request: PlanRequest, inputs: Mapping[str, Any]
+) -> None:
+    arguments = {
+        "network": request.key.network,
+        "onnx": str(request.onnx.absolute()),
+        "plan": str(store.temporary(request.key).absolute()),
+        "precision": request.key.precision,
+        "sides": request.sides,
+        "inputs": inputs,
+    }
+    children.start(request.name, f"{__package__}.compare:compare_plan", arguments, env=_environment(request))
+
+
+def _environment(request: PlanRequest) -> dict[str, str]:
+    """The child sees only the GPU that its plan is for; polygraphy has to know the flavour when it loads."""
+    rtx = request.key.platform.flavour == "tensorrt-rtx"
+    environment = {"POLYGRAPHY_USE_TENSORRT_RTX": "1" if rtx else "0"}
+    if request.gpu is not None:
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        index = request.gpu.index
+        environment["CUDA_VISIBLE_DEVICES"] = visible[index] if index < len(visible) else str(index)
+    return environment

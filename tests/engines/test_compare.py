@@ -1,0 +1,96 @@
+"""Plans against ONNX Runtime through polygraphy; for TensorRT's runner, which needs a GPU, stands another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from driffusion_trt import EngineError, ModelError
+from driffusion_trt.engines.compare import compare_plan, limit_of, random_inputs, worst_difference
+from driffusion_trt.engines.profiles import Range
+
+SIDES = {"batch": Range(1, 2, 4), "height": Range(8, 16, 16), "width": Range(16, 16, 24)}
+INPUTS: dict[str, list[str | int]] = {
+    "sample": ["float", "batch", 4, "height", "width"],
+    "timestep": ["float", "batch"],
+    "encoder_hidden_states": ["float", "batch", 16, 96],
+}
+
+
+@pytest.mark.parametrize(("which", "shape"), [(0, (1, 4, 8, 16)), (1, (2, 4, 16, 16)), (2, (4, 4, 16, 24))])
+def test_inputs_are_such_as_occur_in_use(which: int, shape: tuple[int, ...]) -> None:
+    given = random_inputs({**INPUTS, "input_ids": ["int64", "batch", 77]}, SIDES, 0, which)
+    assert given["sample"].shape == shape and given["sample"].dtype == np.float32
+    assert abs(float(given["sample"].std()) - 1) < 0.1
+    assert ((given["timestep"] >= 1) & (given["timestep"] < 1000)).all()
+    assert given["input_ids"].dtype == np.int64 and given["input_ids"].min() >= 0
+    again = random_inputs(INPUTS, SIDES, 0, which)
+    np.testing.assert_array_equal(again["sample"], given["sample"])
+    assert not np.array_equal(random_inputs(INPUTS, SIDES, 1, which)["sample"], given["sample"])
+
+
+def test_the_worst_output_counts() -> None:
+    exact = {"a": np.array([3.0, 4.0]), "b": np.array([1.0])}
+    assert worst_difference(exact, exact) == 0
+    assert worst_difference({"a": np.array([3.0, 4.5]), "b": np.array([1.01])}, exact) == pytest.approx(0.1)
+    assert worst_difference({"a": np.array([3.0, np.nan]), "b": exact["b"]}, exact) == float("inf")
+    assert worst_difference({"a": exact["a"]}, exact) == float("inf")
+
+
+def test_limits_follow_the_precision_of_the_manifest() -> None:
+    assert limit_of("fp32") < limit_of("fp16") < limit_of("bf16")
+    assert limit_of("fp16, autoencoder fp32") == limit_of("fp16")
+
+
+@pytest.fixture
+def runs_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What polygraphy is to take for a plan is the bytes of an ONNX file."""
+    onnxrt = pytest.importorskip("polygraphy.backend.onnxrt")
+    trt = pytest.importorskip("polygraphy.backend.trt")
+
+    def runner(engine: bytes, name: str) -> Any:
+        return onnxrt.OnnxrtRunner(onnxrt.SessionFromOnnx(engine, providers=["cpu"]), name=name)
+
+    def engine(data: bytes) -> bytes:
+        if data == b"no network":
+            raise pytest.importorskip("polygraphy.exception").PolygraphyException("cannot deserialize")
+        return data
+
+    monkeypatch.setattr(trt, "EngineFromBytes", engine)
+    monkeypatch.setattr(trt, "TrtRunner", runner)
+
+
+def compare(onnx: Path, plan: Path, precision: str = "fp16") -> float:
+    return compare_plan(
+        network="denoiser",
+        onnx=str(onnx),
+        plan=str(plan),
+        precision=precision,
+        sides={name: [r.min, r.opt, r.max] for name, r in SIDES.items()},
+        inputs=INPUTS,
+        report=lambda **facts: None,
+    )
+
+
+@pytest.mark.usefixtures("runs_onnx")
+def test_a_plan_that_computes_the_same_has_its_figure(tmp_path: Path) -> None:
+    onnx = tiny.make_denoiser(tmp_path / "a.onnx")
+    assert compare(onnx, onnx) == 0
+    with pytest.raises(EngineError, match=r"the plan of denoiser could not be run .*cannot deserialize"):
+        (tmp_path / "plan").write_bytes(b"no network")
+        compare(onnx, tmp_path / "plan")
+
+
+@pytest.mark.usefixtures("runs_onnx")
+def test_a_plan_that_computes_something_else_is_refused_with_both_figures(tmp_path: Path) -> None:
+    onnx = tiny.make_denoiser(tmp_path / "a.onnx")
+    other = tiny.make_denoiser(tmp_path / "b.onnx", seed=1)
+    with pytest.raises(
+        ModelError,
+        match=r"plan of denoiser differs from ONNX Runtime by \d.* and \d.* above the limit of 1e-02",
+    ):
+        compare(onnx, other)
