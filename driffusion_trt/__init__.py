@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._errors import (
         ConfigError,
+        DeviceError,
         DriffusionError,
         EngineError,
         InputError,
@@ -28,6 +29,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "ConfigError",
+    "DeviceError",
     "DriffusionError",
     "EngineError",
     "InputError",
@@ -45,6 +47,7 @@ __all__ = [
 
 _HOME = {
     "ConfigError": "._errors",
+    "DeviceError": "._errors",
     "DriffusionError": "._errors",
     "EngineError": "._errors",
     "InputError": "._errors",

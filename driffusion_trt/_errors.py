@@ -5,6 +5,7 @@
     │   └── ConfigError                    an option of a scheduler or model config that is not supported
     ├── ModelError (RuntimeError)          a model folder that is missing, incomplete or altered
     ├── EngineError (RuntimeError)         TensorRT refused or failed; its own words are in the message
+    ├── DeviceError (RuntimeError)         the CUDA driver refused a call, or a GPU failed; names both
     ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
     └── MissingExtraError (ImportError)    an optional package is missing; the message has the pip command
 
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "ConfigError",
+    "DeviceError",
     "DriffusionError",
     "EngineError",
     "InputError",
@@ -47,6 +49,14 @@ class ModelError(DriffusionError, RuntimeError):
 
 class EngineError(DriffusionError, RuntimeError):
     """TensorRT refused a network or a call, or failed; the message has its own words."""
+
+
+class DeviceError(DriffusionError, RuntimeError):
+    """The CUDA driver refused a call, or a GPU failed; `code` is the driver's own name of the error."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class LaneError(DriffusionError, RuntimeError):
