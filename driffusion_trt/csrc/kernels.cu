@@ -64,14 +64,14 @@ extern "C" __global__ void __launch_bounds__(128, 4) gram_partial(const __grid_c
                 const long long at = picture * forms.elements + 4 * group;
                 const int width = width_of(forms.elements, group);
                 float rows[GRAM_ROWS][4];
-                evaluate<GRAM_ROWS>(rows, forms, picture, at, width);
+                evaluate<GRAM_ROWS>(rows, forms, picture, at, width);  // zeros beyond the last element
 #pragma unroll
                 for (int r = 0; r < GRAM_ROWS; ++r)
 #pragma unroll
                     for (int q = 0; q <= r; ++q)
 #pragma unroll
                         for (int e = 0; e < 4; ++e)
-                            if (e < width) sums[r * (r + 1) / 2 + q] += static_cast<double>(rows[r][e]) * rows[q][e];
+                            sums[r * (r + 1) / 2 + q] += static_cast<double>(rows[r][e]) * rows[q][e];
             }
 #pragma unroll
             for (int pair = 0; pair < GRAM_ROWS * (GRAM_ROWS + 1) / 2; ++pair) {
