@@ -26,7 +26,6 @@ _ADVICE = {
     "CUDA_ERROR_DEVICE_UNAVAILABLE": "another process holds it, or it failed: check nvidia-smi",
     "CUDA_ERROR_SYSTEM_NOT_READY": "start nvidia-fabricmanager, which machines with NVSwitch need",
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the driver's library and its kernel module differ: reboot",
-    "CUDA_ERROR_INSUFFICIENT_DRIVER": _UPDATE,
     "CUDA_ERROR_STUB_LIBRARY": "a stub of libcuda was loaded: take the toolkit's stubs folder out of "
     "LD_LIBRARY_PATH",
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": _UPDATE,

@@ -112,7 +112,8 @@ class Device(Owner):
     def __init__(self, ordinal: int) -> None:
         """Raises DeviceError where there is no such GPU or it cannot be used."""
         api = driver()
-        if not 0 <= ordinal < (count := device_count()):
+        count = device_count()
+        if not 0 <= ordinal < count:
             raise DeviceError(
                 f"there is no GPU {ordinal}: {count} can be seen from here, numbered from 0; "
                 "check CUDA_VISIBLE_DEVICES",
