@@ -1,7 +1,7 @@
 // The host build of the kernels, for the simulated driver and for tests. For every kernel NAME it exports
 //   NAME_host    runs a launch,
 //   NAME_ranges  reports every range of bytes that a launch may read or write, exactly,
-//   NAME_params  gives the sizes of its arguments, of which there is one, as far as there is room, and how many.
+//   NAME_bytes   is the size of its arguments, one struct.
 #include "host.h"
 #include "kernels.cu"
 
@@ -79,10 +79,7 @@ static void ranges(const FillTimestepArguments &a, const Reporter &report) {
                               void (*report)(void *, const void *, size_t, int), void *context) {              \
         ranges(*static_cast<const Arguments *>(params[0]), Reporter{report, context});                         \
     }                                                                                                          \
-    EXPORT unsigned NAME##_params(size_t *sizes, unsigned room) {                                              \
-        if (room > 0) sizes[0] = sizeof(Arguments);                                                            \
-        return 1;                                                                                              \
-    }
+    EXPORT unsigned NAME##_bytes() { return sizeof(Arguments); }
 
 KERNEL(linear, LinearArguments)
 KERNEL(gram_partial, GramPartialArguments)
