@@ -15,7 +15,7 @@ README.md says what is simulated and what a green test here cannot show.
 
 from __future__ import annotations
 
-from ._build import BuildError, build, kernel_image, load
+from ._build import BuildError, MissingToolError, build, kernel_image, load
 from ._simulator import Device, Simulator
 
-__all__ = ["BuildError", "Device", "Simulator", "build", "kernel_image", "load"]
+__all__ = ["BuildError", "Device", "MissingToolError", "Simulator", "build", "kernel_image", "load"]

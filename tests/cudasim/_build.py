@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BuildError", "build", "kernel_image", "load"]
+__all__ = ["BuildError", "MissingToolError", "build", "kernel_image", "load"]
 
 SOURCE = Path(__file__).resolve().parent
 BUILD = SOURCE.parent.parent / "build" / "cudasim"
@@ -22,16 +22,21 @@ class BuildError(RuntimeError):
     """The simulator can not be built or loaded; says what is missing."""
 
 
+class MissingToolError(BuildError):
+    """cmake or a C++ compiler is not there."""
+
+
 @cache
 def build(folder: Path = BUILD) -> Path:
     """Compile what has changed since the last time; the folder with the two libraries.
 
     Raises:
-        BuildError: cmake or a C++ compiler is missing, or the sources do not compile.
+        MissingToolError: cmake or a C++ compiler is not there.
+        BuildError: the sources do not compile.
     """
     for tool in ("cmake", os.environ.get("CXX", "g++")):
         if shutil.which(tool) is None:
-            raise BuildError(f"{tool} is needed to build the simulated CUDA driver, and was not found")
+            raise MissingToolError(f"{tool} is needed to build the simulated CUDA driver, and was not found")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test processes may start at once

@@ -44,7 +44,6 @@ _keys = itertools.count(1)
 _functions: dict[int, Callable[[], None]] = {}
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64)
 def _run(key: int) -> int:
     """Called by a stream's thread; an exception fails the work and is told among the violations."""
     try:
@@ -53,6 +52,9 @@ def _run(key: int) -> int:
         load().cudasim_note(traceback.format_exc().replace("\n", " | ").encode())
         return LAUNCH_FAILED
     return 0
+
+
+_trampoline = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64)(_run)
 
 
 def _drop_released() -> None:
@@ -203,7 +205,7 @@ class Simulator:
             self._library.cudasim_enqueue(
                 ctypes.c_void_p(int(stream)),
                 name.encode(),
-                _run,
+                _trampoline,
                 ctypes.c_uint64(key),
                 (_Range * len(ranges))(*ranges),
                 ctypes.c_size_t(len(ranges)),
@@ -211,7 +213,7 @@ class Simulator:
         )
 
     def host_access(self, address: int, size_bytes: int, *, write: bool) -> None:
-        """Tell of a load or store by the host, which the simulator can not see, to pinned or device memory."""
+        """Tell of a load or store by the host, which the simulator can not see by itself."""
         self._library.cudasim_host_access(ctypes.c_size_t(address), ctypes.c_size_t(size_bytes), int(write))
 
     def name_stream(self, stream: Any, name: str) -> None:
@@ -226,7 +228,7 @@ class Simulator:
         return self._lines("races")
 
     def violations(self) -> list[str]:
-        """Accesses out of bounds, without peer access or after a free; stale handles; exceptions of callables."""
+        """Accesses out of bounds, without peer access or after a free, stale handles, failed callables."""
         return self._lines("violations")
 
     def unknown_calls(self) -> Mapping[str, int]:

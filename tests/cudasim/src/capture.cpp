@@ -31,7 +31,8 @@ void finish(Capture &capture) {
             stream->capture = nullptr;
         }
     auto &all = sim().captures;
-    all.erase(std::remove_if(all.begin(), all.end(), [&](auto &other) { return other.get() == &capture; }), all.end());
+    all.erase(std::remove_if(all.begin(), all.end(), [&](auto &other) { return other.get() == &capture; }),
+              all.end());
 }
 
 }  // namespace
@@ -172,7 +173,8 @@ SIM_API CUresult cuStreamGetCaptureInfo_v2(CUstream handle, int *status, uint64_
 }
 
 SIM_API CUresult cuStreamGetCaptureInfo_v3(CUstream handle, int *status, uint64_t *id, CUgraph *graph,
-                                           const CUgraphNode **nodes, const CUgraphEdgeData **edges, size_t *count) {
+                                           const CUgraphNode **nodes, const CUgraphEdgeData **edges,
+                                           size_t *count) {
     SIM_CALL("cuStreamGetCaptureInfo");
     std::shared_ptr<Stream> stream;
     if (CUresult error = call.on_stream(handle, stream)) return error;

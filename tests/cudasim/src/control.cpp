@@ -116,14 +116,22 @@ SIM_API int cudasim_option(const char *name, uint64_t value) {
     auto &s = sim::sim();
     std::lock_guard<std::mutex> lock(s.mutex);
     std::string option = name;
-    if (option == "delay_seed") s.options.delay_seed = value;
-    else if (option == "delay_us") s.options.delay_us = static_cast<unsigned>(value);
-    else if (option == "hang_limit_ms") s.options.hang_limit_ms = static_cast<unsigned>(value);
-    else if (option == "capture_peer_copies") s.options.capture_peer_copies = value != 0;
-    else if (option == "driver_version") s.options.driver_version = static_cast<int>(value);
-    else if (option == "initialised") s.initialised = value != 0;
-    else if (option == "races") s.races.enabled = value != 0;
-    else return 1;
+    if (option == "delay_seed")
+        s.options.delay_seed = value;
+    else if (option == "delay_us")
+        s.options.delay_us = static_cast<unsigned>(value);
+    else if (option == "hang_limit_ms")
+        s.options.hang_limit_ms = static_cast<unsigned>(value);
+    else if (option == "capture_peer_copies")
+        s.options.capture_peer_copies = value != 0;
+    else if (option == "driver_version")
+        s.options.driver_version = static_cast<int>(value);
+    else if (option == "initialised")
+        s.initialised = value != 0;
+    else if (option == "races")
+        s.races.enabled = value != 0;
+    else
+        return 1;
     return 0;
 }
 
@@ -155,7 +163,8 @@ SIM_API int cudasim_reset() {
     return drained ? 0 : 1;
 }
 
-SIM_API void cudasim_fail(const char *entry, int error, size_t which, size_t times, int device, int asynchronous) {
+SIM_API void cudasim_fail(const char *entry, int error, size_t which, size_t times, int device,
+                          int asynchronous) {
     std::lock_guard<std::mutex> lock(sim::sim().mutex);
     sim::sim().faults.add({entry, error, which, times, device, asynchronous != 0});
 }
@@ -207,8 +216,10 @@ SIM_API void cudasim_host_access(uintptr_t address, size_t bytes, int is_write) 
     auto &s = sim::sim();
     std::lock_guard<std::mutex> lock(s.mutex);
     std::string refusal = s.memory.refusal(nullptr, address, bytes);
-    if (!refusal.empty()) s.violation("the host touches " + refusal);
-    else host_touch(address, bytes, is_write != 0, is_write ? "a store" : "a load");
+    if (!refusal.empty())
+        s.violation("the host touches " + refusal);
+    else
+        host_touch(address, bytes, is_write != 0, is_write ? "a store" : "a load");
 }
 
 // Puts a host function on a stream, or into its capture, as device work that touches what `ranges` says.

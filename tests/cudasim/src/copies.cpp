@@ -35,7 +35,8 @@ CUresult host_side(Call &call, uintptr_t address, bool &pageable) {
     auto block = sim::sim().memory.holding(address);
     pageable = !block;
     if ((block && !block->pinned) || (!block && sim::sim().memory.was_freed(address)) || !address) {
-        sim::sim().violation(std::string(call.point.name) + ": the host address is device memory, or was freed");
+        sim::sim().violation(std::string(call.point.name) +
+                             ": the host address is device memory, or was freed");
         return INVALID_VALUE;
     }
     return OK;
@@ -147,7 +148,8 @@ SIM_API CUresult cuMemcpyPeerAsync(CUdeviceptr target, CUcontext target_handle, 
         if (CUresult error = capture_refused(stream)) return error;
     if (!bytes) return OK;
     auto work = copy("cuMemcpyPeerAsync", target, source, bytes);
-    if ((work->target >= 0 && work->target != to->device) || (work->source >= 0 && work->source != from->device)) {
+    if ((work->target >= 0 && work->target != to->device) ||
+        (work->source >= 0 && work->source != from->device)) {
         sim::sim().violation("cuMemcpyPeerAsync: a context is not that of its pointer's device");
         return INVALID_VALUE;
     }

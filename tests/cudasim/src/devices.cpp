@@ -21,11 +21,11 @@ void fill_uuid(CUuuid *uuid, CUdevice device) {
 // Attributes by the driver's numbers; those of a device's own come first.
 bool attribute(const Device &device, CUdevice number, int which, int *value) {
     static const std::map<int, int> SAME = {
-        {1, 1024},       {2, 1024},  {3, 1024},       {4, 64},       {5, 2147483647}, {6, 65535},  {7, 65535},
-        {8, 49152},      {10, 32},   {12, 65536},     {13, 1500000}, {15, 1},         {16, 64},    {18, 0},
-        {19, 1},         {20, 0},    {31, 1},         {32, 0},       {34, 0},         {36, 5000000}, {37, 384},
-        {38, 41943040},  {39, 1536}, {40, 2},         {41, 1},       {50, 0},         {78, 1},     {81, 102400},
-        {82, 65536},     {83, 1},    {89, 1},         {97, 101376},  {115, 0},
+        {1, 1024},      {2, 1024},  {3, 1024},   {4, 64},       {5, 2147483647}, {6, 65535},    {7, 65535},
+        {8, 49152},     {10, 32},   {12, 65536}, {13, 1500000}, {15, 1},         {16, 64},      {18, 0},
+        {19, 1},        {20, 0},    {31, 1},     {32, 0},       {34, 0},         {36, 5000000}, {37, 384},
+        {38, 41943040}, {39, 1536}, {40, 2},     {41, 1},       {50, 0},         {78, 1},       {81, 102400},
+        {82, 65536},    {83, 1},    {89, 1},     {97, 101376},  {115, 0},
     };
     switch (which) {
         case 75: return *value = device.major, true;
@@ -42,7 +42,7 @@ bool attribute(const Device &device, CUdevice number, int which, int *value) {
 
 SIM_API CUresult cuInit(unsigned flags) {
     SIM_CALL("cuInit");
-    if (CUresult error = call.start(); error && error != NOT_INITIALIZED) return error;
+    if (CUresult error = call.begin()) return error;
     if (flags) return INVALID_VALUE;
     if (sim::sim().devices.empty()) return NO_DEVICE;
     sim::sim().initialised = true;
@@ -51,6 +51,7 @@ SIM_API CUresult cuInit(unsigned flags) {
 
 SIM_API CUresult cuDriverGetVersion(int *version) {
     SIM_CALL("cuDriverGetVersion");
+    if (CUresult error = call.begin()) return error;
     if (!version) return INVALID_VALUE;
     *version = sim::sim().options.driver_version;
     return OK;
@@ -117,7 +118,8 @@ SIM_API CUresult cuDeviceGetPCIBusId(char *text, int length, CUdevice device) {
     if (CUresult error = call.start()) return error;
     if (!text || length < 13) return INVALID_VALUE;
     if (!exists(device)) return INVALID_DEVICE;
-    std::snprintf(text, static_cast<size_t>(length), "0000:%02X:00.0", static_cast<unsigned>(device + 1) & 0xFF);
+    std::snprintf(text, static_cast<size_t>(length), "0000:%02X:00.0",
+                  static_cast<unsigned>(device + 1) & 0xFF);
     return OK;
 }
 

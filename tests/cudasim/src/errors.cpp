@@ -109,6 +109,11 @@ constexpr Named ERRORS[] = {
     {914, "CUDA_ERROR_INVALID_RESOURCE_TYPE", "invalid resource type"},
     {915, "CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION", "invalid resource configuration"},
     {916, "CUDA_ERROR_KEY_ROTATION", "key rotation"},
+    {47, "CUDA_ERROR_MULTICAST_RESOURCE_FULL", "multicast resource full"},
+    {227, "CUDA_ERROR_INSUFFICIENT_LOADER_VERSION", "insufficient loader version"},
+    {917, "CUDA_ERROR_STREAM_DETACHED", "stream detached"},
+    {918, "CUDA_ERROR_GRAPH_RECAPTURE_FAILURE", "graph recapture failure"},
+    {919, "CUDA_ERROR_FABRIC_NOT_READY", "fabric not ready"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 

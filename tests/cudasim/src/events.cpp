@@ -104,7 +104,8 @@ SIM_API CUresult cuEventElapsedTime(float *ms, CUevent first_handle, CUevent las
     last = call.find(sim::sim().events, last_handle, "event");
     if (!last || first->context != last->context) return INVALID_HANDLE;
     if (!ms) return INVALID_VALUE;
-    if ((first->flags | last->flags) & EVENT_DISABLE_TIMING || !first->token || !last->token) return INVALID_HANDLE;
+    if ((first->flags | last->flags) & EVENT_DISABLE_TIMING || !first->token || !last->token)
+        return INVALID_HANDLE;
     if (!first->token->done || !last->token->done) return NOT_READY;
     *ms = std::chrono::duration<float, std::milli>(last->token->when - first->token->when).count();
     return OK;

@@ -9,7 +9,7 @@ CUresult Faults::strike(const char *entry, int device) {
             --fault.call;
             continue;
         }
-        if (!fault.call) continue;                             // spent
+        if (!fault.call) continue;  // spent
         if (fault.times && !--fault.times) fault.call = 0;
         if (!fault.asynchronous) return fault.error;
         late = fault.error;

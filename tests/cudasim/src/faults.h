@@ -13,9 +13,9 @@ namespace sim {
 struct Fault {
     std::string entry;
     CUresult error = 0;
-    size_t call = 1;   // counted from when the fault was asked for
-    size_t times = 1;  // this call and how many after it; 0: all
-    int device = -1;   // any
+    size_t call = 1;            // counted from when the fault was asked for
+    size_t times = 1;           // this call and how many after it; 0: all
+    int device = -1;            // any
     bool asynchronous = false;  // the call succeeds, the work it enqueued fails
 };
 

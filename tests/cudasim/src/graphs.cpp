@@ -60,7 +60,8 @@ SIM_API CUresult cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph graph, un
     return instantiate(call, out, graph);
 }
 
-SIM_API CUresult cuGraphInstantiateWithParams(CUgraphExec *out, CUgraph graph, GraphInstantiateParams *params) {
+SIM_API CUresult cuGraphInstantiateWithParams(CUgraphExec *out, CUgraph graph,
+                                              GraphInstantiateParams *params) {
     SIM_CALL("cuGraphInstantiateWithParams");
     if (!params) return INVALID_VALUE;
     params->error_node = nullptr;

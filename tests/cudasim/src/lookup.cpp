@@ -53,7 +53,8 @@ SIM_API CUresult cuGetProcAddress_v2(const char *name, void **out, int version, 
     std::lock_guard<std::mutex> lock(sim::sim().mutex);
     const Entry *newest = nullptr;  // not above the version asked for
     for (auto &entry : ENTRIES)
-        if (std::string(entry.name) == name && entry.version <= version && (!newest || entry.version > newest->version))
+        if (std::string(entry.name) == name && entry.version <= version &&
+            (!newest || entry.version > newest->version))
             newest = &entry;
     *out = newest ? newest->function : stub_for(name);
     if (status) *status = *out ? 0 : 1;  // CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND

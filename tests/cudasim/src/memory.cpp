@@ -32,8 +32,8 @@ bool Allocation::guards_intact() const {
 }
 
 std::string Allocation::name() const {
-    return (pinned ? "pinned memory #" : "allocation #") + std::to_string(number) + " (" + std::to_string(bytes) +
-           (pinned ? " bytes)" : " bytes, device " + std::to_string(device) + ")");
+    return (pinned ? "pinned memory #" : "allocation #") + std::to_string(number) + " (" +
+           std::to_string(bytes) + (pinned ? " bytes)" : " bytes, device " + std::to_string(device) + ")");
 }
 
 std::shared_ptr<Allocation> Memory::allocate(size_t bytes, int device, bool pinned) {

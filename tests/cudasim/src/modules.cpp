@@ -101,7 +101,8 @@ SIM_API CUresult cuFuncGetAttribute(int *value, int which, CUfunction handle) {
     if (CUresult error = call.in_context()) return error;
     if (!call.find(sim::sim().functions, handle, "function")) return INVALID_HANDLE;
     static const int VALUES[] = {1024, 0, 0, 0, 32, 90, 90, 0, 49152, -1};  // by the driver's numbers
-    if (!value || which < 0 || which >= static_cast<int>(sizeof VALUES / sizeof *VALUES)) return INVALID_VALUE;
+    if (!value || which < 0 || which >= static_cast<int>(sizeof VALUES / sizeof *VALUES))
+        return INVALID_VALUE;
     *value = VALUES[which];
     return OK;
 }

@@ -20,11 +20,11 @@ void Races::compare(const Access &old, bool old_write, const Access &now, bool n
     auto timeline = static_cast<size_t>(old.timeline);
     if (timeline < clock.size() && clock[timeline] >= old.epoch) return;
     auto verb = [](bool write) { return std::string(write ? "write" : "read"); };
-    std::string missing =
-        now.timeline == 0 ? "the host has not waited for that stream's work"
-                          : "no event recorded after that " + verb(old_write) + " is waited for before this " +
-                                verb(now_write);
-    std::string pair = verb(now_write) + " by " + *now.label + " and earlier " + verb(old_write) + " by " + *old.label;
+    std::string missing = now.timeline == 0 ? "the host has not waited for that stream's work"
+                                            : "no event recorded after that " + verb(old_write) +
+                                                  " is waited for before this " + verb(now_write);
+    std::string pair =
+        verb(now_write) + " by " + *now.label + " and earlier " + verb(old_write) + " by " + *old.label;
     report("race: " + pair + ", on " + bytes_of(begin, end - begin) + ": " + missing);
 }
 

@@ -35,8 +35,10 @@ CUresult Call::fault(int device) {
     return error;
 }
 
+CUresult Call::begin() { return fault(context ? context->device : -1); }
+
 CUresult Call::start() {
-    if (CUresult error = fault(context ? context->device : -1)) return error;
+    if (CUresult error = begin()) return error;
     return sim().initialised ? OK : NOT_INITIALIZED;
 }
 
@@ -83,8 +85,8 @@ void Call::stale(const void *handle, const char *kind) {
     auto value = reinterpret_cast<uintptr_t>(handle);
     const uintptr_t first = 0x51D000000000;
     bool once = value > first && value <= first + 16 * sim().handles;
-    sim().violation(std::string(point.name) + " was given " +
-                    (once ? "a destroyed handle, or one of another kind, as a " : "what is no handle of a ") + kind);
+    std::string what = once ? "a destroyed handle, or one of another kind, as " : "what is no handle as ";
+    sim().violation(std::string(point.name) + " was given " + what + kind);
 }
 
 void join(Clock &clock, const Clock &other) {

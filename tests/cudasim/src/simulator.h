@@ -73,9 +73,10 @@ struct EntryPoint {
 class Call {
   public:
     explicit Call(EntryPoint &point);
-    CUresult start();                                                   // initialised
-    CUresult in_context();                                              // and with a context current
-    CUresult on_stream(CUstream handle, std::shared_ptr<Stream> &out);  // and with a stream
+    CUresult begin();       // none but an injected one
+    CUresult start();       // or that the driver is not initialised
+    CUresult in_context();  // or that no context is current, or a ruined one
+    CUresult on_stream(CUstream handle, std::shared_ptr<Stream> &out);  // or that the stream is not there
     CUresult wait(const std::function<bool()> &done, Context *context);
     // Refuses what may not be called by a thread that captures, and spoils the capture.
     CUresult unless_capturing();
@@ -122,6 +123,6 @@ CUresult capture_wait(const std::shared_ptr<Stream> &stream, const std::shared_p
 
 }  // namespace sim
 
-#define SIM_CALL(name)                \
+#define SIM_CALL(name)                  \
     static sim::EntryPoint point(name); \
     sim::Call call(point)

@@ -20,7 +20,8 @@ void host_touch(uintptr_t begin, size_t bytes, bool write, const std::string &la
     auto &s = sim();
     if (s.host.empty()) s.host.resize(1);
     ++s.host[0];
-    s.races.touch(begin, bytes, write, s.host, {0, s.host[0], std::make_shared<std::string>(label + " on the host")});
+    s.races.touch(begin, bytes, write, s.host,
+                  {0, s.host[0], std::make_shared<std::string>(label + " on the host")});
 }
 
 Step prepare(const Stream &stream, const std::shared_ptr<const Work> &work, const char *prefix) {
@@ -29,7 +30,8 @@ Step prepare(const Stream &stream, const std::shared_ptr<const Work> &work, cons
     auto label = std::make_shared<std::string>(prefix + work->label + " on " + name_of(stream));
     Access access{stream.timeline, stream.clock[static_cast<size_t>(stream.timeline)], label};
     for (auto &range : work->ranges) {
-        std::string refusal = s.memory.refusal(work->any_device ? nullptr : work->context.get(), range.begin, range.bytes);
+        const Context *reached_from = work->any_device ? nullptr : work->context.get();
+        std::string refusal = s.memory.refusal(reached_from, range.begin, range.bytes);
         if (!refusal.empty()) {
             s.violation(*label + (range.write ? " writes " : " reads ") + refusal);
             step.error = ILLEGAL_ADDRESS;

@@ -24,8 +24,8 @@ unsigned delay_us(const Stream &stream) {
     auto device = static_cast<size_t>(stream.context->device);
     if (device < s.faults.slow_us.size()) slow = s.faults.slow_us[device];
     if (!s.options.delay_seed) return slow;
-    uint64_t x = s.options.delay_seed * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(stream.timeline) * 0xD1B54A32D192ED03u +
-                 stream.started * 0x8CB92BA72F3D8DD7u;
+    uint64_t x = s.options.delay_seed * 0x9E3779B97F4A7C15u;
+    x += static_cast<uint64_t>(stream.timeline) * 0xD1B54A32D192ED03u + stream.started * 0x8CB92BA72F3D8DD7u;
     x ^= x >> 31, x *= 0xBF58476D1CE4E5B9u, x ^= x >> 29;  // splitmix64's mixing
     double unit = static_cast<double>(x % 1024) / 1024;
     return slow + static_cast<unsigned>(unit * unit * unit * s.options.delay_us);
@@ -64,7 +64,8 @@ void complete(Token &token) {
 void work(std::shared_ptr<Stream> stream) {
     std::unique_lock<std::mutex> lock(sim().mutex);
     for (;;) {
-        stream->wake.wait(lock, [&] { return runnable(*stream) || (stream->closed && stream->queue.empty()); });
+        stream->wake.wait(lock,
+                          [&] { return runnable(*stream) || (stream->closed && stream->queue.empty()); });
         if (stream->queue.empty()) return;
         stream->running = true;
         {
@@ -98,8 +99,9 @@ void push(const std::shared_ptr<Stream> &stream, Operation operation) {
 
 void close_stream(const std::shared_ptr<Stream> &stream) {
     auto &s = sim();
-    s.draining.erase(std::remove_if(s.draining.begin(), s.draining.end(), [](auto &weak) { return weak.expired(); }),
-                     s.draining.end());
+    s.draining.erase(
+        std::remove_if(s.draining.begin(), s.draining.end(), [](auto &weak) { return weak.expired(); }),
+        s.draining.end());
     if (stream->capture) spoil(*stream->capture);
     stream->closed = true;
     stream->wake.notify_one();
