@@ -73,7 +73,7 @@ static void ranges(const FillTimestepArguments &a, const Reporter &report) {
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define KERNEL(NAME, Arguments)                                                                                \
     EXPORT void NAME##_host(const unsigned grid[3], const unsigned block[3], void **params) {                  \
-        run_threads<Arguments>([](Arguments arguments) { NAME(arguments); }, grid, block, params);             \
+        run_threads<Arguments>(NAME, grid, block, params);                                                     \
     }                                                                                                          \
     EXPORT void NAME##_ranges(const unsigned *, const unsigned *, void **params,                               \
                               void (*report)(void *, const void *, size_t, int), void *context) {              \
