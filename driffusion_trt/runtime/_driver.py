@@ -24,7 +24,7 @@ __all__ = [
 
 _local = threading.local()  # .device: the device that is current on this thread, as far as we know
 _driver: Any = None
-_success: Any = None
+_success: Any = object()  # equal to no status until the driver is loaded
 
 
 class _Titled(Protocol):
@@ -73,6 +73,8 @@ def check(result: Any, call: str, device: _Titled | None = None) -> Any:
     Raises:
         DeviceError: the status is not success, or what came back is None or False.
     """
+    if result == (_success,) and result[0] is _success:  # what the calls inside a round return
+        return None
     if not isinstance(result, tuple) or not result:
         raise DeviceError(f"{call} returned {result!r}, which is no answer of cuda-python", "NO_ANSWER")
     status, *values = result
@@ -142,8 +144,8 @@ class Device(Owner):
 
         again: do it in any case, after code of others that may have chosen another context.
         """
+        self.check_open()
         if getattr(_local, "device", None) is not self or again:
-            self.check_open()
             check(driver().cuCtxSetCurrent(self.context), "cuCtxSetCurrent", self)
             _local.device = self
 

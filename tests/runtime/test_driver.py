@@ -182,7 +182,7 @@ def test_advice_is_for_errors_that_the_driver_has() -> None:
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_driver, "_driver", None)
-    monkeypatch.setattr(_driver, "_success", None)
+    monkeypatch.setattr(_driver, "_success", object())
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -198,6 +198,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch, init: Any) -> Driver:
     monkeypatch.setattr(module, "cuInit", init, raising=False)
     monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=module))  # type: ignore[arg-type]
     return module
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("answer", [(None,), (False,), None])
+def test_a_driver_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    pretend(monkeypatch, lambda _: answer)
+    with pytest.raises(DeviceError, match="cuInit"):
+        driver()
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -474,6 +482,14 @@ def test_nothing_is_made_on_a_closed_device(fake: Driver) -> None:
     for make in (Stream, Event, lambda on: DeviceMemory(on, 1), lambda on: Module(on, b"")):
         with pytest.raises(InputError, match="Device is closed"):
             make(device)
+
+
+def test_nothing_is_made_on_a_closed_device_that_others_still_use(fake: Driver) -> None:
+    device = Device(0)
+    with Stream(device):
+        device.close()
+        with pytest.raises(InputError, match="Device is closed"):
+            Event(device)
 
 
 def test_what_nobody_closed_is_told_and_given_back(fake: Driver, device: Device) -> None:
