@@ -282,7 +282,7 @@ def test_a_coefficient_too_small_for_float32_is_still_a_term(module: HostModule)
 def test_guidance_is_that_of_the_cpu_lanes(module: HostModule, dtype: Any, elements: int) -> None:
     rng = np.random.default_rng(3)
     halves = Fenced(stored(rng.standard_normal((2, 2, elements)), dtype))
-    out = Fenced(np.zeros((2, elements), np.float32))
+    out = Fenced(np.zeros((2, elements), np.float32), at_start=True)
     half = halves.array.nbytes // 2
     run(
         kernels(module).guide(
