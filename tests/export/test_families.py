@@ -61,7 +61,10 @@ def pipelines(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
 
     def make(family: str) -> Any:
         if family not in made:
-            made[family] = DiffusionPipeline.from_pretrained(checkpoints(family), local_files_only=True)
+            without = dict.fromkeys(("text_encoder_3", "tokenizer_3")) if family.startswith("sd35") else {}
+            made[family] = DiffusionPipeline.from_pretrained(
+                checkpoints(family), local_files_only=True, **without
+            )
             made[family].set_progress_bar_config(disable=True)
         return made[family]
 
@@ -218,7 +221,7 @@ def test_autoencoder(
         ("sdxl", "denoiser", 0.0),
         ("sdxl", "vae_decoder", 1.0),  # its config says that it leaves the range of float16
         ("sd35-medium", "denoiser", 0.0),
-        ("sd3", "text_encoder_3", 0.4),  # T5's authors keep one matrix of each layer in float32
+        ("sd3", "text_encoder_3", 0.19),  # T5's authors keep one matrix of each layer in float32
     ],
 )
 def test_half_precision(
@@ -241,6 +244,6 @@ def test_half_precision(
     for tensor in graph.initializer:
         if tensor.data_type in sizes:
             sizes[tensor.data_type] += int(np.prod(tensor.dims))
-    assert sizes[TensorProto.FLOAT] / sum(sizes.values()) == pytest.approx(single, abs=0.1)
+    assert sizes[TensorProto.FLOAT] / sum(sizes.values()) == pytest.approx(single, abs=0.02)
     figure = told[-1]["parity"]
     assert figure < 1e-5 if single == 1 else 1e-5 < figure < 5e-3
