@@ -69,12 +69,7 @@ def build_plan(
     config = check(builder.create_builder_config(), f"{kind.title}'s create_builder_config", messages)
     # Held here: the config does not keep its monitor alive.
     monitor = config.progress_monitor = _make_monitor(module, report)
-    if optimization_level is not None:
-        config.builder_optimization_level = optimization_level
-    if not tf32:
-        config.clear_flag(module.BuilderFlag.TF32)
-    if targets:
-        _set_targets(module, config, targets, messages)
+    _set_options(module, config, optimization_level, tf32, targets, messages)
     cache = _load_timings(config, timing_cache)
     _set_shapes(module, builder, network, config, sides, messages)
     data = check(
@@ -158,6 +153,22 @@ def _make_monitor(module: Any, report: Report) -> Any:
             pass
 
     return Monitor()
+
+
+def _set_options(
+    module: Any,
+    config: trt.IBuilderConfig,
+    optimization_level: int | None,
+    tf32: bool,
+    targets: Sequence[str],
+    messages: Messages,
+) -> None:
+    if optimization_level is not None:
+        config.builder_optimization_level = optimization_level
+    if not tf32:
+        config.clear_flag(module.BuilderFlag.TF32)
+    if targets:
+        _set_targets(module, config, targets, messages)
 
 
 def _set_targets(module: Any, any_config: Any, targets: Sequence[str], messages: Messages) -> None:
