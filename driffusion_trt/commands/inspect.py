@@ -113,10 +113,8 @@ def _table(folder: ModelFolder, files: list[_File]) -> list[str]:
     lines = [f"{'file':<{width}}  {'size':>9}  {'parity':>8}  state"]
     for file in files:
         network = file.path.removeprefix("onnx/").removesuffix(".onnx")
-        figure = folder.manifest.parity.get(network) if file.path.endswith(".onnx") else None
-        parity = "" if figure is None else f"{figure:.1e}"
-        if figure is None and file.path.endswith(".onnx"):
-            parity = "unknown"
+        figure = folder.manifest.parity.get(network)
+        parity = "" if not file.path.endswith(".onnx") else "none" if figure is None else f"{figure:.1e}"
         lines.append(
             f"{file.path:<{width}}  {size(file.size_bytes):>9}  {parity:>8}  {file.problem or 'as built'}"
         )
