@@ -4,8 +4,8 @@
 
 For each family it writes a checkpoint and runs `driffusion-trt build` on it in steps: the export, its
 comparison with torch, the plans, and once more with nothing to do. It notes seconds, processor seconds, the
-largest resident memory of any of its processes, sizes and parity. Results go to bench/results/full_build.json;
-they name the machine. Needs 60 GB of disk and 24 GB of memory, and takes about half an hour on two cores.
+largest resident memory of any of its processes, sizes and parity. Results go to
+bench/results/full_build.json. Needs 60 GB of disk and 24 GB of memory; half an hour or more on two cores.
 """
 
 from __future__ import annotations
@@ -106,6 +106,29 @@ def measure(family: str, work: Path, target: str) -> dict[str, Any]:
     }
 
 
+def document(families: dict[str, Any]) -> None:
+    """Write the table of docs/building.md anew."""
+    head = ["", "SD2.1", "SDXL", "SD3-medium"]
+    names = [name for name in FAMILIES if name in families]
+    rows = [["parameters, millions", *(f"{families[n]['parameters'] / 1e6:,.0f}" for n in names)]]
+    onnx = [sum(families[n]["onnx_bytes"].values()) / 1e9 for n in names]
+    rows.append(["ONNX on disk, GB", *(f"{size:.1f}" for size in onnx)])
+    for title, part in (("export", "export"), ("comparison with torch", "parity"), ("all plans", "plans")):
+        facts = [families[n][part] for n in names]
+        rows.append([f"{title}: seconds", *(f"{f['seconds']:.0f}" for f in facts)])
+        rows.append([f"{title}: processor seconds", *(f"{f['cpu_seconds']:.0f}" for f in facts)])
+        rows.append([f"{title}: memory, GB", *(f"{f['peak_rss_bytes'] / 1e9:.1f}" for f in facts)])
+    plans = [sum(p["size_bytes"] for p in families[n]["plans"]["plans"].values()) / 1e9 for n in names]
+    rows.append(["plans on disk, GB", *(f"{size:.1f}" for size in plans)])
+    worst = [max(families[n]["parity"]["parity"].values()) for n in names]
+    rows.append(["worst relative L2 against torch", *(f"{figure:.1e}" for figure in worst)])
+    rows.append(["second build, seconds", *(f"{families[n]['second_build_seconds']}" for n in names)])
+    begin, end = "<!-- full_build -->\n", "<!-- /full_build -->"
+    path = report.RESULTS.parent.parent / "docs" / "building.md"
+    before, _, rest = path.read_text("utf-8").partition(begin)
+    path.write_text(f"{before}{begin}{report.table(head, rows)}\n{end}{rest.partition(end)[2]}", "utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
@@ -122,6 +145,8 @@ def main() -> int:
             for folder in (args.work / f"{family}-checkpoint", args.work / family):
                 shutil.rmtree(folder)
     path = report.write("full_build", {"target": args.target, "families": results}, PACKAGES)
+    if list(results) == list(FAMILIES):
+        document(results)
     print(json.dumps({"written": str(path), "families": list(results)}))
     return 0
 

@@ -48,7 +48,7 @@ def planned(folder: ModelFolder) -> list[str]:
 def accepted(output: Path) -> list[str] | None:
     """None where `run` takes the folder for no model; else what has a plan. Nothing half-made is taken."""
     if not (output / MANIFEST).exists():
-        with pytest.raises(dt.ModelError, match="not a model folder|no such folder"):
+        with pytest.raises(dt.ModelError, match=r"not a model folder|no such folder"):
             dt.Pipeline.load(output)
         return None
     folder = ModelFolder.open(output, verify=True)

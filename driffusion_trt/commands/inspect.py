@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..engines.store import Plan
 
 DESCRIPTION = (
-    "Show what a model folder holds, for which GPUs it has plans, and whether each file is as it was built."
+    "Show what a model folder holds, for which GPUs it has plans, and whether each file is as built."
 )
 EPILOG = """\
 Every file is hashed: about a second for each gigabyte. Exit status 1 if one is not what it was.
