@@ -31,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(shell find -L driffusion_trt -type f ! -path '*/__pycache__/*')
 
-.PHONY: help run test test-full test-gpu lint lint-tensorrt demo-train wheel-check clean
+.PHONY: help run test test-slow test-full test-gpu lint lint-tensorrt demo-train wheel-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,9 @@ run: $(VENV)/.installed ## a picture from a prompt, on the CPU: PROMPT="..." RUN
 
 test: $(VENV)/.test ## the default test suite (not the slow and gpu ones): ARGS="-k plan"
 	$(PY) -m pytest $(ARGS)
+
+test-slow: $(VENV)/.test ## builds that are killed at random moments, and the like: minutes
+	$(PY) -m pytest -m slow $(ARGS)
 
 test-full: $(VENV)/.test ## SD2.1, SDXL and SD3 in full size to TensorRT-RTX plans, no GPU: half an hour, 24 GB
 	$(PY) -m bench.full_build $(ARGS)

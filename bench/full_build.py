@@ -2,10 +2,10 @@
 
     python -m bench.full_build [--families sd21 sdxl sd3] [--target sm89,sm120] [--work build/full] [--keep]
 
-For each family it writes a checkpoint, runs `driffusion-trt build` on it, a second time (which has nothing to
-do), and notes seconds, processor seconds, the largest resident memory of any of its processes, sizes and
-parity. Results go to bench/results/full_build.json; they name the machine. Needs 60 GB of disk and 24 GB of
-memory, and takes about half an hour on two cores.
+For each family it writes a checkpoint and runs `driffusion-trt build` on it in steps: the export, its
+comparison with torch, the plans, and once more with nothing to do. It notes seconds, processor seconds, the
+largest resident memory of any of its processes, sizes and parity. Results go to
+bench/results/full_build.json. Needs 60 GB of disk and 24 GB of memory; half an hour or more on two cores.
 """
 
 from __future__ import annotations
@@ -81,23 +81,52 @@ def _build(words: list[str]) -> dict[str, Any]:
     }
 
 
+def _without(facts: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in names}
+
+
 def measure(family: str, work: Path, target: str) -> dict[str, Any]:
-    """Export alone, then the plans, then nothing."""
+    """The export alone, its comparison with torch, the plans, and then nothing."""
     checkpoint, output = work / f"{family}-checkpoint", work / family
     parameters = write_checkpoint(family, checkpoint)
     words = ["--model", family, "--checkpoint", str(checkpoint), "--output", str(output)]
-    export = _build([*words, "--target", "cpu", "--precision", "fp16"])
+    export = _build([*words, "--target", "cpu", "--precision", "fp16", "--no-verify"])
+    parity = _build([*words, "--target", "cpu"])
     plans = _build([*words, "--target", target])
     again = _build([*words, "--target", target])
     sizes = {path.name: path.stat().st_size for path in sorted((output / "onnx").iterdir())}
     return {
         "parameters": parameters,
         "onnx_bytes": sizes,
-        "export": {name: value for name, value in export.items() if name != "plans"},
-        "plans": {name: value for name, value in plans.items() if name != "parity"},
+        "export": _without(export, "plans", "parity"),
+        "parity": _without(parity, "plans"),
+        "plans": _without(plans, "parity"),
         "second_build_seconds": again["seconds"],
         "second_build_did": again["did"],
     }
+
+
+def document(families: dict[str, Any]) -> None:
+    """Write the table of docs/building.md anew."""
+    head = ["", "SD2.1", "SDXL", "SD3-medium"]
+    names = [name for name in FAMILIES if name in families]
+    rows = [["parameters, millions", *(f"{families[n]['parameters'] / 1e6:,.0f}" for n in names)]]
+    onnx = [sum(families[n]["onnx_bytes"].values()) / 1e9 for n in names]
+    rows.append(["ONNX on disk, GB", *(f"{size:.1f}" for size in onnx)])
+    for title, part in (("export", "export"), ("comparison with torch", "parity"), ("all plans", "plans")):
+        facts = [families[n][part] for n in names]
+        rows.append([f"{title}: seconds", *(f"{f['seconds']:.0f}" for f in facts)])
+        rows.append([f"{title}: processor seconds", *(f"{f['cpu_seconds']:.0f}" for f in facts)])
+        rows.append([f"{title}: memory, GB", *(f"{f['peak_rss_bytes'] / 1e9:.1f}" for f in facts)])
+    plans = [sum(p["size_bytes"] for p in families[n]["plans"]["plans"].values()) / 1e9 for n in names]
+    rows.append(["plans on disk, GB", *(f"{size:.1f}" for size in plans)])
+    worst = [max(families[n]["parity"]["parity"].values()) for n in names]
+    rows.append(["worst relative L2 against torch", *(f"{figure:.1e}" for figure in worst)])
+    rows.append(["second build, seconds", *(f"{families[n]['second_build_seconds']}" for n in names)])
+    begin, end = "<!-- full_build -->\n", "<!-- /full_build -->"
+    path = report.RESULTS.parent.parent / "docs" / "building.md"
+    before, _, rest = path.read_text("utf-8").partition(begin)
+    path.write_text(f"{before}{begin}{report.table(head, rows)}\n{end}{rest.partition(end)[2]}", "utf-8")
 
 
 def main() -> int:
@@ -116,6 +145,8 @@ def main() -> int:
             for folder in (args.work / f"{family}-checkpoint", args.work / family):
                 shutil.rmtree(folder)
     path = report.write("full_build", {"target": args.target, "families": results}, PACKAGES)
+    if list(results) == list(FAMILIES):
+        document(results)
     print(json.dumps({"written": str(path), "families": list(results)}))
     return 0
 

@@ -40,7 +40,8 @@ class Manifest:
 
     `family` is a row of `driffusion_trt.models.MODELS`; `shapes` has lists of ints by name;
     `precision` says how weights are stored and in what they are multiplied; `parity` has the
-    relative L2 of each network against its source; `files` are relative paths with slashes.
+    relative L2 of each network against its source, null where they were not compared; `files`
+    are relative paths with slashes.
     """
 
     format: int
@@ -51,7 +52,7 @@ class Manifest:
     shift_factor: float
     versions: dict[str, str]
     files: dict[str, FileEntry]
-    parity: dict[str, float] = field(default_factory=dict)
+    parity: dict[str, float | None] = field(default_factory=dict)
 
 
 def sha256(path: Path) -> str:
@@ -78,7 +79,7 @@ def write_manifest(
     shapes: Mapping[str, list[int]],
     scaling_factor: float,
     shift_factor: float = 0.0,
-    parity: Mapping[str, float] | None = None,
+    parity: Mapping[str, float | None] | None = None,
 ) -> Path:
     """Hash everything in `folder` and write its manifest: the last act of a build.
 

@@ -45,8 +45,7 @@ def build_plan(
         sides: [min, opt, max] by the name of the side, for every side that varies.
         tf32: let float32 be multiplied with 10 bits of mantissa, which is TensorRT's default.
         timing_cache: a file of kernel timings, read if it is there and written anew.
-        report: called with `phase` as TensorRT goes along, with `severity` and `message` for
-            what it says.
+        report: called with `phase` as TensorRT goes along, and `severity` and `message` for its words.
 
     Returns:
         `seconds`, `peak_memory_bytes`, `warnings`, and `inputs` and `outputs` of the network:
@@ -67,14 +66,9 @@ def build_plan(
     _parse(module, kind, network, logger, Path(onnx), messages)
     _let_attention_decompose(module, network)
     config = check(builder.create_builder_config(), f"{kind.title}'s create_builder_config", messages)
-    # Held here: the config does not keep its monitor alive.
+    # Held here, since the config does not keep it alive.
     monitor = config.progress_monitor = _make_monitor(module, report)
-    if optimization_level is not None:
-        config.builder_optimization_level = optimization_level
-    if not tf32:
-        config.clear_flag(module.BuilderFlag.TF32)
-    if targets:
-        _set_targets(module, config, targets, messages)
+    _set_options(module, config, optimization_level, tf32, targets, messages)
     cache = _load_timings(config, timing_cache)
     _set_shapes(module, builder, network, config, sides, messages)
     data = check(
@@ -90,8 +84,7 @@ def build_plan(
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory_bytes(),
         "warnings": list(dict.fromkeys(messages.warnings)),
-        "inputs": _tensors([network.get_input(i) for i in range(network.num_inputs)]),
-        "outputs": _tensors([network.get_output(i) for i in range(network.num_outputs)]),
+        **_surface(network),
     }
 
 
@@ -160,6 +153,22 @@ def _make_monitor(module: Any, report: Report) -> Any:
     return Monitor()
 
 
+def _set_options(
+    module: Any,
+    config: trt.IBuilderConfig,
+    optimization_level: int | None,
+    tf32: bool,
+    targets: Sequence[str],
+    messages: Messages,
+) -> None:
+    if optimization_level is not None:
+        config.builder_optimization_level = optimization_level
+    if not tf32:
+        config.clear_flag(module.BuilderFlag.TF32)
+    if targets:
+        _set_targets(module, config, targets, messages)
+
+
 def _set_targets(module: Any, any_config: Any, targets: Sequence[str], messages: Messages) -> None:
     config: rtx.IBuilderConfig = any_config
     config.num_compute_capabilities = len(targets)
@@ -216,6 +225,13 @@ def _write(path: str, data: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _surface(network: trt.INetworkDefinition) -> dict[str, dict[str, list[str | int]]]:
+    return {
+        "inputs": _tensors([network.get_input(i) for i in range(network.num_inputs)]),
+        "outputs": _tensors([network.get_output(i) for i in range(network.num_outputs)]),
+    }
 
 
 def _tensors(tensors: Sequence[trt.ITensor]) -> dict[str, list[str | int]]:

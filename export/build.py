@@ -55,7 +55,8 @@ def export_model(
 
     Returns:
         `output`. Its manifest.json is written last, once everything else is there; until then the folder
-        is not a model folder to anybody. It lists under `parity` what was compared, and nothing else.
+        is not a model folder to anybody. Under `parity` it has a figure for each network, null for those that
+        were not compared.
 
     Raises:
         InputError: an option that cannot be, no such checkpoint, or a LoRA that does not fit.

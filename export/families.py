@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ class SDXLDenoiser(_Denoiser):
 class SD3Denoiser(_Denoiser):
     """Stable Diffusion 3 and 3.5."""
 
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__(model, dtype)
+        model.pos_embed.cropped_pos_embed = functools.partial(_positions, model.pos_embed)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -84,6 +89,21 @@ class SD3Denoiser(_Denoiser):
             return_dict=False,
         )[0]
         return out.float()
+
+
+def _positions(embed: Any, height: int, width: int) -> torch.Tensor:
+    """The middle of SD3's table of positions, for latents of this height and width (2403.03206, 4).
+
+    As diffusers does, but that (side - n) // 2 is written without a negative numerator: torch's exporter
+    brings it into a form that has one, and ONNX rounds towards zero, so that odd n would come out wrong.
+    """
+    side = embed.pos_embed_max_size
+    rows, columns = (n // embed.patch_size for n in (height, width))
+    table: torch.Tensor = embed.pos_embed.reshape(1, side, side, -1)
+    for axis, count in ((1, rows), (2, columns)):
+        begin = side // 2 - count // 2 if side % 2 else side // 2 - (count + 1) // 2
+        table = table.narrow(axis, begin, count)
+    return table.reshape(1, rows * columns, -1)
 
 
 def networks_of(checkpoint: Checkpoint) -> list[Network]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ __all__ = ["fuse"]
 _NAME = "fused"  # peft wants one
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps the settings of peft
 _UP = (".lora_B.weight", ".lora.up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight")
+_KOHYA_TEXT = re.compile(
+    r"lora_te\d?_text_model_encoder_layers_(\d+)_(self_attn|mlp)_(\w+)\.lora_(down|up)\.weight"
+)
 _ERRORS = (
     AttributeError,
     KeyError,
@@ -72,11 +76,27 @@ def _read(path: Path, component: Component) -> tuple[dict[str, torch.Tensor], di
         settings = (file.metadata() or {}).get(_METADATA)
     if not kohya:
         return state, json.loads(settings) if settings else None
+    state = _with_alphas(state)
+    if name != "unet":
+        return {_text_name(key, name): tensor for key, tensor in state.items()}, None
     # The mixin of SDXL converts the names of both kinds of UNet.
     converted, _ = loaders.StableDiffusionXLLoraLoaderMixin.lora_state_dict(
-        _with_alphas(state), unet_config=_Settings(component.config) if name == "unet" else None
+        state, unet_config=_Settings(component.config)
     )
     return converted, None
+
+
+def _text_name(name: str, part: str) -> str:
+    """A tensor of a text encoder by diffusers' own name in place of kohya's.
+
+    diffusers itself would give it a name of an older form, which it recognises again only where the LoRA
+    has output projections.
+    """
+    match = _KOHYA_TEXT.fullmatch(name)
+    if match is None:
+        raise KeyError(f"{name} is no layer of a CLIP text encoder")
+    layer, block, linear, kind = match.groups()
+    return f"{part}.text_model.encoder.layers.{layer}.{block}.{linear}.lora_linear_layer.{kind}.weight"
 
 
 class _Settings:

@@ -38,7 +38,7 @@ def facts(export: Export, record: Record) -> dict[str, Any]:
         },
         "scaling_factor": _factor(vae, "scaling_factor", 0.18215),
         "shift_factor": _factor(vae, "shift_factor", 0.0),
-        "parity": {name: figure for name, figure in parity.items() if figure is not None},
+        "parity": parity,
     }
 
 

@@ -136,6 +136,27 @@ def test_misuse_is_refused_before_any_work(
     assert snapshot(model.parent) == before
 
 
+def test_a_scheduler_that_is_not_supported_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reduced import save_checkpoint
+
+    from driffusion_trt.commands import _building
+
+    def stop(*args: Any) -> None:
+        raise ModelError("here the work would begin")
+
+    checkpoint = save_checkpoint("sd21", tmp_path / "checkpoint")
+    path = checkpoint / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "UniPCMultistepScheduler"}))
+    monkeypatch.setattr(_building, "_check_room", stop)
+    words = ["--model", "sd21", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "model")]
+    assert main(["build", *words]) == 1
+    warned = capsys.readouterr().err
+    assert f"warning: {path}: the config names 'UniPCMultistepScheduler', which is not supported" in warned
+    assert "choose a scheduler: ddpm, ddim, euler" in warned
+
+
 def test_without_a_gpu_it_stops_at_onnx_and_says_so_in_a_line(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from ..engines.manifest import BUNDLED, ModelFolder
 from ..engines.plans import Cost, PlanRequest, build_plans, current_hashes, plan_cost, plan_requests
 from ..engines.store import Plan, PlanStore
 from ..models import MODELS, ModelSpec, get_spec
+from ..sampling.schedule import Schedule
 from ._building_output import Meter, say_plans, size, summary
 from ._console import Console
 from ._targets import Target, profile_of, targets_of
@@ -116,6 +117,8 @@ def _precision(
 def _build(job: _Job, console: Console) -> tuple[list[str], list[Plan]]:
     """What was done, in words, and the plans of all targets."""
     export = _plan_export(job)
+    if export is not None:
+        _check_scheduler(export, job.spec, console)
     estimates = _planned(job, export)
     _check_room(job, estimates)
     meter = Meter([export.estimate.seconds if export else 0.0, *(cost.seconds for _, cost in estimates)])
@@ -155,6 +158,15 @@ def _plan_export(job: _Job) -> Export | None:
         allow_pickle=args.allow_pickle,
         skip=args.skip or [],
     )
+
+
+def _check_scheduler(export: Export, spec: ModelSpec, console: Console) -> None:
+    """Warn now of a scheduler that no picture could be made with; `run --scheduler` can choose another."""
+    path = export.checkpoint.scheduler
+    try:
+        Schedule.from_config(path, spec.steps)
+    except InputError as error:
+        console.warn(f"{path}: {error}; the networks are built all the same")
 
 
 def _planned(job: _Job, export: Export | None) -> list[tuple[str, Cost]]:

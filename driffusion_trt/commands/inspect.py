@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..engines.store import Plan
 
 DESCRIPTION = (
-    "Show what a model folder holds, for which GPUs it has plans, and whether every file is the one built."
+    "Show what a model folder holds, for which GPUs it has plans, and whether each file is as built."
 )
 EPILOG = """\
 Every file is hashed: about a second for each gigabyte. Exit status 1 if one is not what it was.
@@ -113,10 +113,8 @@ def _table(folder: ModelFolder, files: list[_File]) -> list[str]:
     lines = [f"{'file':<{width}}  {'size':>9}  {'parity':>8}  state"]
     for file in files:
         network = file.path.removeprefix("onnx/").removesuffix(".onnx")
-        figure = folder.manifest.parity.get(network) if file.path.endswith(".onnx") else None
-        parity = "" if figure is None else f"{figure:.1e}"
-        if figure is None and file.path.endswith(".onnx"):
-            parity = "unknown"
+        figure = folder.manifest.parity.get(network)
+        parity = "" if not file.path.endswith(".onnx") else "none" if figure is None else f"{figure:.1e}"
         lines.append(
             f"{file.path:<{width}}  {size(file.size_bytes):>9}  {parity:>8}  {file.problem or 'as built'}"
         )
