@@ -70,6 +70,7 @@ def load() -> Any:
         )
     simulator = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     simulator.cudasim_text.restype = ctypes.c_char_p
+    simulator.cudasim_spent_seconds.restype = ctypes.c_double
     simulator.cudasim_released.restype = ctypes.c_size_t
     return simulator
 

@@ -239,6 +239,10 @@ class Simulator:
         """Calls of every entry point so far, by its name without a version."""
         return self._counts("calls")
 
+    def spent_seconds(self) -> float:
+        """Time the host has spent inside the simulator, its waits left out: not the caller's own cost."""
+        return float(self._library.cudasim_spent_seconds())
+
     def copied_bytes(self) -> Mapping[str, int]:
         """Bytes by kind: "HtoD", "DtoH" (and "... pageable"), "DtoD", "peer 0->1", and "staged 0->1" for
         peer copies that the driver had to take through the host."""

@@ -81,8 +81,8 @@ def test_it_can_not_be_reconfigured_under_living_objects(gpu: Gpu, simulator: cu
 # Contexts and handles.
 
 
-def test_every_call_wants_a_context(simulator: cudasim.Simulator) -> None:
-    ok(driver.cuCtxSetCurrent(None))
+def test_every_call_wants_a_context(gpu: Gpu, simulator: cudasim.Simulator) -> None:
+    simulator.reset()  # takes the current context along
     assert status(driver.cuMemAlloc(8)) == "INVALID_CONTEXT"
     assert status(driver.cuStreamCreate(1)) == "INVALID_CONTEXT"
     assert status(driver.cuEventCreate(0)) == "INVALID_CONTEXT"
@@ -235,6 +235,14 @@ def test_wrong_frees_are_refused(gpu: Gpu, simulator: cudasim.Simulator) -> None
     assert len(simulator.violations()) == 3
 
 
+def test_a_free_waits_for_the_device(gpu: Gpu, simulator: cudasim.Simulator) -> None:
+    done: list[int] = []
+    simulator.slow(0, 0.05)
+    assert simulator.enqueue(gpu.stream, lambda: done.append(1)) == 0
+    ok(driver.cuMemFree(gpu.x))
+    assert done == [1]
+
+
 def test_memory_freed_under_work_is_a_race(gpus: tuple[Gpu, Gpu], simulator: cudasim.Simulator) -> None:
     lead, lane = gpus
     lane.scale(lead.x, lane.y)  # reads the lead's memory
@@ -372,6 +380,29 @@ def test_streams_run_side_by_side_and_wait_for_the_record_of_the_moment(
     clean(simulator)
 
 
+def delayed_ms(simulator: cudasim.Simulator, seed: int | None) -> float:
+    """How long four operations take with a seed's delays: the shortest of several times, for a busy machine."""
+    took = []
+    for _ in range(4):
+        simulator.reset()
+        simulator.configure(1, delays=seed, delay_us=100_000)
+        gpu, first, last = Gpu(0), ok(driver.cuEventCreate(0)), ok(driver.cuEventCreate(0))
+        ok(driver.cuEventRecord(first, gpu.stream))
+        for _ in range(4):
+            gpu.fill(gpu.x, 0)
+        ok(driver.cuEventRecord(last, gpu.stream))
+        gpu.wait()
+        took.append(float(ok(driver.cuEventElapsedTime(first, last))))
+    return min(took)
+
+
+def test_delays_come_from_their_seed(simulator: cudasim.Simulator) -> None:
+    one, again, other, none = (delayed_ms(simulator, seed) for seed in (1, 1, 3, None))
+    assert one == pytest.approx(again, abs=20)
+    assert other > one + 40  # 118 against 31 ms
+    assert none < 10
+
+
 def test_events_with_timing_measure(gpu: Gpu, simulator: cudasim.Simulator) -> None:
     simulator.slow(0, 0.02)
     first, last = ok(driver.cuEventCreate(0)), ok(driver.cuEventCreate(0))
@@ -380,6 +411,7 @@ def test_events_with_timing_measure(gpu: Gpu, simulator: cudasim.Simulator) -> N
     gpu.fill(gpu.x, 0)
     ok(driver.cuEventRecord(last, gpu.stream))
     assert status(driver.cuEventElapsedTime(first, last)) == "NOT_READY"
+    ok(driver.cuEventRecord(gpu.event, gpu.stream))
     gpu.wait()
     assert 38 < ok(driver.cuEventElapsedTime(first, last)) < 2000
     assert status(driver.cuEventElapsedTime(first, gpu.event)) == "INVALID_HANDLE"  # made without timing
@@ -398,6 +430,14 @@ def test_calls_are_counted_by_name(gpu: Gpu, simulator: cudasim.Simulator) -> No
     assert made == {"cuLaunchKernel": 5, "cuCtxSetCurrent": 5, "cuStreamSynchronize": 1}
     simulator.reset()
     assert simulator.calls() == {}
+
+
+def test_time_spent_leaves_waits_out(gpu: Gpu, simulator: cudasim.Simulator) -> None:
+    simulator.slow(0, 0.2)
+    gpu.fill(gpu.x, 0)
+    before = simulator.spent_seconds()
+    gpu.wait()
+    assert 0 < simulator.spent_seconds() - before < 0.15
 
 
 def test_pinned_memory_is_counted_and_reached_by_all(

@@ -33,11 +33,16 @@ def test_work_that_fails_later_ruins_one_device(gpus: tuple[Gpu, Gpu], simulator
     simulator.hang(device=1)  # so that none of the calls comes late enough to tell of the failure
     lead.scale(lead.x, lead.y)
     lane.scale(lane.x, lane.y)
+    ran: list[int] = []
+    assert simulator.enqueue(lane.stream, lambda: ran.append(1)) == 0
     ok(driver.cuEventRecord(lane.event, lane.stream))
     ok(driver.cuStreamWaitEvent(lead.stream, lane.event, 0))
     simulator.let_go()
     lead.wait()  # does not hang
+    assert ran == []
+    lead.use()
     assert status(driver.cuEventQuery(lane.event)) == "LAUNCH_FAILED"
+    lane.use()
     assert status(driver.cuMemFree(lane.x)) == "LAUNCH_FAILED"
     ok(driver.cuDevicePrimaryCtxRelease(1))
     fresh = Gpu(1)  # a new context is whole again

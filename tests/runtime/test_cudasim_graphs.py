@@ -12,6 +12,7 @@ import pytest
 from cudasim.rig import BYTES, NO_TIMING, THREAD_LOCAL, Gpu, N, captured, clean, driver, floats, ok, status
 
 pytest_plugins = ("cudasim.fixtures",)
+GLOBAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
 RELAXED = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
 
 
@@ -153,8 +154,51 @@ def test_what_a_capture_forbids_spoils_it(gpu: Gpu, act: str, error: str) -> Non
     gpu.wait()  # the stream is free again
 
 
+def test_a_global_capture_forbids_other_threads_too(gpu: Gpu) -> None:
+    seen: list[str] = []
+
+    def other() -> None:
+        gpu.use()
+        seen.append(status(driver.cuMemAlloc(8)))
+
+    for mode in (THREAD_LOCAL, GLOBAL):
+        ok(driver.cuStreamBeginCapture(gpu.stream, mode))
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        seen.append(status(driver.cuStreamEndCapture(gpu.stream)))
+    assert seen == ["SUCCESS", "SUCCESS", "STREAM_CAPTURE_UNSUPPORTED", "STREAM_CAPTURE_INVALIDATED"]
+
+
+def test_an_event_of_a_capture_is_of_no_use_outside_until_recorded_anew(gpu: Gpu) -> None:
+    captured(gpu, lambda: ok(driver.cuEventRecord(gpu.event, gpu.stream)))
+    other = ok(driver.cuStreamCreate(1))
+    assert status(driver.cuStreamWaitEvent(other, gpu.event, 0)) == "CAPTURED_EVENT"
+    assert status(driver.cuEventQuery(gpu.event)) == "CAPTURED_EVENT"
+    ok(driver.cuEventRecord(gpu.event, gpu.stream))
+    ok(driver.cuStreamWaitEvent(other, gpu.event, 0))
+    ok(driver.cuEventSynchronize(gpu.event))
+
+
 def test_a_relaxed_capture_allows_memory_to_be_made(gpu: Gpu) -> None:
     captured(gpu, lambda: ok(driver.cuMemAlloc(8)), RELAXED)
+
+
+def test_a_relaxed_capture_is_not_waited_for_either(gpu: Gpu) -> None:
+    waits = (lambda: driver.cuStreamSynchronize(gpu.stream), driver.cuCtxSynchronize)
+    for wait in waits:
+        ok(driver.cuStreamBeginCapture(gpu.stream, RELAXED))
+        assert status(wait()) == "STREAM_CAPTURE_UNSUPPORTED"
+        assert status(driver.cuStreamEndCapture(gpu.stream)) == "STREAM_CAPTURE_INVALIDATED"
+
+
+def test_a_stream_that_ends_spoils_its_capture(gpu: Gpu) -> None:
+    side = ok(driver.cuStreamCreate(1))
+    ok(driver.cuStreamBeginCapture(gpu.stream, THREAD_LOCAL))
+    ok(driver.cuEventRecord(gpu.event, gpu.stream))
+    ok(driver.cuStreamWaitEvent(side, gpu.event, 0))
+    ok(driver.cuStreamDestroy(side))
+    assert status(driver.cuStreamEndCapture(gpu.stream)) == "STREAM_CAPTURE_INVALIDATED"
 
 
 def test_a_peer_copy_is_captured_where_that_is_asked_for(simulator: cudasim.Simulator) -> None:
@@ -203,6 +247,17 @@ def test_two_captures_do_not_merge(gpu: Gpu) -> None:
     ok(driver.cuEventRecord(gpu.event, gpu.stream))
     assert status(driver.cuStreamWaitEvent(side, gpu.event, 0)) == "STREAM_CAPTURE_MERGE"
     assert status(driver.cuStreamEndCapture(side)) == "STREAM_CAPTURE_INVALIDATED"
+
+
+def test_a_graph_ends_with_the_context_of_its_work(gpus: tuple[Gpu, Gpu]) -> None:
+    lead, lane = gpus
+    graph = captured(lane, lambda: lane.scale(lane.x, lane.y))
+    launchable = ok(driver.cuGraphInstantiate(graph, 0))
+    ok(driver.cuGraphLaunch(launchable, lead.stream))
+    lead.use()
+    ok(driver.cuDevicePrimaryCtxRelease(1))
+    assert status(driver.cuGraphLaunch(launchable, lead.stream)) == "CONTEXT_IS_DESTROYED"
+    lead.wait()
 
 
 def test_a_graph_is_checked_at_every_launch(gpu: Gpu, simulator: cudasim.Simulator) -> None:

@@ -9,6 +9,7 @@ namespace {
 
 // A thread's stack of current contexts.
 thread_local std::vector<std::shared_ptr<Context>> current;
+thread_local uint64_t generation = 0;
 
 template <class T>
 size_t take_along(Table<T> &table, const Context *context) {
@@ -25,7 +26,10 @@ bool exists(CUdevice device) { return device >= 0 && static_cast<size_t>(device)
 
 }  // namespace
 
-std::shared_ptr<Context> current_context() { return current.empty() ? nullptr : current.back(); }
+std::shared_ptr<Context> current_context() {
+    if (std::exchange(generation, sim().generation) != sim().generation) current.clear();
+    return current.empty() ? nullptr : current.back();
+}
 
 // After these the real driver's context is of no more use.
 bool is_sticky(CUresult error) {

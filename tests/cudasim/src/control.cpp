@@ -159,6 +159,8 @@ SIM_API int cudasim_reset() {
     s.violations.clear();
     s.unknown_calls.clear();
     s.options = Options();
+    s.spent = {};
+    ++s.generation;
     for (auto *point : EntryPoint::all()) point->calls = 0;
     return drained ? 0 : 1;
 }
@@ -249,6 +251,11 @@ SIM_API size_t cudasim_released(uint64_t *keys, size_t room) {
 SIM_API void cudasim_note(const char *violation) {
     std::lock_guard<std::mutex> lock(sim::sim().mutex);
     sim::sim().violation(violation);
+}
+
+SIM_API double cudasim_spent_seconds() {
+    std::lock_guard<std::mutex> lock(sim::sim().mutex);
+    return std::chrono::duration<double>(sim::sim().spent).count();
 }
 
 // A report by its name, in lines; valid until the thread's next call of this.

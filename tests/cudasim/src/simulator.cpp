@@ -29,6 +29,8 @@ Call::Call(EntryPoint &point) : lock(sim().mutex), point(point) {
     context = current_context();
 }
 
+Call::~Call() { sim().spent += Time::now() - begun_ - waited_; }
+
 CUresult Call::fault(int device) {
     CUresult error = sim().faults.strike(point.name, device);
     if (error && is_sticky(error) && context) context->sticky = error;
@@ -66,7 +68,10 @@ CUresult Call::on_stream(CUstream handle, std::shared_ptr<Stream> &out) {
 
 CUresult Call::wait(const std::function<bool()> &done, Context *waited) {
     const auto limit = std::chrono::milliseconds(sim().options.hang_limit_ms);
-    if (!sim().progress.wait_for(lock, limit, done)) {
+    auto from = Time::now();
+    bool ended = sim().progress.wait_for(lock, limit, done);
+    waited_ += Time::now() - from;
+    if (!ended) {
         sim().violation(std::string(point.name) + " waited for work that does not end: with a real driver " +
                         "it would not have returned");
         return LAUNCH_TIMEOUT;

@@ -52,6 +52,8 @@ struct Simulator {
     Races races;
     Faults faults;
     Clock host;
+    Time::duration spent{};   // in entry points, but for their waits
+    uint64_t generation = 0;  // of objects: a reset begins another
     std::map<std::string, size_t> copied;
     std::vector<std::string> violations;
     std::map<std::string, size_t> unknown_calls;
@@ -73,6 +75,7 @@ struct EntryPoint {
 class Call {
   public:
     explicit Call(EntryPoint &point);
+    ~Call();
     CUresult begin();       // none but an injected one
     CUresult start();       // or that the driver is not initialised
     CUresult in_context();  // or that no context is current, or a ruined one
@@ -89,6 +92,11 @@ class Call {
         return nullptr;
     }
 
+  private:
+    Time::time_point begun_ = Time::now();
+    Time::duration waited_{};
+
+  public:
     std::unique_lock<std::mutex> lock;
     std::shared_ptr<Context> context;
     EntryPoint &point;
