@@ -60,7 +60,14 @@ class DeviceError(DriffusionError, RuntimeError):
 
 
 class LaneError(DriffusionError, RuntimeError):
-    """A lane failed while it predicted; the original error is its ``__cause__``."""
+    """A lane failed while it predicted; the original error is its ``__cause__``.
+
+    `lanes_left` is how many of them can still be used; 0 where all are gone, or nothing is known.
+    """
+
+    def __init__(self, message: str, *, lanes_left: int = 0) -> None:
+        super().__init__(message)
+        self.lanes_left = lanes_left
 
 
 class MissingExtraError(DriffusionError, ImportError):

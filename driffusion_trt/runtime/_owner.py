@@ -26,6 +26,7 @@ class Owner:
     """
 
     _needs: tuple[Owner, ...] | None = None
+    _abandoned = False
 
     def __init__(self, *needs: Owner) -> None:
         with _LOCK:
@@ -51,11 +52,18 @@ class Owner:
                 self._closed = True
                 self._end()
 
+    def abandon(self) -> None:
+        """Count it as closed and never give it back: on a device that does not answer it cannot be."""
+        with _LOCK:
+            self._abandoned = self._closed = True
+            self._end()
+
     def _end(self) -> None:
         if not self._closed or self._users:
             return
         try:
-            self._destroy()
+            if not self._abandoned:
+                self._destroy()
         finally:
             for need in self._needs or ():
                 need._users -= 1
