@@ -324,6 +324,7 @@ def test_modules_and_launches_are_checked(gpu: Gpu) -> None:
     assert status(driver.cuModuleLoadData(b"\x7fELF" + bytes(64))) == "INVALID_IMAGE"
     assert status(driver.cuModuleLoadData(b"CUDASIM\0/nowhere.so\0")) == "INVALID_IMAGE"
     assert status(driver.cuModuleGetFunction(gpu.module, b"unknown")) == "NOT_FOUND"
+    assert status(driver.cuModuleGetFunction(gpu.module, b"partial")) == "NOT_FOUND"
     argument = Scale(int(gpu.x), int(gpu.y), 1, 0, N)
     params = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
     for grid, block in ((0, 32), (1, 0), (1, 1025)):
@@ -381,7 +382,7 @@ def test_streams_run_side_by_side_and_wait_for_the_record_of_the_moment(
 
 
 def delayed_ms(simulator: cudasim.Simulator, seed: int | None) -> float:
-    """How long four operations take with a seed's delays: the shortest of several times, for a busy machine."""
+    """How long four operations take with a seed's delays, at least, since the machine may be busy."""
     took = []
     for _ in range(4):
         simulator.reset()

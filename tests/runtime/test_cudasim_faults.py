@@ -42,12 +42,26 @@ def test_work_that_fails_later_ruins_one_device(gpus: tuple[Gpu, Gpu], simulator
     assert ran == []
     lead.use()
     assert status(driver.cuEventQuery(lane.event)) == "LAUNCH_FAILED"
+    assert status(driver.cuEventRecord(lane.event, lane.stream)) == "LAUNCH_FAILED"
     lane.use()
     assert status(driver.cuMemFree(lane.x)) == "LAUNCH_FAILED"
     ok(driver.cuDevicePrimaryCtxRelease(1))
     fresh = Gpu(1)  # a new context is whole again
     fresh.scale(fresh.x, fresh.y)
     fresh.wait()
+
+
+def test_an_error_that_ruins_a_context_ruins_that_of_the_stream(
+    gpus: tuple[Gpu, Gpu], simulator: cudasim.Simulator
+) -> None:
+    lead, lane = gpus
+    simulator.fail("cuStreamSynchronize", CUresult.CUDA_ERROR_ECC_UNCORRECTABLE, device=1)
+    lead.wait()
+    assert status(driver.cuStreamSynchronize(lane.stream)) == "ECC_UNCORRECTABLE"
+    lane.use()
+    assert status(driver.cuMemAlloc(8)) == "ECC_UNCORRECTABLE"
+    lead.use()
+    ok(driver.cuMemAlloc(8))
 
 
 def test_peer_access_can_be_lost(simulator: cudasim.Simulator) -> None:

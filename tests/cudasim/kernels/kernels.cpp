@@ -46,4 +46,6 @@ void overrun_ranges(const unsigned *, const unsigned *, void **params, Report re
 
 unsigned overrun_bytes() { return sizeof(Overrun); }
 
+unsigned partial_bytes() { return 8; }  // no kernel: the rest is missing
+
 }  // extern "C"

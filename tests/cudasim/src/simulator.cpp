@@ -31,13 +31,13 @@ Call::Call(EntryPoint &point) : lock(sim().mutex), point(point) {
 
 Call::~Call() { sim().spent += Time::now() - begun_ - waited_; }
 
-CUresult Call::fault(int device) {
-    CUresult error = sim().faults.strike(point.name, device);
-    if (error && is_sticky(error) && context) context->sticky = error;
+CUresult Call::fault(Context *on) {
+    CUresult error = sim().faults.strike(point.name, on ? on->device : -1);
+    if (is_sticky(error) && on) on->sticky = error;
     return error;
 }
 
-CUresult Call::begin() { return fault(context ? context->device : -1); }
+CUresult Call::begin() { return fault(context.get()); }
 
 CUresult Call::start() {
     if (CUresult error = begin()) return error;
@@ -48,7 +48,7 @@ CUresult Call::in_context() {
     if (!sim().initialised) return NOT_INITIALIZED;
     if (!context) return INVALID_CONTEXT;
     if (context->dead) return CONTEXT_IS_DESTROYED;
-    if (CUresult error = fault(context->device)) return error;
+    if (CUresult error = fault(context.get())) return error;
     return context->sticky;
 }
 
@@ -62,7 +62,7 @@ CUresult Call::on_stream(CUstream handle, std::shared_ptr<Stream> &out) {
     }
     out = find(sim().streams, handle, "stream");
     if (!out) return INVALID_HANDLE;
-    if (CUresult error = fault(out->context->device)) return error;
+    if (CUresult error = fault(out->context.get())) return error;
     return out->context->sticky;
 }
 

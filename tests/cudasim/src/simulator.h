@@ -102,7 +102,7 @@ class Call {
     EntryPoint &point;
 
   private:
-    CUresult fault(int device);
+    CUresult fault(Context *on);
     void stale(const void *handle, const char *kind);
 };
 
