@@ -14,8 +14,9 @@ import pytest
 
 pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
 
-from driffusion_trt.runtime import peers
+from driffusion_trt.runtime import _peer_trial
 from driffusion_trt.runtime._driver import Device
+from driffusion_trt.runtime._resources import Stream
 from driffusion_trt.runtime.peers import PeerLink, can_use, check_peers
 
 ILLEGAL_ADDRESS, OUT_OF_MEMORY, TOO_MANY_PEERS = 700, 2, 711
@@ -111,7 +112,7 @@ def test_damage_of_every_kind_is_seen(
     simulator: cudasim.Simulator, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     """The copies themselves go wrong, as no real driver would tell of."""
-    copy = peers.Stream.copy_peer
+    copy = Stream.copy_peer
 
     def wrong(stream: Any, target: int, to: Device, source: int, of: Device, size_bytes: int) -> None:
         if damage == "lost":
@@ -119,11 +120,12 @@ def test_damage_of_every_kind_is_seen(
         if damage == "moved":
             source += 4
         if damage == "another pair's":
-            return stream.fill(target, 0x5A, size_bytes)
+            stream.fill(target, 0x5A, size_bytes)
+            return
         extra = {"shortened": -1, "lengthened": 1}.get(damage, 0)
         copy(stream, target, to, source, of, size_bytes + extra)
 
-    monkeypatch.setattr(peers.Stream, "copy_peer", wrong)
+    monkeypatch.setattr(Stream, "copy_peer", wrong)
     with opened(2) as devices:
         links = check_peers(devices)
     assert not any(link.verified for link in links.values())
@@ -131,7 +133,7 @@ def test_damage_of_every_kind_is_seen(
 
 
 def test_patterns_tell_pairs_places_and_bits_apart() -> None:
-    patterns = {pair: peers._pattern(*pair) for pair in permutations((0, 1, 2, 7, 31), 2)}
+    patterns = {pair: _peer_trial._pattern(*pair) for pair in permutations((0, 1, 2, 7, 31), 2)}
     words = {pair: pattern.view(np.uint32) for pair, pattern in patterns.items()}
     assert all(len(np.unique(word)) == word.size for word in words.values())
     for one, other in permutations(words, 2):
@@ -229,7 +231,7 @@ def test_a_copy_that_hangs_takes_both_devices(
     simulator: cudasim.Simulator, monkeypatch: pytest.MonkeyPatch, measure: bool
 ) -> None:
     simulator.configure(3)
-    copy, calls = peers.Stream.copy_peer, 0
+    copy, calls = Stream.copy_peer, 0
 
     def hanging(stream: Any, *arguments: Any) -> None:
         nonlocal calls
@@ -238,7 +240,7 @@ def test_a_copy_that_hangs_takes_both_devices(
             simulator.hang(stream=stream.pointer)
         copy(stream, *arguments)
 
-    monkeypatch.setattr(peers.Stream, "copy_peer", hanging)
+    monkeypatch.setattr(Stream, "copy_peer", hanging)
     with opened(3) as devices:
         links = check_peers(devices, measure=measure, timeout_s=0.2)
         assert [device.lost for device in devices] == [True, True, False]
