@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -130,6 +131,33 @@ def test_damage_of_every_kind_is_seen(
         links = check_peers(devices)
     assert not any(link.verified for link in links.values())
     assert all("bytes were wrong" in link.problem for link in links.values())
+
+
+def test_a_bit_that_is_stuck_is_seen_though_the_pattern_has_it_so(
+    simulator: cudasim.Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (_, _, _), (at, to, _) = _peer_trial._CUTS
+    pattern = _peer_trial._pattern(0, 1)
+    # Set wherever a piece of the pattern puts that byte, so that only its complement shows it.
+    place = next(i for i in range(to, 2 * to) if pattern[i] & pattern[i - to + at] & 1)
+    copy = Stream.copy_peer
+
+    def stuck(
+        stream: Stream, target: int, to_device: Device, source: int, of: Device, size_bytes: int
+    ) -> None:
+        copy(stream, target, to_device, source, of, size_bytes)
+        if (of.ordinal, to_device.ordinal) == (0, 1):
+            byte = ctypes.c_uint8.from_address(target + place - (0 if size_bytes == 1 << 20 else to))
+
+            def set_bit() -> None:
+                byte.value |= 1
+
+            simulator.enqueue(stream.handle, set_bit)
+
+    monkeypatch.setattr(Stream, "copy_peer", stuck)
+    with opened(2) as devices:
+        links = check_peers(devices)
+    assert links[0, 1].problem.startswith("2 of ") and can_use(links[1, 0])
 
 
 def test_patterns_tell_pairs_places_and_bits_apart() -> None:
