@@ -15,67 +15,75 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._call import Request, Result, Timings
+from ._call import LaneWarning, PromptWarning, Request, Result, Timings
 from ._errors import DriffusionError, InputError, LaneError, ModelError
 from .engines.manifest import ModelFolder
-from .engines.onnx_session import OnnxSession
 from .models import ModelSpec
 from .pictures import to_images
 from .prompts import PromptEncoder
-from .runtime.host import HostLanes, auto_lanes
+from .runtime.devices import Asked, Devices, choose_devices
+from .runtime.networks import GpuOptions, load_networks
 from .sampling.noise import noise_streams
 from .sampling.plan import Plan, default_lanes, make_plan
-from .sampling.sample import RoundDone, run_plan
+from .sampling.sample import RoundDone
 from .sampling.schedule import Schedule
 
-__all__ = ["Devices", "Pipeline", "PromptWarning", "Result", "Timings", "count_devices"]
-
-Devices = int | str | Sequence[str]
+__all__ = ["LaneWarning", "Pipeline", "PromptWarning", "Result", "Timings"]
 
 _HASHED_BYTES = 64 << 20  # up to here hashing a whole model takes a moment, so it is always done
-_MOST_LANES = 256  # more CPU lanes than this are a slip of the hand
 _PLANS_KEPT = 64
-
-
-class PromptWarning(UserWarning):
-    """A prompt has words that the model cannot read."""
 
 
 class Pipeline:
     """A loaded model on its lanes; make one with `Pipeline.load`. Safe from several threads."""
 
-    def __init__(self, folder: ModelFolder, devices: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: ModelFolder, devices: Devices, options: GpuOptions) -> None:
+        self.folder, self._devices = folder, devices
         self._config = folder.scheduler_config()
         self._plans: dict[str, Plan] = {}
         self._lock = threading.Lock()
         self._closed = False
         with contextlib.ExitStack() as stack:
-            text = stack.enter_context(OnnxSession(folder.network("text_encoder")))
-            self._prompts = PromptEncoder(folder.tokenizer(), text)
-            # One thread: the same bits whatever the number of lanes.
-            self._decoder = stack.enter_context(OnnxSession(folder.network("vae_decoder")))
-            self._lanes = stack.enter_context(HostLanes(folder.network("denoiser"), devices))
+            networks = stack.enter_context(load_networks(folder, devices, options))
+            self._prompts = PromptEncoder(folder.tokenizer(), networks.text)
+            self._decoder, self._lanes = networks.decoder, networks.lanes
             self._resources = stack.pop_all()
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] = "demo", *, devices: Devices = "auto") -> Self:
+    def load(
+        cls,
+        model: str | os.PathLike[str] = "demo",
+        *,
+        devices: Asked = "auto",
+        split_guidance: bool = False,
+        cuda_graphs: bool = True,
+        peer_copies: bool = True,
+        deadline_s: float = 120.0,
+    ) -> Self:
         """Load a model and start its lanes.
 
         Args:
             model: "demo", the bundled model, or the path of a model folder.
-            devices: what predicts in parallel: a number of CPU lanes, a list such as
-                ["cpu", "cpu"], or "auto" for one lane for each core that there is.
+            devices: what predicts in parallel: a number, "auto", "cuda" for all GPUs, or a list such as
+                ["cuda:0", "cuda:1"] or ["cpu", "cpu"]. A number and "auto" take the GPUs for which the
+                model has plans, else CPU lanes, one for each core that there is.
+            split_guidance: predict with and without the prompt on two GPUs a lane.
+            cuda_graphs: launch each GPU's work as one graph.
+            peer_copies: copy latents from GPU to GPU where that was seen to work, else through the host.
+            deadline_s: a call that takes longer has a GPU that hangs, and goes on without it.
 
         Raises:
             InputError: `devices` cannot be had.
-            ModelError: the model is missing, incomplete or altered.
+            ModelError: the model is missing, incomplete or altered, or has no plans for these GPUs.
+            MissingExtraError: a package for GPUs is not installed.
+            EngineError, DeviceError: TensorRT or the driver refused.
         """
         folder = ModelFolder.open(model)
-        count = count_devices(devices)
+        chosen = choose_devices(devices, folder)
+        options = GpuOptions(split_guidance, cuda_graphs, peer_copies, deadline_s)
         if sum(entry.size_bytes for entry in folder.manifest.files.values()) <= _HASHED_BYTES:
             folder.verify()
-        return cls(folder, count)
+        return cls(folder, chosen, options)
 
     @property
     def spec(self) -> ModelSpec:
@@ -86,6 +94,11 @@ class Pipeline:
     def devices(self) -> int:
         """Predictions that run at once."""
         return len(self._lanes)
+
+    @property
+    def where(self) -> str:
+        """The devices in words: "2 CPU threads", "GPU 0 (NVIDIA L4), GPU 1 (NVIDIA L4)"."""
+        return str(self._devices)
 
     def complaints(self, prompt: str) -> list[str]:
         """What of a prompt the model cannot read, in words; empty where it reads all."""
@@ -132,9 +145,7 @@ class Pipeline:
             raise InputError(f"batch must be a whole number of at least 1, not {batch!r}")
         start = time.perf_counter()
         embeddings = self._embed([""] * batch)
-        job = self._lanes.job(embeddings, 2.0, embeddings)
-        latents = np.zeros((batch, *self.spec.latent_shape), np.float32)
-        job.predict([(latents, 1.0)] * self.devices)
+        self._lanes.job(embeddings, 2.0, embeddings).warm_up(self.spec.latent_shape)
         return 1e3 * (time.perf_counter() - start)
 
     def __call__(
@@ -190,7 +201,7 @@ class Pipeline:
             for complaint in self.complaints(text):
                 warnings.warn(f"{text!r}: {complaint}", PromptWarning, stacklevel=2)
         try:
-            latents, images, timings = self._run(request, plan, on_round)
+            plan, latents, images, timings = self._run_somewhere(request, plan, on_round)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error
@@ -201,6 +212,21 @@ class Pipeline:
     def _check_open(self) -> None:
         if self._closed:
             raise LaneError("the pipeline is closed; load it again")
+
+    def _run_somewhere(
+        self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None
+    ) -> tuple[Plan, NDArray[np.float32], tuple[Image.Image, ...], Timings]:
+        """Run it, and again without the devices that fail, for as long as there are others."""
+        while True:
+            try:
+                return plan, *self._run(request, plan, on_round)
+            except LaneError as error:
+                left = error.lanes_left
+                if not left or self._closed:
+                    raise
+                text = f"{error}; the pictures are made with the {left} lanes left"
+                warnings.warn(text, LaneWarning, stacklevel=3)
+                plan = plan.with_lanes(min(plan.lanes, left))
 
     def _run(
         self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None
@@ -220,7 +246,9 @@ class Pipeline:
             if on_round is not None:
                 on_round(done)
 
-        latents = run_plan(plan, job.predict, noise, streams, tick)
+        # Where the host need not wait for rounds, it does so only to tell somebody.
+        told = tick if on_round is not None or not self._devices.gpus else None
+        latents = job.sample(plan, noise, streams, told)
         if not np.isfinite(latents).all():
             raise ModelError(
                 f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
@@ -267,20 +295,3 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def count_devices(devices: Devices) -> int:
-    """How many predictions run at once on these devices; InputError for what cannot be had."""
-    if isinstance(devices, str) and devices == "auto":
-        return min(auto_lanes(), _MOST_LANES)
-    if isinstance(devices, int) and not isinstance(devices, bool) and 1 <= devices <= _MOST_LANES:
-        return devices
-    if isinstance(devices, Sequence) and not isinstance(devices, str) and 1 <= len(devices) <= _MOST_LANES:
-        if all(device == "cpu" for device in devices):
-            return len(devices)
-        raise InputError(
-            f"devices={list(devices)!r} was asked; this version has CPU lanes only: ['cpu', 'cpu']"
-        )
-    raise InputError(
-        f"devices={devices!r} was asked; give a number from 1 to {_MOST_LANES}, a list of 'cpu', or 'auto'"
-    )

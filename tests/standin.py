@@ -161,7 +161,16 @@ class IExecutionContext:
     def infer_shapes(self) -> list[str]:
         missing = [name for name in self.engine.session.inputs if name not in self.shapes]
         if not missing:
-            self.sizes = self.engine.session.check(self.shapes)
+            session = self.engine.session
+            self.sizes = session.check(self.shapes)
+            # Sides that no input names TensorRT computes; one run shows them.
+            zeros = {name: np.zeros(self.shapes[name], info.dtype) for name, info in session.inputs.items()}
+            named = {
+                side for info in session.outputs.values() for side in info.shape if isinstance(side, str)
+            }
+            for name, value in session.run(zeros).items() if named - self.sizes.keys() else ():
+                sides = zip(session.outputs[name].shape, value.shape, strict=True)
+                self.sizes |= {side: size for side, size in sides if isinstance(side, str)}
         return missing
 
     def get_tensor_shape(self, name: str) -> Dims:

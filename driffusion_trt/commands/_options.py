@@ -48,4 +48,4 @@ def devices(text: str) -> int | str | list[str]:
     """A number of devices, "auto", or a list with commas, as `Pipeline.load` takes them."""
     if text.strip().lstrip("+-").isdecimal():
         return int(text)
-    return text if text == "auto" else [part.strip() for part in text.split(",")]
+    return text if text in ("auto", "cuda") else [part.strip() for part in text.split(",")]

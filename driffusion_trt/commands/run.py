@@ -59,11 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group,
         "--devices",
         "N",
-        "CPU threads that predict (default: auto, the cores, but no more than lanes)",
+        "auto, a number, cuda, or a list: cuda:0,cuda:1 or cpu,cpu (default: auto, no more than lanes)",
         type=devices,
     )
     option(group, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
     option(group, "--batch-size", "N", "pictures in one network call (default: 1)", type=whole)
+
+    group = parser.add_argument_group("on GPUs")
+    group.add_argument(
+        "--split-guidance", action="store_true", help="predict with and without the prompt on two GPUs a lane"
+    )
+    group.add_argument("--no-cuda-graphs", action="store_true", help="launch kernels and engines one by one")
+    group.add_argument("--no-peer-copies", action="store_true", help="copy from GPU to GPU through the host")
 
     group = parser.add_argument_group("output")
     option(group, "--output", "PATH", "a .png file or a folder/; see below", short="-o")

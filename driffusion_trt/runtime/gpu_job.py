@@ -12,6 +12,7 @@ from .._errors import InputError, LaneError
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone
+from .gpu_links import requested
 from .gpu_picture import WorkerFailed
 from .gpu_run import run_picture
 from .gpu_worker import Conditioning, Form
@@ -51,6 +52,25 @@ class CudaJob:
             raise InputError(f"the embeddings have batches of {sorted(batches)}; they are one batch")
         (self.batch,) = batches
 
+    def warm_up(self, shape: tuple[int, ...]) -> None:
+        """Make ready what requests of one draft of latents (C, H, W) need: buffers, graphs, a first run.
+
+        Raises:
+            InputError: the engines' plans were not built for this size.
+            DeviceError, EngineError: a device or TensorRT failed.
+        """
+        form = self._form(shape)
+        with self._lanes.lock:
+            self._lanes.check_open()
+            for lane in self._lanes.lanes:
+                workers, one = requested(lane, form, 1)
+                for worker in workers:
+                    worker.request(one)
+
+    def _form(self, shape: tuple[int, ...]) -> Form:
+        inputs = tuple(sorted((name, value.shape[1:]) for name, value in self._branches[0].items()))
+        return Form(1, self.batch, shape, 1, self.guidance_scale, inputs)
+
     def sample(
         self,
         plan: Plan,
@@ -69,8 +89,7 @@ class CudaJob:
             ModelError: a prediction was not finite.
         """
         lanes = self._lanes
-        inputs = tuple(sorted((name, value.shape[1:]) for name, value in self._branches[0].items()))
-        form = Form(1, self.batch, noise.shape[1:], 1, self.guidance_scale, inputs)
+        form = self._form(noise.shape[1:])
         with lanes.lock:
             lanes.check_open()
             try:

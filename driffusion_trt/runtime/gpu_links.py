@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,9 +14,21 @@ from ._owner import Owner
 from ._resources import DeviceMemory, PinnedMemory, Stream
 from .gpu_worker import Form, Request, Worker
 
-__all__ = ["Lane", "LaneLink", "WorkerLink"]
+__all__ = ["Lane", "LaneLink", "WorkerLink", "requested"]
 
 Lane = tuple[Worker, ...]  # one device with all branches, or one for each branch of guidance
+
+
+def requested(lane: Lane, form: Form, drafts: int) -> tuple[Lane, Form]:
+    """The workers of a lane that are needed, and what each is asked for.
+
+    form: has the guidance scale that is wanted in the end, wherever the branches are combined.
+    """
+    if form.guidance_scale == 1:
+        lane = lane[:1]  # there is one branch only
+    here = len(lane) == 1 and form.guidance_scale != 1
+    scale = form.guidance_scale if here else 1.0
+    return lane, replace(form, drafts=drafts, branches=2 if here else 1, guidance_scale=scale)
 
 
 class WorkerLink:

@@ -17,7 +17,7 @@ from ..sampling.tables import Column
 from ._driver import Device
 from ._owner import Owner
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
-from .gpu_links import Lane, LaneLink
+from .gpu_links import Lane, LaneLink, requested
 from .gpu_rounds import Compiled, Compiler
 from .gpu_slots import Slots
 from .gpu_worker import Conditioning, Form, Worker
@@ -70,6 +70,7 @@ class Picture:
         self._lanes, self._staged = lanes, staged
         self._owners: list[Owner] = []
         self.lane_links: dict[tuple[int, int], LaneLink] = {}  # by lane and number of drafts
+        self._branches: tuple[Conditioning, ...] = ()
         self.last: dict[Worker, Event] = {}  # after a worker's last request
         self._ready: list[Event] = []
         self._done: list[dict[Worker, Event]] = []
@@ -138,18 +139,7 @@ class Picture:
         """The way to a lane for requests of so many drafts."""
         key = lane, drafts
         if key not in self.lane_links:
-            workers = self._lanes[lane]
-            if self.form.guidance_scale == 1:
-                workers = workers[:1]  # there is one branch only
-            branches = 2 if len(workers) == 1 and self.form.guidance_scale != 1 else 1
-            form = Form(
-                drafts,
-                self.form.pictures,
-                self.form.shape,
-                branches,
-                self.form.guidance_scale if branches == 2 else 1.0,
-                self.form.inputs,
-            )
+            workers, form = requested(self._lanes[lane], self.form, drafts)
             staged = [self._staged(worker.device) for worker in workers]
             for worker in workers:
                 with blame(worker.device):
@@ -157,6 +147,8 @@ class Picture:
                 if worker not in self.last:
                     self.last[worker] = self._own(Event(worker.device))
             self.lane_links[key] = LaneLink(self.lead.device, workers, form, staged)
+            if self._branches:  # a plan that adapts asks for another number of drafts on the way
+                self._prepare(self.lane_links[key])
         return self.lane_links[key]
 
     def events(self, number: int, item: Compiled) -> tuple[Event, dict[Worker, Event]]:
@@ -186,12 +178,17 @@ class Picture:
 
     def conditioning(self, branches: tuple[Conditioning, ...]) -> None:
         """Enqueue on all workers what they need for a new picture: embeddings and cleared flags."""
+        self._branches = branches
         for link in self.lane_links.values():
-            for k, one in enumerate(link.links):
-                with blame(one.worker.device):
-                    one.worker.device.make_current(again=True)
-                    one.request.clear_flags()
-                    one.request.set_conditioning(branches if len(link.links) == 1 else branches[k : k + 1])
+            self._prepare(link)
+
+    def _prepare(self, link: LaneLink) -> None:
+        branches = self._branches
+        for k, one in enumerate(link.links):
+            with blame(one.worker.device):
+                one.worker.device.make_current(again=True)
+                one.request.clear_flags()
+                one.request.set_conditioning(branches if len(link.links) == 1 else branches[k : k + 1])
 
     def close(self) -> None:
         """Give everything back that is not the workers'; a second call does nothing."""

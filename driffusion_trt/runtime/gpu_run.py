@@ -14,7 +14,7 @@ from ..sampling.sample import RoundDone
 from ..sampling.tables import Column, Float64
 from ._resources import Event
 from .gpu_picture import Picture, WorkerFailed, blame
-from .gpu_rounds import Compiled
+from .gpu_rounds import Compiled, Compiler
 from .gpu_worker import Conditioning
 
 __all__ = ["run_picture"]
@@ -54,9 +54,10 @@ class _Run:
     def run(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> Float32:
         picture = self._picture
         lead, stream = picture.lead.device, picture.lead.stream
+        compiler = None if picture.rounds else picture.compiler()
         self._begin(noise, streams, branches)
         try:
-            end = self._walk()
+            end = self._walk(compiler)
         except WorkerFailed:
             raise
         except BaseException:  # of `on_round`: the devices finish what they have before anybody goes on
@@ -96,14 +97,14 @@ class _Run:
             picture.lead.device.make_current(again=True)
             picture.lead.stream.copy_to_device(picture.begin, picture.latents.address, picture.latent_bytes)
 
-    def _walk(self) -> int:
+    def _walk(self, compiler: Compiler | None) -> int:
         """Enqueue all rounds; returns where the last state is."""
         picture = self._picture
-        if picture.rounds:
+        if compiler is None:
             for compiled in picture.rounds:
                 self._round(compiled)
             return picture.end
-        compiler, walk = picture.compiler(), picture.plan.walk()
+        walk = picture.plan.walk()
         observation: Float64 | None = None
         while True:  # a plan that decides its next round from what the last one showed
             try:

@@ -195,6 +195,10 @@ class HostJob:
         """
         return run_plan(plan, self.predict, noise, streams, on_round)
 
+    def warm_up(self, shape: tuple[int, ...]) -> None:
+        """One prediction on every lane at once, of latents of this shape (C, H, W)."""
+        self.predict([(np.zeros((self.batch, *shape), np.float32), 1.0)] * len(self._lanes))
+
     def _check_latents(self, latents: Latents) -> None:
         if latents.dtype != np.float32:
             raise InputError(f"latents are {latents.dtype}, expected float32")
