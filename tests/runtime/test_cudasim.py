@@ -73,6 +73,25 @@ def test_what_is_not_simulated_fails_with_its_name(
     assert simulator.unknown_calls() == {"cuMemAllocManaged": 1}
 
 
+def test_a_look_up_gives_the_newest_form_not_above_the_version_asked_for(
+    simulator: cudasim.Simulator,
+) -> None:
+    library = cudasim.load()
+
+    def looked_up(name: bytes, version: int) -> int:
+        found = ctypes.c_void_p()
+        assert library.cuGetProcAddress_v2(name, ctypes.byref(found), version, ctypes.c_uint64(0), None) == 0
+        return found.value or 0
+
+    def address(symbol: str) -> int:
+        return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value or 0
+
+    second, third = address("cuStreamGetCaptureInfo_v2"), address("cuStreamGetCaptureInfo_v3")
+    found = [looked_up(b"cuStreamGetCaptureInfo", version) for version in (11030, 12020, 12030, 13000)]
+    assert found == [second, second, third, third]
+    assert looked_up(b"cuMemAlloc", 2000) not in (0, address("cuMemAlloc_v2"))  # a stub: 32 bits
+
+
 def test_it_can_not_be_reconfigured_under_living_objects(gpu: Gpu, simulator: cudasim.Simulator) -> None:
     with pytest.raises(RuntimeError, match="still alive"):
         simulator.configure(4)
