@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cudasim
 import standin
@@ -18,9 +21,48 @@ from driffusion_trt.engines.profiles import Profile, Range, fill_shapes
 from driffusion_trt.engines.store import PlanStore
 from driffusion_trt.engines.trt_session import TensorRTSession
 from driffusion_trt.runtime._driver import Device
+from driffusion_trt.runtime._resources import PinnedMemory
 from driffusion_trt.runtime.cuda import CudaLanes, Engine
 
 RTX = FLAVOURS["tensorrt-rtx"]
+
+
+def build_kernels(root: Path, folder: Path) -> Path:
+    """The kernels' host build, made by the project's own CMake in a folder."""
+    options = ["-DDRIFFUSION_FATBIN=OFF", "-DDRIFFUSION_HOST=ON"]
+    for command in (
+        ["cmake", "-S", str(root), "-B", str(folder), *options],
+        ["cmake", "--build", str(folder), "--target", "kernels_host"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning" not in done.stdout + done.stderr
+    (path,) = folder.rglob("libdriffusion_kernels_host.so")
+    return path
+
+
+@contextmanager
+def machine(devices: int, **options: Any) -> Iterator[cudasim.Simulator]:
+    """A simulated machine whose TensorRT is the stand-in, and which sees the host's use of pinned memory.
+
+    The driver cannot know when the host reads or writes there; here every view that is made of pinned
+    memory counts as a write at that moment, so that one that comes too early, before a copy is done, is
+    a race.
+    """
+    make_array = PinnedMemory.array
+
+    def told(memory: PinnedMemory, *arguments: Any, **named: Any) -> Any:
+        view = make_array(memory, *arguments, **named)
+        simulator.host_access(view.ctypes.data, view.nbytes, write=True)
+        return view
+
+    with (
+        cudasim.Simulator(devices=devices, **options) as simulator,
+        mock.patch.dict(sys.modules, {RTX.module: standin}),
+        mock.patch.object(standin, "on_stream", simulator.enqueue),
+        mock.patch.object(PinnedMemory, "array", told),
+    ):
+        yield simulator
 
 
 def shapes_of(onnx: Path, sides: Mapping[str, Range]) -> dict[str, list[list[int]]]:
@@ -51,19 +93,24 @@ def add_plans(folder: ModelFolder, *, batch_size: int = 8, targets: Sequence[str
 def gpu_lanes(
     folder: ModelFolder,
     kernels_library: Path,
-    devices: int = 1,
+    devices: int | Sequence[int] = 1,
     *,
     batch_size: int = 8,
     odd: Mapping[int, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Iterator[CudaLanes]:
-    """Lanes over the denoiser of a folder, one engine on each simulated device."""
+    """Lanes over the denoiser of a folder, one engine on each simulated device.
+
+    devices: how many, or their numbers in the order of the engines; one may be there more than once.
+    """
     profile = Profile.pictures(folder.spec, batch_size=batch_size)
     image = cudasim.kernel_image(kernels_library)
     with ExitStack() as stack:
         engines = []
-        for ordinal in range(devices):
-            device = stack.enter_context(Device(ordinal))
+        ordinals = range(devices) if isinstance(devices, int) else devices
+        given = {ordinal: stack.enter_context(Device(ordinal)) for ordinal in dict.fromkeys(ordinals)}
+        for ordinal in ordinals:
+            device = given[ordinal]
             device.make_current()
             plan = stand_in_plan(folder, "denoiser", profile, **(odd or {}).get(ordinal, {}))
             session = TensorRTSession(plan, RTX, name="denoiser")
