@@ -145,7 +145,7 @@ class Pipeline:
             raise InputError(f"batch must be a whole number of at least 1, not {batch!r}")
         start = time.perf_counter()
         embeddings = self._embed([""] * batch)
-        self._lanes.job(embeddings, 2.0, embeddings).warm_up(self.spec.latent_shape)
+        self._lanes.job(embeddings, 2.0, embeddings).warm_up(self.folder.latent_shape)
         return 1e3 * (time.perf_counter() - start)
 
     def __call__(
@@ -237,7 +237,7 @@ class Pipeline:
         negative = (request.negative_prompt,) * len(request.prompts)
         unconditional = self._embed(negative) if request.guided else None
         job = self._lanes.job(conditioning, request.guidance_scale if request.guided else 1.0, unconditional)
-        noise = streams.draw(self.spec.latent_shape)
+        noise = streams.draw(self.folder.latent_shape)
         marks.append(time.perf_counter())
         ticks = [marks[-1]]
 
@@ -272,6 +272,8 @@ class Pipeline:
         images: list[Image.Image] = []
         for one in scaled:  # one by one: the bits of a picture do not depend on its batch
             (decoded,) = self._decoder.run({"latents": one[None]}).values()
+            if not np.isfinite(decoded).all():  # it would be a black picture
+                raise ModelError("the decoder gave numbers that are not finite; build it in bf16 or fp32")
             images += to_images(decoded)
         return tuple(images)
 
