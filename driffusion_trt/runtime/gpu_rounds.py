@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..sampling.rounds import Round
-from ..sampling.tables import Column, Table
-from ._arguments import MAX_ROWS
+from ..sampling.tables import Column, Float64, Table
+from ._arguments import MAX_COLUMNS, MAX_ROWS
 from .gpu_links import LaneLink
 from .gpu_slots import Slots
 from .kernels import MESSAGE_HEADER_BYTES, Kernels, Launch, Source, Target
@@ -111,19 +111,36 @@ class Compiler:
         for first in range(0, len(places), MAX_ROWS):
             rows = slice(first, first + MAX_ROWS)
             targets = [Target(place) for place in places[rows]]
-            launches.append(self._linear(sources, targets, table.coefficients[rows]))
+            launches += self._linear(sources, targets, table.coefficients[rows])
         # All at once and last: a row may read what another replaces.
         for column, place in zip(table.targets, places, strict=True):
             self._slots.put(column, place)
         return launches
 
-    def _linear(self, sources: Sequence[Source], targets: Sequence[Target], coefficients: object) -> Launch:
-        used = np.asarray(coefficients, np.float64)
-        columns = [k for k in range(len(sources)) if used[:, k].any()]
+    def _linear(
+        self, sources: Sequence[Source], targets: Sequence[Target], coefficients: Float64
+    ) -> list[Launch]:
+        """The rows in one launch, or in several where they have more columns than one takes."""
+        columns = [k for k in range(len(sources)) if coefficients[:, k].any()]
+        if len(columns) > MAX_COLUMNS and len(targets) > 1:
+            half = len(targets) // 2
+            return [
+                *self._linear(sources, targets[:half], coefficients[:half]),
+                *self._linear(sources, targets[half:], coefficients[half:]),
+            ]
+        sources, coefficients = [sources[k] for k in columns], coefficients[:, columns]
+        launches = [self._launch(sources[:MAX_COLUMNS], targets, coefficients[:, :MAX_COLUMNS])]
+        if len(columns) > MAX_COLUMNS:  # one long sum goes on from its own float32, to the same bits
+            sources = [Source(targets[0].address), *sources[MAX_COLUMNS:]]
+            more = np.concatenate([np.ones((1, 1)), coefficients[:, MAX_COLUMNS:]], 1)
+            launches += self._linear(sources, targets, more)
+        return launches
+
+    def _launch(self, sources: Sequence[Source], targets: Sequence[Target], coefficients: Float64) -> Launch:
         return self._kernels.linear(
-            [sources[k] for k in columns],
+            sources,
             targets,
-            np.ascontiguousarray(used[:, columns]),
+            np.ascontiguousarray(coefficients),
             elements=self._elements,
             batch=self._pictures,
             round=self._done,
@@ -157,8 +174,11 @@ class Compiler:
         sources = [Source(self._slots[Column("input", i)]) for i in predict]
         scales = np.diag([float(np.float32(self._scales[i])) for i in predict])
         return [
-            self._linear(sources, targets[first : first + MAX_ROWS], scales[first : first + MAX_ROWS])
+            launch
             for first in range(0, len(targets), MAX_ROWS)
+            for launch in self._linear(
+                sources, targets[first : first + MAX_ROWS], scales[first : first + MAX_ROWS]
+            )
         ]
 
     def _combine(self, lanes: Sequence[tuple[LaneLink, tuple[int, ...]]]) -> tuple[Launch, ...]:
