@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         LaneError,
         MissingExtraError,
         ModelError,
+        NonFiniteError,
     )
     from .models import ModelSpec
     from .pipeline import Pipeline
@@ -37,6 +38,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ModelSpec",
+    "NonFiniteError",
     "Pipeline",
     "Plan",
     "Schedule",
@@ -54,6 +56,7 @@ _HOME = {
     "LaneError": "._errors",
     "MissingExtraError": "._errors",
     "ModelError": "._errors",
+    "NonFiniteError": "._errors",
     "ModelSpec": ".models",
     "Pipeline": ".pipeline",
     "Plan": ".sampling.plan",

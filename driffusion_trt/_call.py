@@ -40,6 +40,10 @@ class LaneWarning(UserWarning):
     """A device failed, and the pictures were made without it."""
 
 
+class PrecisionWarning(UserWarning):
+    """The networks left the range of their precision, and the pictures were made in fp32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Wall-clock times of one call in milliseconds.

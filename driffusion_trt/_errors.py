@@ -4,6 +4,7 @@
     ├── InputError (ValueError)            an argument that cannot work
     │   └── ConfigError                    an option of a scheduler or model config that is not supported
     ├── ModelError (RuntimeError)          a model folder that is missing, incomplete or altered
+    │   └── NonFiniteError                 a network gave infinities or NaN
     ├── EngineError (RuntimeError)         TensorRT refused or failed; its own words are in the message
     ├── DeviceError (RuntimeError)         the CUDA driver refused a call, or a GPU failed; names both
     ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
@@ -27,6 +28,7 @@ __all__ = [
     "LaneError",
     "MissingExtraError",
     "ModelError",
+    "NonFiniteError",
     "did_you_mean",
 ]
 
@@ -45,6 +47,10 @@ class ConfigError(InputError):
 
 class ModelError(DriffusionError, RuntimeError):
     """A model folder that is missing, incomplete or altered."""
+
+
+class NonFiniteError(ModelError):
+    """A network gave infinities or NaN: out of its precision's range, or with settings that explode."""
 
 
 class EngineError(DriffusionError, RuntimeError):

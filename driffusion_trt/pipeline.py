@@ -11,24 +11,18 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from ._call import LaneWarning, PromptWarning, Request, Result, Timings
-from ._errors import DriffusionError, InputError, LaneError, ModelError
+from ._call import LaneWarning, PrecisionWarning, PromptWarning, Request, Result, Timings
+from ._errors import DriffusionError, InputError, LaneError, NonFiniteError
+from ._stages import Made, Stages, single_precision
 from .engines.manifest import ModelFolder
 from .models import ModelSpec
-from .pictures import to_images
-from .prompts import PromptEncoder
 from .runtime.devices import Asked, Devices, choose_devices
-from .runtime.networks import GpuOptions, load_networks
-from .sampling.noise import noise_streams
+from .runtime.networks import GpuOptions
 from .sampling.plan import Plan, default_lanes, make_plan
 from .sampling.sample import RoundDone
 from .sampling.schedule import Schedule
 
-__all__ = ["LaneWarning", "Pipeline", "PromptWarning", "Result", "Timings"]
+__all__ = ["LaneWarning", "Pipeline", "PrecisionWarning", "PromptWarning", "Result", "Timings"]
 
 _HASHED_BYTES = 64 << 20  # up to here hashing a whole model takes a moment, so it is always done
 _PLANS_KEPT = 64
@@ -37,17 +31,18 @@ _PLANS_KEPT = 64
 class Pipeline:
     """A loaded model on its lanes; make one with `Pipeline.load`. Safe from several threads."""
 
-    def __init__(self, folder: ModelFolder, devices: Devices, options: GpuOptions) -> None:
-        self.folder, self._devices = folder, devices
+    def __init__(
+        self, folder: ModelFolder, devices: Devices, options: GpuOptions, single: ModelFolder | None = None
+    ) -> None:
+        self.folder, self._devices, self._options = folder, devices, options
+        self._single, self._again = single, contextlib.ExitStack()
+        self._in_single: Stages | None = None
         self._config = folder.scheduler_config()
         self._plans: dict[str, Plan] = {}
         self._lock = threading.Lock()
         self._closed = False
-        with contextlib.ExitStack() as stack:
-            networks = stack.enter_context(load_networks(folder, devices, options))
-            self._prompts = PromptEncoder(folder.tokenizer(), networks.text)
-            self._decoder, self._lanes = networks.decoder, networks.lanes
-            self._resources = stack.pop_all()
+        self._stages = Stages(folder, devices, options)
+        self._lanes = self._stages.lanes
 
     @classmethod
     def load(
@@ -59,6 +54,8 @@ class Pipeline:
         cuda_graphs: bool = True,
         peer_copies: bool = True,
         deadline_s: float = 120.0,
+        nan_policy: str = "error",
+        fp32_model: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Load a model and start its lanes.
 
@@ -71,6 +68,9 @@ class Pipeline:
             cuda_graphs: launch each GPU's work as one graph.
             peer_copies: copy latents from GPU to GPU where that was seen to work, else through the host.
             deadline_s: a call that takes longer has a GPU that hangs, and goes on without it.
+            nan_policy: "error", or "retry-fp32": where the networks leave the range of fp16, make the
+                pictures again with `fp32_model`, which is loaded then and kept.
+            fp32_model: the folder of the same model in fp32; by default `model` with "-fp32" after it.
 
         Raises:
             InputError: `devices` cannot be had.
@@ -81,9 +81,10 @@ class Pipeline:
         folder = ModelFolder.open(model)
         chosen = choose_devices(devices, folder)
         options = GpuOptions(split_guidance, cuda_graphs, peer_copies, deadline_s)
+        single = single_precision(folder, nan_policy, fp32_model)
         if sum(entry.size_bytes for entry in folder.manifest.files.values()) <= _HASHED_BYTES:
             folder.verify()
-        return cls(folder, chosen, options)
+        return cls(folder, chosen, options, single)
 
     @property
     def spec(self) -> ModelSpec:
@@ -102,7 +103,7 @@ class Pipeline:
 
     def complaints(self, prompt: str) -> list[str]:
         """What of a prompt the model cannot read, in words; empty where it reads all."""
-        return self._prompts.complaints(prompt)
+        return self._stages.prompts.complaints(prompt)
 
     def plan(
         self,
@@ -144,8 +145,7 @@ class Pipeline:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch must be a whole number of at least 1, not {batch!r}")
         start = time.perf_counter()
-        embeddings = self._embed([""] * batch)
-        self._lanes.job(embeddings, 2.0, embeddings).warm_up(self.folder.latent_shape)
+        self._stages.warm_up(batch)
         return 1e3 * (time.perf_counter() - start)
 
     def __call__(
@@ -184,7 +184,7 @@ class Pipeline:
         Raises:
             InputError: a setting that cannot be; nothing has run by then.
             LaneError: a lane failed, or the pipeline is closed.
-            ModelError: the networks gave numbers that are not finite.
+            NonFiniteError: the networks gave numbers that are not finite.
         """
         request = Request.check(
             prompt,
@@ -201,81 +201,32 @@ class Pipeline:
             for complaint in self.complaints(text):
                 warnings.warn(f"{text!r}: {complaint}", PromptWarning, stacklevel=2)
         try:
-            plan, latents, images, timings = self._run_somewhere(request, plan, on_round)
+            made = self._made(request, plan, on_round)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error
             raise
-        settings = request.settings(plan, scheduler or plan.schedule.solver, self._model())
-        return Result(images, latents, timings, plan, settings)
+        settings = request.settings(made.plan, scheduler or plan.schedule.solver, self._model())
+        return Result(made.images, made.latents, made.timings, made.plan, settings)
 
     def _check_open(self) -> None:
         if self._closed:
             raise LaneError("the pipeline is closed; load it again")
 
-    def _run_somewhere(
-        self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None
-    ) -> tuple[Plan, NDArray[np.float32], tuple[Image.Image, ...], Timings]:
-        """Run it, and again without the devices that fail, for as long as there are others."""
-        while True:
-            try:
-                return plan, *self._run(request, plan, on_round)
-            except LaneError as error:
-                left = error.lanes_left
-                if not left or self._closed:
-                    raise
-                text = f"{error}; the pictures are made with the {left} lanes left"
-                warnings.warn(text, LaneWarning, stacklevel=3)
-                plan = plan.with_lanes(min(plan.lanes, left))
-
-    def _run(
-        self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None
-    ) -> tuple[NDArray[np.float32], tuple[Image.Image, ...], Timings]:
-        marks = [time.perf_counter()]
-        streams = noise_streams(request.seed, len(request.prompts))
-        conditioning = self._embed(request.prompts)
-        negative = (request.negative_prompt,) * len(request.prompts)
-        unconditional = self._embed(negative) if request.guided else None
-        job = self._lanes.job(conditioning, request.guidance_scale if request.guided else 1.0, unconditional)
-        noise = streams.draw(self.folder.latent_shape)
-        marks.append(time.perf_counter())
-        ticks = [marks[-1]]
-
-        def tick(done: RoundDone) -> None:
-            ticks.append(time.perf_counter())
-            if on_round is not None:
-                on_round(done)
-
-        # Where the host need not wait for rounds, it does so only to tell somebody.
-        told = tick if on_round is not None or not self._devices.gpus else None
-        latents = job.sample(plan, noise, streams, told)
-        if not np.isfinite(latents).all():
-            raise ModelError(
-                f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
-                f"{request.guidance_scale} left the range of numbers; lower the guidance scale, take "
-                "more steps, or use mode 'sequential'"
-            )
-        marks.append(time.perf_counter())
-        images = self._decode(latents)
-        marks.append(time.perf_counter())
-        encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
-        rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
-        return latents, images, Timings(encode, denoise, decode, rounds_ms)
-
-    def _embed(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        known = {prompt: self._prompts.encode(prompt) for prompt in dict.fromkeys(prompts)}
-        return np.concatenate([known[prompt] for prompt in prompts])
-
-    def _decode(self, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
-        manifest = self.folder.manifest
-        scaled = latents / np.float32(manifest.scaling_factor) + np.float32(manifest.shift_factor)
-        images: list[Image.Image] = []
-        for one in scaled:  # one by one: the bits of a picture do not depend on its batch
-            (decoded,) = self._decoder.run({"latents": one[None]}).values()
-            if not np.isfinite(decoded).all():  # it would be a black picture
-                raise ModelError("the decoder gave numbers that are not finite; build it in bf16 or fp32")
-            images += to_images(decoded)
-        return tuple(images)
+    def _made(self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None) -> Made:
+        try:
+            return self._stages.run(request, plan, on_round)
+        except NonFiniteError as error:
+            if self._single is None:
+                raise
+            text = f"{error}; the pictures are made again with {self._single.path}"
+            warnings.warn(text, PrecisionWarning, stacklevel=3)
+        with self._lock:
+            self._check_open()
+            if self._in_single is None:
+                self._in_single = Stages(self._single, self._devices, self._options)
+                self._again.callback(self._in_single.close)
+        return self._in_single.run(request, plan, on_round)
 
     @property
     def model_hash(self) -> str:
@@ -288,7 +239,9 @@ class Pipeline:
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""
         self._closed = True
-        self._resources.close()
+        with self._lock:
+            self._again.close()
+        self._stages.close()
 
     def __enter__(self) -> Self:
         return self

@@ -22,6 +22,7 @@ DOCUMENTED = {
         "LaneError",
         "MissingExtraError",
         "ModelError",
+        "NonFiniteError",
     },
     "models": {"ModelSpec"},
     "pipeline": {"Pipeline"},

@@ -45,7 +45,7 @@ class _Job:
 
     model: str
     devices: Asked
-    options: dict[str, bool]
+    options: dict[str, Any]
     plan: Plan
     settings: dict[str, Any]
     batches: list[list[_Picture]]
@@ -125,6 +125,8 @@ def _checked(args: argparse.Namespace) -> _Job:
         "split_guidance": args.split_guidance,
         "cuda_graphs": not args.no_cuda_graphs,
         "peer_copies": not args.no_peer_copies,
+        "nan_policy": args.nan_policy or "error",
+        "fp32_model": args.fp32_model,
     }
     return _Job(model, devices, options, plan, settings, batches, args.compare)
 
