@@ -43,18 +43,19 @@ def packaged_kernels() -> bytes | None:
 
 
 def examine_gpus(
-    gpus: Sequence[Gpu], problem: Say, note: Say
+    gpus: Sequence[Gpu], command: str, problem: Say, note: Say
 ) -> tuple[tuple[GpuState, ...], tuple[PeerLink, ...]]:
     """Open every GPU, load the kernels onto it, try and time the copies between all; then let go of them.
 
     Args:
+        command: what installs the packages for these GPUs.
         problem: told what is broken. note: told what is missing.
     """
     states = {gpu.index: GpuState(gpu) for gpu in gpus}
     try:
         driver()
-    except MissingExtraError as error:
-        note(f"the GPUs could only be listed: {error}")
+    except MissingExtraError:
+        note(f"the GPUs could only be listed, since cuda-bindings is not installed; run: {command}")
         return tuple(states.values()), ()
     except DeviceError as error:
         problem(str(error))
@@ -92,7 +93,7 @@ def _examine(gpu: Gpu, device: Device, problem: Say, note: Say) -> GpuState:
         note(str(error))
         return state
     except (DeviceError, InputError) as error:
-        problem(f"the kernels for {device.title} cannot be had: {error}")
+        problem(f"the kernels cannot be had for {gpu}: {error}")  # once for all of its kind
         return state
     named = os.environ.get(IMAGE_VARIABLE)
     origin = "of the package" if image == packaged_kernels() else "compiled by NVRTC"

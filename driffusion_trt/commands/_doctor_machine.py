@@ -8,13 +8,14 @@ import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import __version__
 from .._errors import DeviceError, MissingExtraError
-from ..engines.flavours import FLAVOURS, choose_flavour, installed_version, missing
+from ..engines.flavours import FLAVOURS, Flavour, choose_flavour, installed_version, missing
 from ..engines.gpus import Gpus, find_gpus
 from ..export.estimate import available_memory_bytes
 from ..runtime._driver import driver
@@ -96,7 +97,8 @@ def examine_machine(findings: Findings) -> Machine:
     if gpus.found:
         _check_versions(gpus, packages, findings)
         _want_tensorrt(gpus, packages, findings)
-        states, links = examine_gpus(gpus.found, findings.problem, findings.note)
+        command = _command(choose_flavour(gpus.found[0]), gpus.cuda)
+        states, links = examine_gpus(gpus.found, command, findings.problem, findings.note)
     else:
         _why_no_gpu(why, findings)
     return Machine(
@@ -153,12 +155,16 @@ def _packages(findings: Findings) -> dict[str, str | None]:
         try:
             importlib.import_module(flavour.module)
         except Exception as error:  # as above: a library of it may be missing, or be of another version
-            command = str(missing(flavour)).rpartition("run: ")[2]
+            again = _command(flavour, None).replace("pip install", "pip install --force-reinstall")
             findings.problem(
-                f"{flavour.title} {version} is installed and cannot be loaded ({error}); install it again: "
-                f"{command.replace('pip install', 'pip install --force-reinstall')}"
+                f"{flavour.title} {version} is installed and cannot be loaded ({error}); run: {again}"
             )
     return found
+
+
+def _command(flavour: Flavour, cuda: tuple[int, int] | None) -> str:
+    """What installs a flavour and all that the GPU lanes need with it."""
+    return str(missing(flavour, cuda)).rpartition("run: ")[2]
 
 
 def _installed(names: Sequence[str]) -> str | None:
@@ -189,10 +195,8 @@ def _check_versions(gpus: Gpus, packages: dict[str, str | None], findings: Findi
     if gpus.cuda < (12, 0):
         findings.problem(f"{has}, which is too old; {update}")
     elif bindings is not None and not bindings.startswith("12."):
-        instead = str(missing(FLAVOURS["tensorrt"], gpus.cuda)).rpartition("run: ")[2]
-        findings.problem(
-            f"{has}, and cuda-bindings {bindings} needs 13; {update}, or: {instead} nvidia-cuda-nvrtc-cu12"
-        )
+        instead = f"{_command(FLAVOURS['tensorrt'], gpus.cuda)} nvidia-cuda-nvrtc-cu12"
+        findings.problem(f"{has}, and cuda-bindings {bindings} needs 13; {update}, or run: {instead}")
 
 
 def _want_tensorrt(gpus: Gpus, packages: dict[str, str | None], findings: Findings) -> None:
@@ -208,10 +212,10 @@ def _why_no_gpu(why: str, findings: Findings) -> None:
         findings.problem(_advised(why))
     elif "cannot be loaded" in why and _nvidia_on_pci(Path("/sys/bus/pci/devices")):
         findings.note(f"there is an NVIDIA GPU in this machine, and no driver for it; {_GET_DRIVER}")
-    else:
+    elif sys.platform != "darwin":
         findings.note(
-            f"to make pictures on NVIDIA GPUs as well: {_GET_DRIVER}, check CUDA_VISIBLE_DEVICES, and run: pip "
-            "install 'driffusion-trt[tensorrt]'"
+            f"to make pictures on NVIDIA GPUs as well: {_GET_DRIVER}, check CUDA_VISIBLE_DEVICES, and run: "
+            "pip install 'driffusion-trt[tensorrt]'"
         )
 
 

@@ -30,7 +30,11 @@ def as_json(
         "host": asdict(machine.host),
         "disk": asdict(machine.disk),
         "packages": machine.packages,
-        "driver": {"version": machine.driver, "cuda": machine.cuda, "why_no_gpu": machine.why_no_gpu or None},
+        "driver": {
+            "version": machine.driver,
+            "cuda": None if machine.cuda is None else "{}.{}".format(*machine.cuda),
+            "why_no_gpu": machine.why_no_gpu or None,
+        },
         "gpus": [
             {
                 "index": state.gpu.index,
@@ -68,6 +72,7 @@ def as_text(machine: Machine, model: ModelState | None, gains: Expected | None, 
     width = min(max(shutil.get_terminal_size().columns, 60), 100)
     parts = [
         f"driffusion-trt {machine.version}, Python {machine.host.python}, {machine.host.system}",
+        "",
         *_blocks(_machine_rows(machine), width),
         *([] if not machine.peers else ["", *_matrix(machine.peers, width)]),
         *([] if model is None else ["", *_blocks(_model_rows(model, machine), width)]),
@@ -78,7 +83,8 @@ def as_text(machine: Machine, model: ModelState | None, gains: Expected | None, 
         *(line for text in findings.problems for line in _paragraph(f"problem: {text}", width)),
     ]
     if not findings.problems:
-        parts += _paragraph(f"no problems were found; try: {_TRY}", width)
+        parts += [""] if findings.notes else []
+        parts += _paragraph(f"no problems were found; for a picture: {_TRY}", width)
     return "\n".join(parts)
 
 
@@ -95,7 +101,7 @@ def _blocks(rows: Iterator[tuple[str, str]], width: int) -> list[str]:
 def _machine_rows(machine: Machine) -> Iterator[tuple[str, str]]:
     yield from _host_rows(machine.host)
     room = "unknown" if machine.disk.free_bytes is None else f"{size(machine.disk.free_bytes)} free"
-    yield "disk", f"{room} for {machine.disk.path} (a full SD2.1 takes about 4 GB, SDXL 11)"
+    yield "disk", f"{room} for {machine.disk.path} (SD2.1 with its plans takes 5 GB, SDXL 14 GB)"
     titles = {name: flavour.title for name, flavour in FLAVOURS.items()}
     named = [(titles.get(name, name), version) for name, version in machine.packages.items()]
     there = ", ".join(f"{name} {version}" for name, version in named if version)
@@ -126,8 +132,8 @@ def _host_rows(host: Host) -> Iterator[tuple[str, str]]:
 
 def _gpu(state: GpuState) -> str:
     free = "" if state.free_bytes is None else f" ({size(state.free_bytes)} free)"
-    parts = [str(state.gpu), f"{size(state.gpu.memory_bytes)} of memory{free}"]
-    parts += [f"at {state.pci_bus_id}"] if state.pci_bus_id else []
+    parts = [str(state.gpu), f"{size(state.gpu.memory_bytes)}{free}"]
+    parts += [state.pci_bus_id] if state.pci_bus_id else []
     parts += [f"kernels {state.kernels}"] if state.kernels else []
     return ", ".join([*parts, *([] if state.usable else ["not usable, see below"])])
 
@@ -137,9 +143,13 @@ def _matrix(links: Sequence[PeerLink], width: int) -> list[str]:
     numbers = sorted({link.source for link in links})
     cells = {(link.source, link.target): _cell(link) for link in links}
     legend = (
-        "copies between GPUs, tried with patterns: GB/s, and microseconds of a small one, from the GPU of "
-        "the row to that of the column (*: through the host, there is no direct access)"
+        "Copies between GPUs, tried with patterns: GB/s, and microseconds of a small one, from the GPU of "
+        "the row to that of the column"
     )
+    if any(link.verified and not link.access for link in links):
+        legend += "; *: through the host, since there is no direct access"
+    if not all(link.verified for link in links):
+        legend += "; BAD: see the problems below"
     lines = _paragraph(legend, width, 0)
     lines.append("from    " + "".join(f"{f'GPU {number}':>9}" for number in numbers))
     for source in numbers:
@@ -150,7 +160,7 @@ def _matrix(links: Sequence[PeerLink], width: int) -> list[str]:
 
 def _cell(link: PeerLink) -> str:
     if not link.verified:
-        return "WRONG"
+        return "BAD"
     star = "" if link.access else "*"
     if link.bandwidth_gb_s is None or link.latency_us is None:
         return f"ok{star}"
@@ -167,8 +177,16 @@ def _model_rows(model: ModelState, machine: Machine) -> Iterator[tuple[str, str]
     if not machine.gpus:
         count = f"{model.plans} plans, for GPUs that are not here" if model.plans else "none"
         yield "plans", f"{count}; CPU lanes need none"
-    for fit in model.fits:
-        yield "plans", f"{fit.network} on {fit.gpu}: " + (fit.plan or f"none ({fit.why_not})")
+    for gpu in dict.fromkeys(fit.gpu for fit in model.fits):
+        reasons: dict[str, list[str]] = {}
+        for fit in model.fits:
+            if fit.gpu == gpu:
+                reasons.setdefault(fit.why_not, []).append(fit.network)
+        told = (
+            f"none of {', '.join(networks)}: {why}" if why else ", ".join(networks)
+            for why, networks in reasons.items()
+        )
+        yield "plans", f"for {gpu}: {'; '.join(told)}"
 
 
 def _table(gains: Expected, width: int) -> list[str]:
@@ -178,8 +196,8 @@ def _table(gains: Expected, width: int) -> list[str]:
         f"{gains.gpus} GPUs" if gains.gpus > 1 else "1 GPU" if gains.gpus else f"{gains.cpu_lanes} CPU lanes"
     )
     lines = _paragraph(
-        f"rounds and ideal speed-up, as if only network calls took time, for {gains.steps} steps of "
-        f"{gains.scheduler}; nothing here was measured (this machine has {here})",
+        f"Rounds and ideal speed-up, as if only network calls took time, for {gains.steps} steps of "
+        f"{gains.scheduler}. Calculated, not measured; this machine has {here}.",
         width,
         0,
     )
@@ -197,18 +215,22 @@ def _fewer(gains: Expected, width: int) -> list[str]:
     """When fewer lanes are faster, as far as that can be told."""
     if not gains.gpus:
         text = (
-            f"more CPU lanes than {gains.cpu_lanes} share its cores and are no faster; messages between CPU "
-            "lanes take no time worth naming"
+            f"More CPU lanes than {gains.cpu_lanes} share its cores and are no faster. Messages between CPU "
+            "lanes take no time worth naming."
         )
         return _paragraph(text, width, 0)
     if not gains.exchanges:
         why = "there is one GPU" if gains.gpus == 1 else "copies were not measured"
-        return _paragraph(f"what messages between lanes cost is not known here: {why}", width, 0)
+        return _paragraph(f"What messages between lanes cost is not known here: {why}.", width, 0)
     lines = []
     for item in gains.exchanges:
-        when = "never faster than fewer"
+        when = "never faster than fewer lanes"
         if item.faster_above_ms is not None:
-            when = f"faster than fewer while a network call takes over {item.faster_above_ms:.3g} ms"
-        lines.append(f"{item.lanes} lanes: messages take {item.round_ms:.3g} ms a round; {when}")
-    text = "how long a network call takes is not known here; `driffusion-trt run` prints it"
+            when = f"faster than fewer where a network call takes over {_time(item.faster_above_ms)}"
+        lines.append(f"{item.lanes} lanes: messages {_time(item.round_ms)} a round, {when}")
+    text = "How long a network call takes is not known here; `driffusion-trt run` prints it."
     return [line for entry in [*lines, text] for line in _paragraph(entry, width, 2)]
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.1f} ms" if ms >= 1 else f"{1000 * ms:.0f} us"
