@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def build_kernels(root: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def machine(devices: int, **options: Any) -> Iterator[cudasim.Simulator]:
+def machine(devices: int | Iterable[cudasim.Device], **options: Any) -> Iterator[cudasim.Simulator]:
     """A simulated machine whose TensorRT is the stand-in, and which sees the host's use of pinned memory.
 
     The driver cannot know when the host reads or writes there; here every view that is made of pinned
