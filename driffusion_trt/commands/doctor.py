@@ -7,12 +7,11 @@ import argparse
 from ._console import Console
 from ._options import option
 
-DESCRIPTION = (
-    "Show what this machine has for making pictures, what is missing and how to get it, and what is broken."
-)
+DESCRIPTION = "Show what this machine has for making pictures, what is missing, and what is broken."
 EPILOG = """\
-Copies between GPUs are tried with patterns and timed; nothing is written. Exit status 0 if
-pictures can be made here, be it on CPU lanes; 1 if something that was found is broken.
+Copies between GPUs are tried with patterns and timed. Nothing is written, but compiled
+kernels to their cache. Exit status 0 if pictures can be made here, be it on CPU lanes;
+1 if something that was found is broken.
 
 example:
   driffusion-trt doctor
