@@ -126,7 +126,14 @@ SIM_API CUresult cuStreamSynchronize(CUstream handle) {
 SIM_API CUresult cuStreamQuery(CUstream handle) {
     SIM_CALL("cuStreamQuery");
     std::shared_ptr<Stream> stream;
-    if (CUresult error = call.on_stream(handle, stream)) return error;
+    if (CUresult error = call.on_stream(handle, stream)) {
+        // A real device tells of it when its whole context has stopped, and then runs no more of it.
+        if (stream && error == stream->context->sticky) {
+            call.wait([&] { return !stream->running; }, nullptr);
+            join(sim::sim().host, stream->clock);
+        }
+        return error;
+    }
     if (CUresult error = refuse_capturing(stream)) return error;
     if (CUresult error = call.unless_capturing()) return error;
     if (!stream->idle()) return NOT_READY;
