@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -23,17 +23,18 @@ from ..engines.trt_session import TensorRTSession
 from ..sampling.plan import Plan
 from ._driver import Device
 from ._resources import Module, Stream
+from .gpu_aside import Aside
 from .gpu_job import CudaJob
 from .gpu_links import Lane
-from .gpu_picture import Lead, Picture
+from .gpu_picture import Lead, Picture, WorkerFailed, blame
 from .gpu_worker import Conditioning, Form, Worker
 from .kernels import Kernels, find_kernels
-from .peers import check_peers
+from .peers import can_use, check_peers
 
 __all__ = ["CudaLanes", "Engine"]
 
 Float32 = NDArray[np.float32]
-_PICTURES_KEPT = 8
+_PICTURES_KEPT = _FORMS_KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,40 +86,52 @@ class CudaLanes:
         self.graphs, self.deadline_s = graphs, deadline_s
         self._split, self._latents = split_guidance, latents
         self._engines = list(engines)
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._user = 0  # the thread whose turn it is
         self._closed = False
-        self._abandoned: list[tuple[list[Worker], list[Picture], Stream]] = []
+        self._aside: list[Aside] = []
         self._pictures: OrderedDict[object, Picture] = OrderedDict()
+        self._workers: list[Worker] = []
+        self._lead: Lead | None = None
         find = image or (lambda device: find_kernels(device.compute_capability))
         devices = list(dict.fromkeys(engine.device for engine in engines))
         with contextlib.ExitStack() as stack:
             self._modules = {device: stack.enter_context(Module(device, find(device))) for device in devices}
             self._kernels = {device: Kernels(module) for device, module in self._modules.items()}
             self._direct = self._tried(devices) if peer_copies else set()
-            self._workers: list[Worker] = []
-            self._start()
+            stack.callback(self._give_back)
+            try:
+                self._start()
+            except WorkerFailed as error:
+                raise DeviceError(str(error)) from error
             stack.pop_all()
 
     def _tried(self, devices: Sequence[Device]) -> set[tuple[int, int]]:
         """Pairs of devices whose copies brought every byte, in both directions."""
         links = check_peers(devices) if len(devices) > 1 else {}
-        good = {pair for pair, link in links.items() if link.access and link.verified}
+        if any(device.lost for device in devices):
+            raise DeviceError(next(link.problem for link in links.values() if link.problem))
+        good = {pair for pair, link in links.items() if can_use(link)}
         return {(one, other) for one, other in good if (other, one) in good}
 
     def _start(self) -> None:
-        """New streams for all engines there are, and for the lead."""
-        self._workers = [
-            Worker(
-                engine.device,
-                engine.session,
-                self._kernels[engine.device],
-                self._latents,
-                graphs=self.graphs,
-            )
-            for engine in self._engines
-        ]
+        """New streams for the lead and for all engines there are. Raises WorkerFailed."""
         lead = self._engines[0].device
-        self._lead = Lead(lead, Stream(lead), self._kernels[lead])
+        with blame(lead):
+            self._lead = Lead(lead, Stream(lead), self._kernels[lead])
+        for engine in self._engines:
+            device = engine.device
+            with blame(device):
+                self._workers.append(
+                    Worker(
+                        device,
+                        engine.session,
+                        self._kernels[device],
+                        self._latents,
+                        graphs=self.graphs,
+                        deadline_s=self.deadline_s,
+                    )
+                )
 
     @property
     def lanes(self) -> list[Lane]:
@@ -139,7 +152,7 @@ class CudaLanes:
 
     def is_staged(self, device: Device) -> bool:
         """Whether copies between the lead and this device go through the host."""
-        lead = self._lead.device
+        lead = self._engines[0].device
         return device is not lead and (lead.ordinal, device.ordinal) not in self._direct
 
     def job(
@@ -170,61 +183,107 @@ class CudaLanes:
         if not self._engines:
             raise LaneError("every device has failed; load the pipeline again, or see driffusion-trt doctor")
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Use of the lanes, after other threads. Raises LaneError inside of `on_round`, and after `close`."""
+        if self._user == threading.get_ident():
+            raise LaneError("on_round asked for another picture; ask for it when the one under way is there")
+        with self._lock:
+            self.check_open()
+            self._user = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._user = 0
+                if self._closed:
+                    self._give_back()
+
     def picture(self, plan: Plan, form: Form) -> Picture:
-        """The plan compiled for this form; those used last are kept."""
+        """The plan compiled for this form; those used last are kept. Raises WorkerFailed."""
         key = id(plan), form
         if key not in self._pictures:
-            while len(self._pictures) >= _PICTURES_KEPT:
-                self._pictures.popitem(last=False)[1].close()
-            for worker in self._workers:
-                worker.trim()
-            self._pictures[key] = Picture(self._lead, self.lanes, plan, form, self.is_staged)
+            self._clear_up(_PICTURES_KEPT - 1, _FORMS_KEPT)
+            try:
+                self._pictures[key] = self._make(plan, form)
+            except WorkerFailed as error:
+                if any(device.lost for device in error.devices):
+                    raise
+                # It may be the memory that the others hold which is wanting.
+                self._clear_up(0, 0)
+                self._pictures[key] = self._make(plan, form)
         self._pictures.move_to_end(key)
         return self._pictures[key]
 
+    def _make(self, plan: Plan, form: Form) -> Picture:
+        assert self._lead is not None
+        made = Picture(self._lead, self.lanes, plan, form, self.is_staged)
+        try:
+            made.make()
+        except BaseException:
+            self._discard(made)
+            raise
+        return made
+
+    def _clear_up(self, pictures: int, forms: int) -> None:
+        """Make room for a new picture: keep so many, and so many forms of requests."""
+        if any(aside.busy() for aside in self._aside):
+            return  # giving memory back waits for all that its device has to do, for ever perhaps
+        while self._aside:
+            self._aside.pop().close()
+        while len(self._pictures) > pictures:
+            self._pictures.popitem(last=False)[1].close()
+        used = {request for picture in self._pictures.values() for request in picture.requests()}
+        for worker in self._workers:
+            worker.trim(used, forms)
+
+    def _discard(self, picture: Picture) -> None:
+        if self._aside:
+            self._aside[-1].pictures.append(picture)
+        else:
+            picture.close()
+
     def lose(self, failed: Sequence[Device]) -> None:
         """Go on without some devices. What they were to do is given up with all that waits for it."""
-        self._abandoned.append((self._workers, list(self._pictures.values()), self._lead.stream))
+        while failed:
+            self._set_aside()
+            left = [engine for engine in self._engines if engine.device not in failed]
+            self._engines = left[: len(left) // 2 * 2] if self._split and len(left) > 1 else left
+            self._split = self._split and len(left) > 1
+            failed = ()
+            try:
+                if self._engines:
+                    self._start()
+            except WorkerFailed as error:
+                failed = error.devices
+
+    def _set_aside(self) -> None:
+        streams = [self._lead.stream] if self._lead is not None else []
+        self._aside.append(Aside(self._workers, list(self._pictures.values()), streams, self.deadline_s))
+        self._workers, self._lead = [], None
         self._pictures.clear()
-        for device in failed:
-            device.lost = True
-        left = [engine for engine in self._engines if engine.device not in failed]
-        self._engines = left[: len(left) // 2 * 2] if self._split and len(left) > 1 else left
-        self._split = self._split and len(left) > 1
-        self._workers = []
-        if self._engines:
-            self._start()
 
     def close(self) -> None:
-        """Let a picture under way end, then give everything back; a second call does nothing."""
-        self._closed = True
-        with self.lock:
-            for picture in self._pictures.values():
-                picture.close()
-            self._pictures.clear()
-            for worker in self._workers:
-                worker.close()
-            if self._workers:
-                self._lead.stream.close()
-            self._workers = []
-            self._clear_up()
-            for module in self._modules.values():
-                with contextlib.suppress(DeviceError):
-                    module.close()
+        """Let a picture under way end, then give everything back; a second call does nothing.
 
-    def _clear_up(self) -> None:
-        """Give back what was abandoned where its work has ended since; the rest is the process's."""
-        for workers, pictures, stream in self._abandoned:
-            streams = [stream, *(worker.stream for worker in workers)]
-            if not all(_at_rest(one) for one in streams):
-                continue  # giving back its memory would wait for ever
-            for picture in pictures:
-                picture.close()
-            for worker in workers:
-                worker.close()
+        Called in an `on_round`, it returns at once, and everything is given back after the picture.
+
+        What a device that hangs holds up stays with the process: its memory cannot be given back.
+        """
+        self._closed = True
+        if self._user != threading.get_ident():
+            with self._lock:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        self._set_aside()
+        busy = {device for aside in self._aside for device in aside.wait()}
+        for device in busy:
+            device.lost = True
+        while self._aside:
+            self._aside.pop().close()
+        for module in self._modules.values():
             with contextlib.suppress(DeviceError):
-                stream.close()
-        self._abandoned = []
+                module.close()
 
     def __enter__(self) -> Self:
         return self
@@ -233,10 +292,3 @@ class CudaLanes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _at_rest(stream: Stream) -> bool:
-    try:
-        return stream.device.lost or stream.done()
-    except DeviceError:
-        return True

@@ -60,8 +60,7 @@ class CudaJob:
             DeviceError, EngineError: a device or TensorRT failed.
         """
         form = self._form(shape)
-        with self._lanes.lock:
-            self._lanes.check_open()
+        with self._lanes.turn():
             for lane in self._lanes.lanes:
                 workers, one = requested(lane, form, 1)
                 for worker in workers:
@@ -86,12 +85,16 @@ class CudaJob:
             InputError: the engines' plans were not built for this size.
             LaneError: a device failed or did not answer; it is not used again, and `lanes_left` says
                 whether the call can be made again without it.
-            ModelError: a prediction was not finite.
+            NonFiniteError: a prediction was not finite.
         """
         lanes = self._lanes
+        if noise.dtype != np.float32 or noise.ndim != 4 or len(noise) != self.batch:
+            raise InputError(
+                f"noise is {noise.dtype} of shape {noise.shape}, expected float32 (B, C, H, W) with the "
+                f"job's batch {self.batch}"
+            )
         form = self._form(noise.shape[1:])
-        with lanes.lock:
-            lanes.check_open()
+        with lanes.turn():
             try:
                 picture = lanes.picture(plan, form)
                 return run_picture(
@@ -99,7 +102,8 @@ class CudaJob:
                 )
             except WorkerFailed as error:
                 lanes.lose(error.devices)
-                raise LaneError(str(error), lanes_left=len(lanes)) from error
+                text = str(error) if len(lanes) else f"{error}; no lane is left"
+                raise LaneError(text, lanes_left=len(lanes)) from error
 
 
 def _named(conditioning: Float32 | Mapping[str, Float32]) -> Conditioning:
@@ -107,4 +111,4 @@ def _named(conditioning: Float32 | Mapping[str, Float32]) -> Conditioning:
     for name, value in given.items():
         if value.dtype != np.float32 or value.ndim < 2 or not value.size:
             raise InputError(f"{name} is {value.dtype} of shape {value.shape}, expected float32 (B, ...)")
-    return {name: np.ascontiguousarray(value) for name, value in given.items()}
+    return {name: np.array(value, order="C") for name, value in given.items()}  # the caller's may change

@@ -43,13 +43,19 @@ class WorkerLink:
         self.how = "same" if worker.device is lead else "staged" if staged else "peer"
         self.request: Request = worker.request(form)
         self._owners: list[Owner] = []
-        if self.how == "staged":
-            self._out = PinnedMemory(lead, self.request.message_bytes)
-            self._owners.append(self._out)
-            self._back = PinnedMemory(lead, self.request.result_bytes)
-            self._owners.append(self._back)
-        self._flags = PinnedMemory(lead, 4 * self.request.count)
-        self._owners.append(self._flags)
+        try:
+            if self.how == "staged":
+                self._out = self._pinned(self.request.message_bytes)
+                self._back = self._pinned(self.request.result_bytes)
+            self._flags = self._pinned(4 * self.request.count)
+        except BaseException:
+            self.close()
+            raise
+
+    def _pinned(self, size_bytes: int) -> PinnedMemory:
+        memory = PinnedMemory(self.lead, size_bytes)
+        self._owners.append(memory)
+        return memory
 
     def post(self, stream: Stream, outbox: int) -> None:
         """On the lead's stream, before the worker may go on."""

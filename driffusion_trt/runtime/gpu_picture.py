@@ -20,7 +20,7 @@ from ._resources import DeviceMemory, Event, PinnedMemory, Stream
 from .gpu_links import Lane, LaneLink, requested
 from .gpu_rounds import Compiled, Compiler
 from .gpu_slots import Slots
-from .gpu_worker import Conditioning, Form, Worker
+from .gpu_worker import Conditioning, Form, Request, Worker
 from .kernels import Kernels, gram_partials_bytes
 
 __all__ = ["Lead", "Picture", "WorkerFailed"]
@@ -30,7 +30,7 @@ _GRAM_ROWS = 4
 
 
 class WorkerFailed(LaneError):
-    """Devices failed, or did not answer in time: what was enqueued may never end."""
+    """Devices failed, or did not answer in time (then they are `lost`): what was enqueued may never end."""
 
     def __init__(self, message: str, devices: Sequence[Device]) -> None:
         super().__init__(message)
@@ -76,15 +76,20 @@ class Picture:
         self._done: list[dict[Worker, Event]] = []
         self.latent_bytes = 4 * form.pictures * form.elements
         self.slots = Slots(lead.device, self.latent_bytes)
-        try:
+
+    def make(self) -> None:
+        """Get all memory and graphs; where that fails, `close` gives back what there is.
+
+        Raises:
+            InputError: the engines' plans were not built for this size.
+            WorkerFailed: a device failed.
+        """
+        with blame(self.lead.device):
             self._make()
-        except BaseException:
-            self.close()
-            raise
 
     def _make(self) -> None:
         lead, schedule = self.lead.device, self.plan.schedule
-        lead.make_current()
+        lead.make_current(again=True)  # code of others may have made another context current
         self.noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
         self.latents = self._own(PinnedMemory(lead, self.latent_bytes))
         self.noises = {step: self._own(PinnedMemory(lead, self.latent_bytes)) for step in self.noisy_steps}
@@ -144,12 +149,16 @@ class Picture:
             for worker in workers:
                 with blame(worker.device):
                     worker.request(form)
-                if worker not in self.last:
-                    self.last[worker] = self._own(Event(worker.device))
+                    if worker not in self.last:
+                        self.last[worker] = self._own(Event(worker.device))
             self.lane_links[key] = LaneLink(self.lead.device, workers, form, staged)
             if self._branches:  # a plan that adapts asks for another number of drafts on the way
                 self._prepare(self.lane_links[key])
         return self.lane_links[key]
+
+    def requests(self) -> Iterator[Request]:
+        """What it uses of its workers."""
+        return (one.request for link in self.lane_links.values() for one in link.links)
 
     def events(self, number: int, item: Compiled) -> tuple[Event, dict[Worker, Event]]:
         """Those of a round: the lead is ready, and each of its workers is done.
@@ -163,18 +172,33 @@ class Picture:
         for link, _ in item.lanes:
             for one in link.links:
                 if one.worker not in done:
-                    done[one.worker] = self._own(Event(one.worker.device))
+                    with blame(one.worker.device):
+                        done[one.worker] = self._own(Event(one.worker.device))
         return self._ready[number], done
 
-    def culprits(self, rounds: int) -> list[Device]:
+    def broken(self) -> dict[Device, DeviceError]:
+        """Devices on which something failed, and what the driver says of it.
+
+        Others need not notice: what waits for a broken device may go on, with whatever is in its buffers.
+        """
+        found: dict[Device, DeviceError] = {}
+        for stream in (self.lead.stream, *(worker.stream for worker in self.last)):
+            try:
+                stream.device.make_current()
+                stream.done()
+            except DeviceError as error:
+                found.setdefault(stream.device, error)
+        return found
+
+    def late(self, rounds: int) -> list[Device]:
         """Devices that hold up what was enqueued: those of the first round that is not done."""
-        for number in range(rounds):
-            if not _passed(self._ready[number]):
+        for ready, done in zip(self._ready[:rounds], self._done[:rounds], strict=True):
+            if not _passed(ready):
                 return [self.lead.device]
-            late = [worker for worker, event in self._done[number].items() if not _passed(event)]
-            if late:
-                return list(dict.fromkeys(worker.device for worker in late))
-        return [self.lead.device]
+            if late := [worker.device for worker, event in done.items() if not _passed(event)]:
+                return list(dict.fromkeys(late))
+        late = [worker.device for worker, event in self.last.items() if not _passed(event)]
+        return list(dict.fromkeys(late)) or [self.lead.device]
 
     def conditioning(self, branches: tuple[Conditioning, ...]) -> None:
         """Enqueue on all workers what they need for a new picture: embeddings and cleared flags."""
@@ -202,6 +226,7 @@ class Picture:
 
 def _passed(event: Event) -> bool:
     try:
+        event.device.make_current()
         return event.done()
     except DeviceError:
         return False

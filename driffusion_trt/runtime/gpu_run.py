@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import DeviceError, ModelError
+from .._errors import DeviceError, NonFiniteError
 from ..sampling.noise import NoiseStreams
 from ..sampling.sample import RoundDone
 from ..sampling.tables import Column, Float64
+from ._driver import Device
 from ._resources import Event
 from .gpu_picture import Picture, WorkerFailed, blame
 from .gpu_rounds import Compiled, Compiler
@@ -37,9 +38,9 @@ def run_picture(
     branches: what the network reads besides: without and with the prompt, or with it alone.
 
     Raises:
-        WorkerFailed: a device failed or the picture was not there after `deadline_s`. Nothing of
-            the picture may be used again.
-        ModelError: a prediction was not finite; the message says in which round and on which lane.
+        WorkerFailed: a device failed, or the picture was not there after `deadline_s`: then those that
+            held it up are marked as lost. Nothing of the picture may be used again.
+        NonFiniteError: a prediction was not finite; the message says in which round and on which lane.
         Whatever `on_round` raises, once the devices are at rest.
     """
     return _Run(picture, deadline_s, on_round).run(noise, streams, branches)
@@ -54,35 +55,47 @@ class _Run:
     def run(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> Float32:
         picture = self._picture
         lead, stream = picture.lead.device, picture.lead.stream
-        compiler = None if picture.rounds else picture.compiler()
-        self._begin(noise, streams, branches)
         try:
+            with blame(lead):
+                compiler = None if picture.rounds else picture.compiler()
+            self._begin(noise, streams, branches)
             end = self._walk(compiler)
+            for link in picture.lane_links.values():
+                for one in link.links:
+                    with blame(one.worker.device):
+                        one.worker.device.make_current()
+                        one.report()
+            self._join()
+            with blame(lead):
+                stream.copy_to_host(picture.latents.address, end, picture.latent_bytes)
+                picture.final.record(stream)
+            self._wait(picture.final)
         except WorkerFailed:
             raise
-        except BaseException:  # of `on_round`: the devices finish what they have before anybody goes on
+        except BaseException:  # of `on_round`, or from the keyboard: the devices finish what they have
+            self._join()
             with blame(lead):
-                lead.make_current()
                 picture.final.record(stream)
             self._wait(picture.final)
             raise
-        for link in picture.lane_links.values():
-            for one in link.links:
-                with blame(one.worker.device):
-                    one.worker.device.make_current()
-                    one.report()
-                    picture.last[one.worker].record(one.worker.stream)
-        with blame(lead):
-            lead.make_current()
-            for event in picture.last.values():
-                stream.wait(event)
-            stream.copy_to_host(picture.latents.address, end, picture.latent_bytes)
-            picture.final.record(stream)
-        self._wait(picture.final)
+        if broken := picture.broken():
+            raise _failed(broken)
         self._check_finite()
         if self._on_round is not None:
             self._tell(self._enqueued)
         return np.array(picture.latents.array(np.float32, noise.shape))
+
+    def _join(self) -> None:
+        """Let the lead's stream, which is current then, wait for all that is on the workers'."""
+        picture, lead = self._picture, self._picture.lead
+        for worker, event in picture.last.items():
+            with blame(worker.device):
+                worker.device.make_current()
+                event.record(worker.stream)
+        with blame(lead.device):
+            lead.device.make_current()
+            for event in picture.last.values():
+                lead.stream.wait(event)
 
     def _begin(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> None:
         picture = self._picture
@@ -111,7 +124,9 @@ class _Run:
                 item = next(walk) if self._enqueued == 0 else walk.send(observation)
             except StopIteration:
                 return picture.slots[Column("state", picture.plan.schedule.steps)]
-            self._round(compiler.compile(item))
+            with blame(picture.lead.device):
+                compiled = compiler.compile(item)
+            self._round(compiled)
             observation = None
             if item.observe is not None:
                 with blame(picture.lead.device):
@@ -121,9 +136,10 @@ class _Run:
 
     def _round(self, item: Compiled) -> None:
         picture = self._picture
-        ready, done = picture.events(self._enqueued, item)
-        self._enqueued += 1
         lead, stream = picture.lead.device, picture.lead.stream
+        with blame(lead):
+            ready, done = picture.events(self._enqueued, item)
+        self._enqueued += 1
         with blame(lead):
             lead.make_current()
             for step, address in item.noises:
@@ -164,22 +180,30 @@ class _Run:
     def _tell(self, number: int) -> None:
         assert self._on_round is not None
         plan = self._picture.plan
-        self._on_round(RoundDone(number, plan.sequential_calls, self._state, plan.schedule.steps))
+        told = RoundDone(number, plan.sequential_calls, self._state, plan.schedule.steps)
+        begun = time.monotonic()
+        try:
+            self._on_round(told)
+        finally:
+            self._end += time.monotonic() - begun  # the devices are not to blame for that
+            lead = self._picture.lead.device
+            with blame(lead):
+                lead.make_current(again=True)  # code of others may have left another context current
 
     def _wait(self, event: Event) -> None:
-        picture = self._picture
+        found: dict[Device, DeviceError] = {}
         try:
             if event.wait(max(0.0, self._end - time.monotonic())):
                 return
-            why = f"did not answer within {self._deadline_s:g} s"
         except DeviceError as error:
-            cause: DeviceError | None = error
-            why = f"failed: {error}"
-        else:
-            cause = None
-        devices = picture.culprits(self._enqueued)
-        names = " and ".join(device.title for device in devices)
-        raise WorkerFailed(f"{names} {why}", devices) from cause
+            found[event.device] = error
+        if broken := self._picture.broken() or found:
+            raise _failed(broken)
+        late = self._picture.late(self._enqueued)
+        for device in late:
+            device.lost = True
+        names = " and ".join(device.title for device in late)
+        raise WorkerFailed(f"{names} did not answer within {self._deadline_s:g} s", late)
 
     def _check_finite(self) -> None:
         picture = self._picture
@@ -191,8 +215,15 @@ class _Run:
         ]
         if found:
             number, lane, title = min(found)
-            raise ModelError(
+            raise NonFiniteError(
                 f"the network gave numbers that are not finite in round {number} of {self._enqueued}, on "
                 f"lane {lane} ({title}); lower the guidance scale, take more steps, or build the model in "
                 "bf16 or fp32"
             )
+
+
+def _failed(broken: Mapping[Device, DeviceError]) -> WorkerFailed:
+    why = "; ".join(f"{device.title} failed: {error}" for device, error in broken.items())
+    failure = WorkerFailed(why, list(broken))
+    failure.__cause__ = next(iter(broken.values()))
+    return failure

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import DeviceError, InputError
+from .._errors import DeviceError, EngineError, InputError
 from ..engines.session import DeviceBuffer
 from ..engines.trt_session import BoundEngine, TensorRTSession
 from ._driver import Device
@@ -32,8 +33,8 @@ __all__ = ["Form", "Request", "Worker"]
 Array = NDArray[np.float32]
 Conditioning = Mapping[str, Array]
 
-_FORMS_KEPT = 8
 _DTYPES: dict[str, Dtype] = {"float32": "float32", "float16": "float16"}
+_never_freed: list[BoundEngine] = []  # of devices that hang, where TensorRT would wait for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,41 +68,61 @@ class Worker:
     """A device, its engine and its stream. Not for several threads at once."""
 
     def __init__(
-        self, device: Device, session: TensorRTSession, kernels: Kernels, latents: str, *, graphs: bool = True
+        self,
+        device: Device,
+        session: TensorRTSession,
+        kernels: Kernels,
+        latents: str,
+        *,
+        graphs: bool = True,
+        deadline_s: float = 120.0,
     ) -> None:
-        """latents: the network's name for its input of latents. graphs: launch captured graphs."""
+        """latents: the network's name for its input of latents. graphs: launch captured graphs.
+
+        deadline_s: a first run that takes longer shows that the device hangs.
+        """
         self.device, self.session, self.kernels, self.latents = device, session, kernels, latents
-        self.graphs = graphs
+        self.graphs, self.deadline_s = graphs, deadline_s
         self.without_graphs: str = ""  # why graphs are not used, where they were asked for
         self.stream = Stream(device)
         self._requests: OrderedDict[Form, Request] = OrderedDict()
-
-    def renewed(self) -> Worker:
-        """The same on a new stream, with nothing of the old one's work."""
-        return Worker(self.device, self.session, self.kernels, self.latents, graphs=self.graphs)
 
     def request(self, form: Form) -> Request:
         """Buffers and graph for a form; those used last are kept.
 
         Raises:
             InputError: the engine's profile does not cover it.
-            DeviceError, EngineError: there is no memory for it, or TensorRT refused.
+            DeviceError, EngineError: there is no memory for it, TensorRT refused, or the device hangs.
         """
         if form not in self._requests:
             self._requests[form] = Request(self, form)
         self._requests.move_to_end(form)
         return self._requests[form]
 
-    def trim(self) -> None:
-        """Let go of forms that were not used lately; nothing may be running."""
-        while len(self._requests) > _FORMS_KEPT:
-            self._requests.popitem(last=False)[1].close()
+    def trim(self, used: Collection[Request], keep: int) -> None:
+        """Let go of forms but for those used last, and those in use; nothing may be running."""
+        for form, request in list(self._requests.items()):
+            if len(self._requests) <= keep:
+                break
+            if request not in used:
+                self._requests.pop(form).close()
+
+    def settle(self) -> None:
+        """Wait for what was enqueued. Raises DeviceError where it failed, or the device does not end it."""
+        end = time.monotonic() + self.deadline_s
+        self.device.make_current()
+        while not self.stream.done():
+            if time.monotonic() >= end:
+                self.device.lost = True
+                raise DeviceError(f"the first run of {self.session.name} took over {self.deadline_s:g} s")
+            time.sleep(1e-4)
 
     def close(self) -> None:
         """Give the buffers, graphs and the stream back; a second call does nothing."""
         while self._requests:
             self._requests.popitem()[1].close()
-        self.stream.close()
+        with contextlib.suppress(DeviceError):  # a broken device takes nothing back
+            self.stream.close()
 
 
 class Request:
@@ -116,9 +137,12 @@ class Request:
         self.form, self._worker = form, worker
         self._owners: list[Owner] = []
         self._graph: GraphExec | None = None
+        self._bound: BoundEngine | None = None
         try:
             self._make(worker, form)
         except BaseException:
+            with contextlib.suppress(DeviceError):
+                worker.settle()
             self.close()
             raise
 
@@ -140,7 +164,7 @@ class Request:
         self.result = self._output.address
         if form.branches == 2 or self._output.dtype != np.float32:
             self.result = self._memory(self.result_bytes).address
-        self._bound: BoundEngine | None = session.bind(self._inputs, {output: self._output})
+        self._bound = session.bind(self._inputs, {output: self._output})
         self._launches = self._pack()
         self._staging = self._pinned_for_conditioning()
         self._capture()
@@ -220,12 +244,12 @@ class Request:
             worker.stream.fill(self._inputs[name].address, 0, buffer_bytes(self._inputs[name]))
         worker.stream.fill(self.inbox.address, 0, self.message_bytes)
         self._run()
-        worker.stream.synchronize()
+        worker.settle()
         if not worker.graphs or worker.without_graphs:
             return
         try:
             self._graph = GraphExec.capture(worker.stream, self._run, *self._owners)
-        except DeviceError as error:
+        except (DeviceError, EngineError) as error:
             # Some engines or drivers do what no graph can hold: slower, and the same picture.
             worker.without_graphs = str(error)
             return
@@ -263,8 +287,9 @@ class Request:
 
     def close(self) -> None:
         """Give everything back; a second call does nothing."""
-        self._bound = None
-        self._graph = None
+        if self._bound is not None and self._worker.device.lost:
+            _never_freed.append(self._bound)
+        self._bound = self._graph = None
         while self._owners:
             with contextlib.suppress(DeviceError):  # a broken device takes nothing back
                 self._owners.pop(0).close()
