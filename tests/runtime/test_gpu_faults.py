@@ -293,12 +293,15 @@ def test_the_last_copy_fails_when_nobody_waits_for_the_device(make: Callable[...
         m.check()
 
 
-@pytest.mark.parametrize("options", [PEER, STAGED, PLAIN], ids=["peer", "staged", "plain"])
+@pytest.mark.parametrize(
+    ("options", "let_go"),
+    [(PEER, True), (STAGED, True), (PLAIN, True), (PEER, False)],
+    ids=["peer", "staged", "plain", "for ever"],
+)
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("device", [LEAD, LANE])
-@pytest.mark.parametrize("let_go", [True, False])
 def test_a_device_that_hangs(
-    make: Callable[..., Any], device: int, compiled: bool, let_go: bool, options: dict[str, Any]
+    make: Callable[..., Any], device: int, compiled: bool, options: dict[str, Any], let_go: bool
 ) -> None:
     with make(**options) as m:
         if compiled:
