@@ -107,7 +107,7 @@ class Deciding(Plan):
     @staticmethod
     def ahead(seen: Float64 | None) -> int:
         """By the distance between the last state and its draft; far from where rounding decides."""
-        if seen is None:
+        if seen is None or not np.isfinite(seen).all():
             return 2
         whole, part = seen[:, 0, 0].sum(), seen[:, 1, 1].sum()
         return 1 + int(1000 * math.sqrt(part / whole)) % 3
@@ -129,7 +129,7 @@ class Deciding(Plan):
                     tuple(range(at + 1, at + drafted + 1)),
                     Table.of(drafts),
                     Table.of(refiner.results()),
-                    observe=Table.of(rows),
+                    observe=Table.of(rows) if refiner.at < self.schedule.steps else None,
                 ),
             ]
         )

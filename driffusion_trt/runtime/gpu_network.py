@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import DeviceError, InputError, LaneError
+from .._errors import DeviceError, EngineError, InputError, LaneError
 from ..engines.session import DeviceBuffer
 from ..engines.trt_session import BoundEngine, TensorRTSession
 from ._driver import Device
 from ._owner import Owner
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
 
-__all__ = ["GpuNetwork"]
+__all__ = ["FirstOf", "GpuNetwork"]
 
 Array = NDArray[Any]
 _FORMS_KEPT = 4
@@ -71,13 +71,72 @@ class GpuNetwork:
         return self._forms[key]
 
     def close(self) -> None:
-        """Give the buffers back; the session is its owner's. A second call does nothing."""
+        """Give buffers and session back; a second call does nothing."""
         with self._lock:
             while self._forms:
                 self._forms.popitem()[1].close()
             for owner in (self._done, self._stream):
                 with contextlib.suppress(DeviceError):  # a broken device takes nothing back
                     owner.close()
+            self.session.close()
+
+
+class FirstOf:
+    """A network on the first device that works; it is loaded anew where that one fails."""
+
+    def __init__(self, choices: Sequence[tuple[Device, Callable[[], GpuNetwork]]]) -> None:
+        """choices: devices in the order to take them, and what loads the network there. Loads the first.
+
+        Raises whatever loading raises.
+        """
+        self._choices = list(choices)
+        self._lock = threading.Lock()
+        self._made = [self._choices[0][1]()]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """As `GpuNetwork.run`; raises LaneError where no device is left."""
+        while True:
+            with self._lock:
+                network = self._here()
+            try:
+                return network.run(inputs)
+            except (DeviceError, EngineError, LaneError) as error:
+                # TensorRT fails on a broken device too, but also for reasons of its own.
+                if isinstance(error, EngineError) and _works(network.device):
+                    raise
+                network.device.lost = True
+                if all(device.lost for device, _ in self._choices):
+                    raise
+
+    def _here(self) -> GpuNetwork:
+        if self._made[-1].device.lost:
+            left = [load for device, load in self._choices if not device.lost]
+            if not left:
+                raise LaneError(
+                    "every device has failed; load the pipeline again, or see driffusion-trt doctor"
+                )
+            self._made.append(left[0]())
+        return self._made[-1]
+
+    def close(self) -> None:
+        """Give everything back; a second call does nothing."""
+        with self._lock:
+            for network in self._made:
+                network.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _works(device: Device) -> bool:
+    try:
+        device.synchronize()
+    except DeviceError:
+        return False
+    return True
 
 
 class _Form:

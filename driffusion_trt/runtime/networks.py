@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from ..engines.gpus import Gpu
@@ -75,18 +76,26 @@ def _on_gpus(
 ) -> tuple[Network, Network, Any]:
     from ._driver import Device
     from .cuda import CudaLanes, Engine
+    from .gpu_network import FirstOf, GpuNetwork
 
-    there: dict[int, Device] = {}
-    engines: dict[int, Engine] = {}
-    for gpu in devices.gpus:
-        if gpu.index not in there:
-            there[gpu.index] = stack.enter_context(Device(gpu.index))
-            session = _session(folder, "denoiser", gpu, there[gpu.index], stack)
-            engines[gpu.index] = Engine(there[gpu.index], session)
-    lead = devices.gpus[0]
-    once = [_once(folder, name, lead, there[lead.index], options, stack) for name in _ONCE]
+    there = {
+        gpu: stack.enter_context(Device(gpu.index)) for gpu in dict.fromkeys(devices.gpus)
+    }  # in the order that was asked: the first is the lead
+    engines = {
+        gpu: Engine(device, stack.enter_context(_session(folder, "denoiser", gpu, device)))
+        for gpu, device in there.items()
+    }
+
+    def network(name: str, gpu: Gpu) -> GpuNetwork:
+        session = _session(folder, name, gpu, there[gpu])
+        return GpuNetwork(there[gpu], session, deadline_s=options.deadline_s)
+
+    once = [
+        stack.enter_context(FirstOf([(device, partial(network, name, gpu)) for gpu, device in there.items()]))
+        for name in ("text_encoder", "vae_decoder")
+    ]
     lanes = CudaLanes(
-        [engines[gpu.index] for gpu in devices.gpus],
+        [engines[gpu] for gpu in devices.gpus],
         latents=folder.spec.denoiser_inputs[0],
         split_guidance=options.split_guidance,
         graphs=options.cuda_graphs,
@@ -96,10 +105,7 @@ def _on_gpus(
     return once[0], once[1], stack.enter_context(lanes)
 
 
-_ONCE = ("text_encoder", "vae_decoder")
-
-
-def _session(folder: ModelFolder, network: str, gpu: Gpu, device: Any, stack: contextlib.ExitStack) -> Any:
+def _session(folder: ModelFolder, network: str, gpu: Gpu, device: Any) -> Any:
     from ..engines.trt_session import TensorRTSession
 
     plan, flavour = choose_plan(folder, network, gpu)
@@ -107,23 +113,4 @@ def _session(folder: ModelFolder, network: str, gpu: Gpu, device: Any, stack: co
     cache = plan.path.with_name(f"{plan.path.stem}.{gpu.target}.jit")
     device.make_current(again=True)
     with PlanStore(folder.path).open(plan) as data:
-        session = TensorRTSession(data, flavour, name=network, jit_cache=cache)
-    stack.callback(session.close)
-    return session
-
-
-def _once(
-    folder: ModelFolder,
-    network: str,
-    gpu: Gpu,
-    device: Any,
-    options: GpuOptions,
-    stack: contextlib.ExitStack,
-) -> Network:
-    """A network that runs once for a picture, on the lead."""
-    from .gpu_network import GpuNetwork
-
-    session = _session(folder, network, gpu, device, stack)
-    made = GpuNetwork(device, session, deadline_s=options.deadline_s)
-    stack.callback(made.close)
-    return made
+        return TensorRTSession(data, flavour, name=network, jit_cache=cache)

@@ -145,3 +145,17 @@ def test_where_no_device_is_left(planned: Path, machine: Any) -> None:
             picture(pipe, lanes=1)
         with pytest.raises(dt.DriffusionError):
             picture(pipe, lanes=1)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_the_networks_of_the_lead_move_to_another_device(planned: Path, machine: Any, calls: int) -> None:
+    with dt.Pipeline.load(planned, devices=["cpu"]) as pipe:
+        wanted = picture(pipe, lanes=1)
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        picture(pipe, lanes=2)
+        # The text encoder's first copy on the lead, or its second.
+        machine.fail("cuMemcpyHtoDAsync", 700, call=calls, device=0)
+        with pytest.warns(LaneWarning):
+            got = picture(pipe, lanes=2)
+    np.testing.assert_array_equal(got.latents, wanted.latents)
+    assert got.images[0].tobytes() == wanted.images[0].tobytes()
