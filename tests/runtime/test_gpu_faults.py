@@ -27,6 +27,8 @@ from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.runtime import cuda
 from driffusion_trt.runtime._driver import driver
 from driffusion_trt.runtime.cuda import CudaLanes
+from driffusion_trt.runtime.gpu_links import WorkerLink
+from driffusion_trt.runtime.gpu_worker import Request
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
 
@@ -342,6 +344,24 @@ def test_a_stream_that_hangs(make: Callable[..., Any], which: str) -> None:
         m.lost = 1
 
 
+def test_a_lane_that_hangs_after_its_last_round(make: Callable[..., Any]) -> None:
+    with make() as m:
+        m.check()
+        report = WorkerLink.report
+
+        def hanging(link: WorkerLink) -> None:
+            if link.worker is m.lanes._workers[2]:
+                link.worker.settle()
+                m.simulator.hang(device=2)
+            report(link)
+
+        with mock.patch.object(WorkerLink, "report", hanging):
+            m.fails("GPU 2 ", "within 0.4 s", left=2)
+        m.check()
+        m.simulator.let_go()
+        m.lost = 1
+
+
 def test_two_devices_that_hang(make: Callable[..., Any]) -> None:
     with make(devices=4) as m:
         m.check()
@@ -554,6 +574,26 @@ def test_a_caller_that_stops(make: Callable[..., Any], kind: type[BaseException]
         with pytest.raises(kind):
             sample(m.lanes, plan_for(3), on_round=stop)
         assert not any(m.lanes._workers[k].stream.done() is False for k in range(3))
+        m.check()
+        assert len(m.lanes) == 3
+
+
+def test_the_keyboard_in_the_middle_of_a_round(make: Callable[..., Any]) -> None:
+    """One lane has its work by then, and the lead does not wait for it yet."""
+    with make() as m:
+        m.check()
+        enqueue, streams = Request.enqueue, [worker.stream for worker in m.lanes._workers]
+
+        def interrupted(request: Request) -> None:
+            if request._worker is m.lanes._workers[2]:
+                raise KeyboardInterrupt
+            enqueue(request)
+
+        m.simulator.slow(LANE, 0.01)
+        with mock.patch.object(Request, "enqueue", interrupted), pytest.raises(KeyboardInterrupt):
+            sample(m.lanes, plan_for(3))
+        assert all(stream.done() for stream in streams)
+        m.simulator.slow(LANE, 0)
         m.check()
         assert len(m.lanes) == 3
 
