@@ -189,13 +189,13 @@ class CudaLanes:
         if self._user == threading.get_ident():
             raise LaneError("on_round asked for another picture; ask for it when the one under way is there")
         with self._lock:
+            self.check_open()
             # Networks beside the lanes, on the same devices, may have seen one fail.
             lost = [engine.device for engine in self._engines if engine.device.lost]
             if lost:
                 self.lose(lost)
                 names = " and ".join(dict.fromkeys(device.title for device in lost))
                 raise LaneError(f"{names} failed", lanes_left=len(self))
-            self.check_open()
             self._user = threading.get_ident()
             try:
                 yield

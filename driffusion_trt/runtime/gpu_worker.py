@@ -175,6 +175,9 @@ class Request:
         shapes = {worker.latents: (form.batch, *form.shape), "timestep": (form.batch,)}
         shapes |= {name: (form.batch, *shape) for name, shape in others.items()}
         worker.session.check(shapes)
+        dtype = worker.session.inputs["timestep"].dtype
+        if dtype != np.float32:
+            raise InputError(f"'timestep' of {worker.session.name} is {dtype}, and lanes give float32")
         if len(worker.session.outputs) != 1:
             raise InputError(f"{worker.session.name} has {len(worker.session.outputs)} outputs, expected one")
         return shapes
@@ -233,15 +236,15 @@ class Request:
         staging = {}
         for name, _ in self.form.inputs:
             buffer = self._inputs[name]
-            staging[name] = PinnedMemory(self._worker.device, buffer_bytes(buffer))
+            staging[name] = PinnedMemory(self._worker.device, buffer.size_bytes)
             self._owners.append(staging[name])
         return staging
 
     def _capture(self) -> None:
         """One run outside of a graph, since engines prepare themselves at their first; then the graph."""
         worker = self._worker
-        for name in self._inputs:
-            worker.stream.fill(self._inputs[name].address, 0, buffer_bytes(self._inputs[name]))
+        for buffer in self._inputs.values():
+            worker.stream.fill(buffer.address, 0, buffer.size_bytes)
         worker.stream.fill(self.inbox.address, 0, self.message_bytes)
         self._run()
         worker.settle()
@@ -293,8 +296,3 @@ class Request:
         while self._owners:
             with contextlib.suppress(DeviceError):  # a broken device takes nothing back
                 self._owners.pop(0).close()
-
-
-def buffer_bytes(buffer: DeviceBuffer) -> int:
-    """Size of a buffer."""
-    return int(np.prod(buffer.shape)) * buffer.dtype.itemsize

@@ -388,6 +388,24 @@ def test_an_interrupt_in_the_middle_of_a_round_leaves_the_lanes_whole(
         bench.check(lanes, replace(asked, seed=9))
 
 
+def test_a_round_is_told_when_it_is_over(bench: Bench) -> None:
+    """And not when it was enqueued: a device that hangs holds up what is told too."""
+    asked = Asked("sequential", 1).again()
+    told: list[RoundDone] = []
+    with bench.lanes(1) as lanes, ThreadPoolExecutor(1) as threads:
+        asked.latents(lanes)
+        simulator = bench.simulators[-1]
+        simulator.hang(device=0)
+        made = threads.submit(asked.latents, lanes, told.append)
+        try:
+            time.sleep(0.1)
+            assert told == []
+        finally:
+            simulator.let_go()
+        made.result(30)
+    assert [done.round for done in told] == list(range(1, 8))
+
+
 def test_time_in_a_callback_is_not_the_devices(bench: Bench) -> None:
     asked = Asked("sequential", steps=8)
     with bench.lanes(2, deadline_s=0.5) as lanes:
@@ -484,6 +502,29 @@ def test_inputs_that_do_not_fit_are_refused_and_harm_nothing(bench: Bench) -> No
         with pytest.raises(dt.InputError, match="built for"):  # three drafts of two pictures: batch 12 of 4
             job.sample(Asked(lanes=3).planned(), normal(0, 2, 4, 16, 16), streams)
         bench.check(lanes, replace(asked, lanes=1))
+
+
+def test_an_engine_with_other_timesteps_is_refused(bench: Bench) -> None:
+    """They are written as float32 by a kernel, which would write past the end of smaller ones."""
+    with (
+        bench.lanes(1, odd={0: {"timestep": "HALF"}}) as lanes,
+        pytest.raises(dt.InputError, match=r"timestep.*float16.*float32"),
+    ):
+        Asked().latents(lanes)
+
+
+def test_lanes_that_were_closed_stay_so_where_a_device_is_lost(bench: Bench) -> None:
+    with gpulanes.machine(2) as simulator:
+        with gpulanes.gpu_lanes(bench.folder, bench.kernels, 2) as lanes:
+            device = lanes.lanes[1][0].device
+            text = normal(1, 1, tiny.LENGTH, tiny.WIDTH)
+            job = lanes.job(text, 1.0)
+            lanes.close()
+            device.lost = True  # as a network beside the lanes would find
+            with pytest.raises(dt.LaneError, match="closed"):
+                job.sample(Asked().planned(), normal(3, 1, 4, 16, 16), noise_streams(0, 1))
+            device.lost = False
+        gpulanes.clean(simulator)
 
 
 def test_embeddings_are_copied(bench: Bench) -> None:
