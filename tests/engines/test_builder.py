@@ -101,7 +101,11 @@ def test_attention_keeps_its_fused_kernel_or_is_taken_apart(
     build(usual, tmp_path / "plan", sides=sides)
     build(wide, tmp_path / "wide", sides=sides)
     monkeypatch.setattr(builder, "_let_attention_decompose", lambda module, network: None)
-    build(usual, tmp_path / "fused", sides=sides)
+    # TensorRT numbers inner values in one of two orders, so that one build has one of two sequences of bytes.
+    for _ in range(30):
+        build(usual, tmp_path / "fused", sides=sides)
+        if (tmp_path / "plan").read_bytes() == (tmp_path / "fused").read_bytes():
+            break
     assert (tmp_path / "plan").read_bytes() == (tmp_path / "fused").read_bytes()
     with pytest.raises(EngineError, match="not supported by a dedicated kernel"):
         build(wide, tmp_path / "never", sides=sides)
