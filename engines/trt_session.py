@@ -65,7 +65,6 @@ class TensorRTSession:
         """
         self.name = name
         self._module = load_tensorrt(flavour)
-        self._flavour = flavour
         self._messages = Messages()
         self._logger = make_logger(self._module, self._messages)
         runtime: trt.Runtime = self._module.Runtime(self._logger)

@@ -11,7 +11,14 @@ from pathlib import Path
 from .._errors import ModelError
 from .checkpoint import Checkpoint
 
-__all__ = ["Estimate", "available_memory_bytes", "check_room", "estimate_export"]
+__all__ = [
+    "Estimate",
+    "available_memory_bytes",
+    "check_room",
+    "duration",
+    "estimate_export",
+    "free_disk_bytes",
+]
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Fitted to exports of SD2.1, SDXL and SD3 on two cores of an x86 server: seconds to load the libraries,
@@ -35,8 +42,7 @@ class Estimate:
     largest: str
 
     def __str__(self) -> str:
-        minutes = "under a minute" if self.seconds < 60 else f"about {round(self.seconds / 60)} min"
-        return f"{minutes}, {_gb(self.disk_bytes)} of disk, {_gb(self.memory_bytes)} of memory"
+        return f"{duration(self.seconds)}, {_gb(self.disk_bytes)} of disk, {_gb(self.memory_bytes)} of memory"
 
 
 def estimate_export(
@@ -73,8 +79,7 @@ def check_room(estimate: Estimate, output: Path) -> None:
     Raises:
         ModelError: there is not enough memory, or disk where `output` will be.
     """
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    there, free = free_disk_bytes(output)
     if estimate.disk_bytes > free:
         raise ModelError(
             f"the export needs {_gb(estimate.disk_bytes)} of disk, and {there} has {_gb(free)} free; "
@@ -91,6 +96,17 @@ def check_room(estimate: Estimate, output: Path) -> None:
             f"the export of {estimate.largest} needs {_gb(estimate.memory_bytes)} of memory, and "
             f"{_gb(memory)} are free; close other programs, or build on a larger machine{skip}"
         )
+
+
+def duration(seconds: float) -> str:
+    """An expected time for people."""
+    return "under a minute" if seconds < 60 else f"about {round(seconds / 60)} min"
+
+
+def free_disk_bytes(path: Path) -> tuple[Path, int]:
+    """The folder that `path` is or will be made in, and what its disk has free."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return there, shutil.disk_usage(there).free
 
 
 def available_memory_bytes(

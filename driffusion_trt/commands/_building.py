@@ -189,10 +189,9 @@ def _planned(job: _Job, export: Export | None) -> list[tuple[str, Cost]]:
 
 def _check_room(job: _Job, planned: Sequence[tuple[str, Cost]]) -> None:
     """Raise ModelError where disk or memory would not do for the plans; the export checks its own."""
-    from ..export.estimate import available_memory_bytes
+    from ..export.estimate import available_memory_bytes, free_disk_bytes
 
-    there = next(path for path in (job.output, *job.output.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    there, free = free_disk_bytes(job.output)
     needed = sum(cost.disk_bytes for _, cost in planned)
     if needed > free:
         raise ModelError(
@@ -209,13 +208,14 @@ def _check_room(job: _Job, planned: Sequence[tuple[str, Cost]]) -> None:
 
 
 def _say_estimate(export: Export, planned: Sequence[tuple[str, Cost]], console: Console) -> None:
+    from ..export.estimate import duration
+
     seconds = export.estimate.seconds + sum(cost.seconds for _, cost in planned)
     disk = export.estimate.disk_bytes + sum(cost.disk_bytes for _, cost in planned)
     memory = max([export.estimate.memory_bytes, *(cost.memory_bytes for _, cost in planned)])
-    minutes = "under a minute" if seconds < 60 else f"about {round(seconds / 60)} min"
     console.note(
-        f"{export.checkpoint.spec.family} from {export.checkpoint.folder} in {export.precision}: {minutes}, "
-        f"{size(disk)} of disk, {size(memory)} of memory"
+        f"{export.checkpoint.spec.family} from {export.checkpoint.folder} in {export.precision}: "
+        f"{duration(seconds)}, {size(disk)} of disk, {size(memory)} of memory"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..engines.manifest import ModelFolder
 from ..engines.plans import PlanRequest
 from ..engines.store import Plan
+from ..export.estimate import duration
 from ._console import Console, Tick
 
 __all__ = ["Meter", "say_plans", "size", "summary"]
@@ -56,11 +57,7 @@ class Meter:
         passed = time.monotonic() - self._start
         # What has passed tells more than the estimate, once there is enough of it.
         left = passed * (1 - share) / share if share > 0.1 else (self._export + self._plans) - passed
-        self.tick(int(self.TOTAL * min(share, 1.0)), f"{_time(left)} left  {text}")
-
-
-def _time(seconds: float) -> str:
-    return "under a minute" if seconds < 60 else f"about {round(seconds / 60)} min"
+        self.tick(int(self.TOTAL * min(share, 1.0)), f"{duration(left)} left  {text}")
 
 
 def size(number: float) -> str:
@@ -79,7 +76,7 @@ def say_plans(missing: Sequence[PlanRequest], console: Console) -> None:
     disk = sum(request.cost.disk_bytes for request in missing)
     platforms = dict.fromkeys(str(request.key.platform) for request in missing)
     console.note(
-        f"{len(missing)} plans of {'; '.join(platforms)}: {_time(seconds)}, {size(disk)} of disk, "
+        f"{len(missing)} plans of {'; '.join(platforms)}: {duration(seconds)}, {size(disk)} of disk, "
         f"{size(memory)} of memory"
     )
 
