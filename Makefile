@@ -31,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(shell find -L driffusion_trt -type f ! -path '*/__pycache__/*')
 
-.PHONY: help run test test-slow test-full test-gpu lint lint-tensorrt demo-train wheel-check clean
+.PHONY: help run test test-slow test-full test-gpu sim-report lint lint-tensorrt demo-train wheel-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -52,6 +52,10 @@ test-full: $(VENV)/.test ## SD2.1, SDXL and SD3 in full size to TensorRT-RTX pla
 
 test-gpu: $(VENV)/.gpu-$(FLAVOUR) ## what only a GPU can show: FLAVOUR=tensorrt or tensorrt-rtx
 	DRIFFUSION_FLAVOUR=$(FLAVOUR) $(PY) -m pytest -m gpu tests/gpu $(ARGS)
+
+# On the simulated driver, which CMake builds with a C++ compiler; no GPU.
+sim-report: $(VENV)/.test ## what GPU lanes cost: driver calls, bytes, memory, host time; and races: 0
+	$(PY) -m bench.sim_report $(ARGS)
 
 lint: $(VENV)/.dev ## style, format and types
 	$(PY) -m ruff check .

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._errors import (
         ConfigError,
+        DeviceError,
         DriffusionError,
         EngineError,
         InputError,
         LaneError,
         MissingExtraError,
         ModelError,
+        NonFiniteError,
     )
     from .models import ModelSpec
     from .pipeline import Pipeline
@@ -28,6 +30,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "ConfigError",
+    "DeviceError",
     "DriffusionError",
     "EngineError",
     "InputError",
@@ -35,6 +38,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ModelSpec",
+    "NonFiniteError",
     "Pipeline",
     "Plan",
     "Schedule",
@@ -45,12 +49,14 @@ __all__ = [
 
 _HOME = {
     "ConfigError": "._errors",
+    "DeviceError": "._errors",
     "DriffusionError": "._errors",
     "EngineError": "._errors",
     "InputError": "._errors",
     "LaneError": "._errors",
     "MissingExtraError": "._errors",
     "ModelError": "._errors",
+    "NonFiniteError": "._errors",
     "ModelSpec": ".models",
     "Pipeline": ".pipeline",
     "Plan": ".sampling.plan",

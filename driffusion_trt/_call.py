@@ -32,9 +32,24 @@ ARGUMENTS = (
 )
 
 
+class PromptWarning(UserWarning):
+    """A prompt has words that the model cannot read."""
+
+
+class LaneWarning(UserWarning):
+    """A device failed, and the pictures were made without it."""
+
+
+class PrecisionWarning(UserWarning):
+    """The networks left the range of their precision, and the pictures were made in fp32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall-clock times of one call in milliseconds; `rounds_ms` has one entry a round."""
+    """Wall-clock times of one call in milliseconds.
+
+    `rounds_ms` has one entry a round; none on GPUs where nobody asked to be told of rounds.
+    """
 
     encode_ms: float
     denoise_ms: float

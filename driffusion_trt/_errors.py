@@ -4,7 +4,9 @@
     ├── InputError (ValueError)            an argument that cannot work
     │   └── ConfigError                    an option of a scheduler or model config that is not supported
     ├── ModelError (RuntimeError)          a model folder that is missing, incomplete or altered
+    │   └── NonFiniteError                 a network gave infinities or NaN
     ├── EngineError (RuntimeError)         TensorRT refused or failed; its own words are in the message
+    ├── DeviceError (RuntimeError)         the CUDA driver refused a call, or a GPU failed; names both
     ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
     └── MissingExtraError (ImportError)    an optional package is missing; the message has the pip command
 
@@ -19,12 +21,14 @@ from collections.abc import Iterable
 
 __all__ = [
     "ConfigError",
+    "DeviceError",
     "DriffusionError",
     "EngineError",
     "InputError",
     "LaneError",
     "MissingExtraError",
     "ModelError",
+    "NonFiniteError",
     "did_you_mean",
 ]
 
@@ -45,12 +49,31 @@ class ModelError(DriffusionError, RuntimeError):
     """A model folder that is missing, incomplete or altered."""
 
 
+class NonFiniteError(ModelError):
+    """A network gave infinities or NaN: out of its precision's range, or with settings that explode."""
+
+
 class EngineError(DriffusionError, RuntimeError):
     """TensorRT refused a network or a call, or failed; the message has its own words."""
 
 
+class DeviceError(DriffusionError, RuntimeError):
+    """The CUDA driver refused a call, or a GPU failed; `code` is the driver's own name of the error."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class LaneError(DriffusionError, RuntimeError):
-    """A lane failed while it predicted; the original error is its ``__cause__``."""
+    """A lane failed while it predicted; the original error is its ``__cause__``.
+
+    `lanes_left` is how many of them can still be used; 0 where all are gone, or nothing is known.
+    """
+
+    def __init__(self, message: str, *, lanes_left: int = 0) -> None:
+        super().__init__(message)
+        self.lanes_left = lanes_left
 
 
 class MissingExtraError(DriffusionError, ImportError):

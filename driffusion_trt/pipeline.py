@@ -11,71 +11,80 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from ._call import Request, Result, Timings
-from ._errors import DriffusionError, InputError, LaneError, ModelError
+from ._call import LaneWarning, PrecisionWarning, PromptWarning, Request, Result, Timings
+from ._errors import DriffusionError, InputError, LaneError, NonFiniteError
+from ._stages import Made, Stages, single_precision
 from .engines.manifest import ModelFolder
-from .engines.onnx_session import OnnxSession
 from .models import ModelSpec
-from .pictures import to_images
-from .prompts import PromptEncoder
-from .runtime.host import HostLanes, auto_lanes
-from .sampling.noise import noise_streams
+from .runtime.devices import Asked, Devices, choose_devices
+from .runtime.networks import GpuOptions
 from .sampling.plan import Plan, default_lanes, make_plan
-from .sampling.sample import RoundDone, run_plan
+from .sampling.sample import RoundDone
 from .sampling.schedule import Schedule
 
-__all__ = ["Devices", "Pipeline", "PromptWarning", "Result", "Timings", "count_devices"]
-
-Devices = int | str | Sequence[str]
+__all__ = ["LaneWarning", "Pipeline", "PrecisionWarning", "PromptWarning", "Result", "Timings"]
 
 _HASHED_BYTES = 64 << 20  # up to here hashing a whole model takes a moment, so it is always done
-_MOST_LANES = 256  # more CPU lanes than this are a slip of the hand
 _PLANS_KEPT = 64
-
-
-class PromptWarning(UserWarning):
-    """A prompt has words that the model cannot read."""
 
 
 class Pipeline:
     """A loaded model on its lanes; make one with `Pipeline.load`. Safe from several threads."""
 
-    def __init__(self, folder: ModelFolder, devices: int) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: ModelFolder, devices: Devices, options: GpuOptions, single: ModelFolder | None = None
+    ) -> None:
+        self.folder, self._devices, self._options = folder, devices, options
+        self._single, self._again = single, contextlib.ExitStack()
+        self._in_single: Stages | None = None
         self._config = folder.scheduler_config()
         self._plans: dict[str, Plan] = {}
         self._lock = threading.Lock()
         self._closed = False
-        with contextlib.ExitStack() as stack:
-            text = stack.enter_context(OnnxSession(folder.network("text_encoder")))
-            self._prompts = PromptEncoder(folder.tokenizer(), text)
-            # One thread: the same bits whatever the number of lanes.
-            self._decoder = stack.enter_context(OnnxSession(folder.network("vae_decoder")))
-            self._lanes = stack.enter_context(HostLanes(folder.network("denoiser"), devices))
-            self._resources = stack.pop_all()
+        self._stages = Stages(folder, devices, options)
+        self._lanes = self._stages.lanes
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] = "demo", *, devices: Devices = "auto") -> Self:
+    def load(
+        cls,
+        model: str | os.PathLike[str] = "demo",
+        *,
+        devices: Asked = "auto",
+        split_guidance: bool = False,
+        cuda_graphs: bool = True,
+        peer_copies: bool = True,
+        deadline_s: float = 120.0,
+        nan_policy: str = "error",
+        fp32_model: str | os.PathLike[str] | None = None,
+    ) -> Self:
         """Load a model and start its lanes.
 
         Args:
             model: "demo", the bundled model, or the path of a model folder.
-            devices: what predicts in parallel: a number of CPU lanes, a list such as
-                ["cpu", "cpu"], or "auto" for one lane for each core that there is.
+            devices: what predicts in parallel: a number, "auto", "cuda" for all GPUs, or a list such as
+                ["cuda:0", "cuda:1"] or ["cpu", "cpu"]. A number and "auto" take the GPUs for which the
+                model has plans, else CPU lanes, one for each core that there is.
+            split_guidance: predict with and without the prompt on two GPUs a lane.
+            cuda_graphs: launch each GPU's work as one graph.
+            peer_copies: copy latents from GPU to GPU where that was seen to work, else through the host.
+            deadline_s: a call that takes longer has a GPU that hangs, and goes on without it.
+            nan_policy: "error", or "retry-fp32": where the networks leave the range of fp16, make the
+                pictures again with `fp32_model`, which is loaded then and kept.
+            fp32_model: the folder of the same model in fp32; by default `model` with "-fp32" after it.
 
         Raises:
             InputError: `devices` cannot be had.
-            ModelError: the model is missing, incomplete or altered.
+            ModelError: the model is missing, incomplete or altered, or has no plans for these GPUs.
+            MissingExtraError: a package for GPUs is not installed.
+            EngineError, DeviceError: TensorRT or the driver refused.
         """
         folder = ModelFolder.open(model)
-        count = count_devices(devices)
+        chosen = choose_devices(devices, folder)
+        options = GpuOptions(split_guidance, cuda_graphs, peer_copies, deadline_s)
+        single = single_precision(folder, nan_policy, fp32_model)
         if sum(entry.size_bytes for entry in folder.manifest.files.values()) <= _HASHED_BYTES:
             folder.verify()
-        return cls(folder, count)
+        return cls(folder, chosen, options, single)
 
     @property
     def spec(self) -> ModelSpec:
@@ -87,9 +96,14 @@ class Pipeline:
         """Predictions that run at once."""
         return len(self._lanes)
 
+    @property
+    def where(self) -> str:
+        """The devices in words: "2 CPU threads", "GPU 0 (NVIDIA L4), GPU 1 (NVIDIA L4)"."""
+        return str(self._devices)
+
     def complaints(self, prompt: str) -> list[str]:
         """What of a prompt the model cannot read, in words; empty where it reads all."""
-        return self._prompts.complaints(prompt)
+        return self._stages.prompts.complaints(prompt)
 
     def plan(
         self,
@@ -131,10 +145,7 @@ class Pipeline:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch must be a whole number of at least 1, not {batch!r}")
         start = time.perf_counter()
-        embeddings = self._embed([""] * batch)
-        job = self._lanes.job(embeddings, 2.0, embeddings)
-        latents = np.zeros((batch, *self.spec.latent_shape), np.float32)
-        job.predict([(latents, 1.0)] * self.devices)
+        self._stages.warm_up(batch)
         return 1e3 * (time.perf_counter() - start)
 
     def __call__(
@@ -173,7 +184,7 @@ class Pipeline:
         Raises:
             InputError: a setting that cannot be; nothing has run by then.
             LaneError: a lane failed, or the pipeline is closed.
-            ModelError: the networks gave numbers that are not finite.
+            NonFiniteError: the networks gave numbers that are not finite.
         """
         request = Request.check(
             prompt,
@@ -190,62 +201,32 @@ class Pipeline:
             for complaint in self.complaints(text):
                 warnings.warn(f"{text!r}: {complaint}", PromptWarning, stacklevel=2)
         try:
-            latents, images, timings = self._run(request, plan, on_round)
+            made = self._made(request, plan, on_round)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error
             raise
-        settings = request.settings(plan, scheduler or plan.schedule.solver, self._model())
-        return Result(images, latents, timings, plan, settings)
+        settings = request.settings(made.plan, scheduler or plan.schedule.solver, self._model())
+        return Result(made.images, made.latents, made.timings, made.plan, settings)
 
     def _check_open(self) -> None:
         if self._closed:
             raise LaneError("the pipeline is closed; load it again")
 
-    def _run(
-        self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None
-    ) -> tuple[NDArray[np.float32], tuple[Image.Image, ...], Timings]:
-        marks = [time.perf_counter()]
-        streams = noise_streams(request.seed, len(request.prompts))
-        conditioning = self._embed(request.prompts)
-        negative = (request.negative_prompt,) * len(request.prompts)
-        unconditional = self._embed(negative) if request.guided else None
-        job = self._lanes.job(conditioning, request.guidance_scale if request.guided else 1.0, unconditional)
-        noise = streams.draw(self.spec.latent_shape)
-        marks.append(time.perf_counter())
-        ticks = [marks[-1]]
-
-        def tick(done: RoundDone) -> None:
-            ticks.append(time.perf_counter())
-            if on_round is not None:
-                on_round(done)
-
-        latents = run_plan(plan, job.predict, noise, streams, tick)
-        if not np.isfinite(latents).all():
-            raise ModelError(
-                f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
-                f"{request.guidance_scale} left the range of numbers; lower the guidance scale, take "
-                "more steps, or use mode 'sequential'"
-            )
-        marks.append(time.perf_counter())
-        images = self._decode(latents)
-        marks.append(time.perf_counter())
-        encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
-        rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
-        return latents, images, Timings(encode, denoise, decode, rounds_ms)
-
-    def _embed(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        known = {prompt: self._prompts.encode(prompt) for prompt in dict.fromkeys(prompts)}
-        return np.concatenate([known[prompt] for prompt in prompts])
-
-    def _decode(self, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
-        manifest = self.folder.manifest
-        scaled = latents / np.float32(manifest.scaling_factor) + np.float32(manifest.shift_factor)
-        images: list[Image.Image] = []
-        for one in scaled:  # one by one: the bits of a picture do not depend on its batch
-            (decoded,) = self._decoder.run({"latents": one[None]}).values()
-            images += to_images(decoded)
-        return tuple(images)
+    def _made(self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None) -> Made:
+        try:
+            return self._stages.run(request, plan, on_round)
+        except NonFiniteError as error:
+            if self._single is None:
+                raise
+            text = f"{error}; the pictures are made again with {self._single.path}"
+            warnings.warn(text, PrecisionWarning, stacklevel=3)
+        with self._lock:
+            self._check_open()
+            if self._in_single is None:
+                self._in_single = Stages(self._single, self._devices, self._options)
+                self._again.callback(self._in_single.close)
+        return self._in_single.run(request, plan, on_round)
 
     @property
     def model_hash(self) -> str:
@@ -258,7 +239,9 @@ class Pipeline:
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""
         self._closed = True
-        self._resources.close()
+        with self._lock:
+            self._again.close()
+        self._stages.close()
 
     def __enter__(self) -> Self:
         return self
@@ -267,20 +250,3 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def count_devices(devices: Devices) -> int:
-    """How many predictions run at once on these devices; InputError for what cannot be had."""
-    if isinstance(devices, str) and devices == "auto":
-        return min(auto_lanes(), _MOST_LANES)
-    if isinstance(devices, int) and not isinstance(devices, bool) and 1 <= devices <= _MOST_LANES:
-        return devices
-    if isinstance(devices, Sequence) and not isinstance(devices, str) and 1 <= len(devices) <= _MOST_LANES:
-        if all(device == "cpu" for device in devices):
-            return len(devices)
-        raise InputError(
-            f"devices={list(devices)!r} was asked; this version has CPU lanes only: ['cpu', 'cpu']"
-        )
-    raise InputError(
-        f"devices={devices!r} was asked; give a number from 1 to {_MOST_LANES}, a list of 'cpu', or 'auto'"
-    )

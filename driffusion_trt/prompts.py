@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from ._errors import ModelError
-from .engines.onnx_session import OnnxSession
+from .engines.session import Network
 
 
 class PromptEncoder:
-    """One text encoder on the CPU; safe from several threads."""
+    """One text encoder; safe from several threads where its network is."""
 
-    def __init__(self, tokenizer: Path, session: OnnxSession) -> None:
+    def __init__(self, tokenizer: Path, network: Network) -> None:
         try:
             text = tokenizer.read_text("utf-8")
             self._unknown = json.loads(text)["model"].get("unk_token")
@@ -26,12 +26,12 @@ class PromptEncoder:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # this package's errors are bare Exception: nothing narrower to name
             raise ModelError(f"{tokenizer} is no tokenizer ({error}); build the model again") from error
-        self._session = session
+        self._network = network
 
     def encode(self, prompt: str) -> NDArray[np.float32]:
         """Embeddings (1, L, C) float32. One prompt a call, so that its bits depend on nothing else."""
         ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
-        (embeddings,) = self._session.run({"input_ids": ids}).values()
+        (embeddings,) = self._network.run({"input_ids": ids}).values()
         return embeddings
 
     def complaints(self, prompt: str) -> list[str]:

@@ -86,6 +86,13 @@ class ModelFolder:
         """The facts of the model's family."""
         return get_spec(self.manifest.family)
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latent of one picture of the model's own size."""
+        _, height, width = self.manifest.shapes["picture"]
+        spec = self.spec
+        return (spec.latent_channels, height // spec.downscale, width // spec.downscale)
+
     def _file(self, name: str) -> Path:
         if name not in self.manifest.files:
             raise ModelError(f"{self.path} has no {name}{did_you_mean(name, self.manifest.files)}")

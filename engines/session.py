@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .onnx_session import TensorInfo
 
-__all__ = ["Bound", "DeviceBuffer", "Session", "TensorInfo"]
+__all__ = ["Bound", "DeviceBuffer", "Network", "Session", "TensorInfo"]
 
 B_contra = TypeVar("B_contra", contravariant=True)
 
@@ -22,6 +24,21 @@ class DeviceBuffer:
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Network(Protocol):
+    """What runs a network on arrays, one call after another."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Arrays by input name to fresh arrays by output name.
+
+        Raises:
+            InputError: an input is missing, unknown, or of the wrong shape or dtype.
+        """
 
 
 class Bound(Protocol):

@@ -157,12 +157,7 @@ class TensorRTSession:
                     raise InputError(
                         f"{name!r} of {self.name} is {infos[name].dtype}, and its buffer {buffer.dtype}"
                     )
-        context = self._make_context()
-        for name, buffer in inputs.items():
-            self._do(context.set_input_shape(name, buffer.shape), f"setting the shape of {name!r}")
-        missing = context.infer_shapes()
-        if missing:
-            raise EngineError(f"{self.name}: the shapes of {', '.join(missing)} are still open")
+        context = self._shaped({name: buffer.shape for name, buffer in inputs.items()})
         for name, buffer in outputs.items():
             shape = sizes(context.get_tensor_shape(name))
             if shape != buffer.shape:
@@ -170,6 +165,28 @@ class TensorRTSession:
         for name, buffer in {**inputs, **outputs}.items():
             self._do(context.set_tensor_address(name, buffer.address), f"setting the address of {name!r}")
         return BoundEngine(self, context)
+
+    def output_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Shapes of all outputs where the inputs have these.
+
+        Raises:
+            InputError: an input is missing, unknown or outside of the profile.
+            EngineError: TensorRT refused, for want of memory perhaps.
+        """
+        self._open()
+        self.check(shapes)
+        context = self._shaped(shapes)
+        return {name: sizes(context.get_tensor_shape(name)) for name in self.outputs}
+
+    def _shaped(self, shapes: Mapping[str, Shape]) -> trt.IExecutionContext:
+        """A context that has been told the shapes of its inputs."""
+        context = self._make_context()
+        for name, shape in shapes.items():
+            self._do(context.set_input_shape(name, shape), f"setting the shape of {name!r}")
+        missing = context.infer_shapes()
+        if missing:
+            raise EngineError(f"{self.name}: the shapes of {', '.join(missing)} are still open")
+        return context
 
     def _make_context(self) -> trt.IExecutionContext:
         made: Any

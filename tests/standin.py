@@ -3,6 +3,8 @@
 Only what `trt_session` calls is here, with the names and the order of arguments of the real bindings, which
 `test_trt_session` compares where they are installed. Addresses are those of memory on the host. It fails as
 TensorRT does: None or False, and a word to the logger.
+
+It runs at once, or with `on_stream` as work of a simulated device (`Simulator.enqueue`).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy as np
 from driffusion_trt.engines.onnx_session import OnnxSession
 
 __version__ = "1.7.1.116"
+on_stream: Callable[..., int] | None = None
 
 
 class ILogger:
@@ -158,7 +161,16 @@ class IExecutionContext:
     def infer_shapes(self) -> list[str]:
         missing = [name for name in self.engine.session.inputs if name not in self.shapes]
         if not missing:
-            self.sizes = self.engine.session.check(self.shapes)
+            session = self.engine.session
+            self.sizes = session.check(self.shapes)
+            # Sides that no input names TensorRT computes; one run shows them.
+            zeros = {name: np.zeros(self.shapes[name], info.dtype) for name, info in session.inputs.items()}
+            named = {
+                side for info in session.outputs.values() for side in info.shape if isinstance(side, str)
+            }
+            for name, value in session.run(zeros).items() if named - self.sizes.keys() else ():
+                sides = zip(session.outputs[name].shape, value.shape, strict=True)
+                self.sizes |= {side: size for side, size in sides if isinstance(side, str)}
         return missing
 
     def get_tensor_shape(self, name: str) -> Dims:
@@ -174,13 +186,27 @@ class IExecutionContext:
         if "run" in self.engine.odd:
             self.engine.logger.log(ILogger.Severity.ERROR, "an illegal memory access was encountered")
             return False
+        if on_stream is None:
+            self._run()
+            return True
+        inputs = [self._range(name, shape) for name, shape in self.shapes.items()]
+        outputs = [self._range(name, self.get_tensor_shape(name)) for name in self.engine.session.outputs]
+        status = on_stream(stream_handle, self._run, reads=inputs, writes=outputs, label="engine")
+        if status:
+            self.engine.logger.log(ILogger.Severity.ERROR, f"CUDA error {status}")
+        return status == 0
+
+    def _run(self) -> None:
         session = self.engine.session
         inputs = {
             name: self._array(name, shape, session.inputs[name].dtype) for name, shape in self.shapes.items()
         }
         for name, value in session.run(inputs).items():
-            self._array(name, value.shape, value.dtype)[...] = value
-        return True
+            self._array(name, value.shape, value.dtype)[...] = value * self.engine.odd.get("factor", 1)
+
+    def _range(self, name: str, shape: Sequence[int]) -> tuple[int, int]:
+        """Address and bytes of a tensor."""
+        return self.addresses[name], int(np.prod(shape)) * self.engine._infos[name].dtype.itemsize
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize

@@ -26,6 +26,7 @@ from driffusion_trt import Pipeline
 from driffusion_trt.cli import main, parse
 from driffusion_trt.commands import COMMANDS, _options, _pictures
 from driffusion_trt.commands._output import places, slug
+from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.pictures import psnr, read_settings, save_png
 from driffusion_trt.sampling.options import CLASSES
 from driffusion_trt.sampling.plan import MODES
@@ -201,8 +202,8 @@ REFUSED: list[tuple[str, str]] = [
     ("run fox --batch-size 0", "batch-size=0 was asked"),
     ("run fox --devices 0", "devices=0 was asked"),
     ("run fox --devices -1", "devices=-1 was asked"),
-    ("run fox --devices many", "devices=['many'] was asked; this version has CPU lanes only"),
-    ("run fox --devices cpu,cuda:0", "this version has CPU lanes only"),
+    ("run fox --devices many", "devices=['many'] was asked; give a number"),
+    ("run fox --devices cpu,cuda:0", "devices=['cpu', 'cuda:0'] was asked, and no GPU was found"),
     ("run fox --compare --mode sequential", "--compare compares a mode with sequential"),
     ("run --prompts-file empty.txt", "empty.txt has no prompts"),
     ("run --prompts-file missing.txt", "missing.txt cannot be read (No such file"),
@@ -648,14 +649,15 @@ def test_a_file_that_is_there_is_replaced(here: Path, model: str) -> None:
         (100, None, (100, 64)),
         (2, 5, (2, 5)),
         (None, 3, (3, 3)),
-        (None, ["cpu"], (1, 1)),
+        (None, ["cpu"], (1, ["cpu"])),
     ],
 )
 def test_no_more_threads_than_lanes_unless_told(
-    monkeypatch: pytest.MonkeyPatch, lanes: int | None, devices: Any, width: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, lanes: int | None, devices: Any, width: tuple[int, Any]
 ) -> None:
-    monkeypatch.setattr("driffusion_trt.pipeline.auto_lanes", lambda: 64)
-    assert _pictures._width(argparse.Namespace(lanes=lanes, devices=devices), 50) == width
+    monkeypatch.setattr("driffusion_trt.runtime.devices.auto_lanes", lambda: 64)
+    args = argparse.Namespace(lanes=lanes, devices=devices, split_guidance=False)
+    assert _pictures._width(args, ModelFolder.open("demo"), 50) == width
 
 
 # plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 import tiny
 
-from driffusion_trt import InputError, LaneError, ModelError, Pipeline
+from driffusion_trt import InputError, LaneError, ModelError, NonFiniteError, Pipeline
 from driffusion_trt.engines.manifest import ModelFolder, write_manifest
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.pictures import to_images
-from driffusion_trt.pipeline import PromptWarning, Result
+from driffusion_trt.pipeline import PrecisionWarning, PromptWarning, Result
 from driffusion_trt.sampling.plan import MODES
 from driffusion_trt.sampling.sample import RoundDone
 
@@ -452,3 +453,51 @@ def test_plans_are_kept_but_not_for_ever(pipe: Pipeline) -> None:
         pipe.plan(steps=steps, mode="skip", rounds=1)
     assert len(pipe._plans) <= 64
     assert pipe.plan(steps=7).steps == 7
+
+
+# Numbers that are not finite
+
+
+def edited(source: Path, target: Path, **entries: Any) -> Path:
+    """A copy of a model folder with other entries in its manifest."""
+    shutil.copytree(source, target)
+    path = target / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    return target
+
+
+def test_a_decoder_that_overflows_is_an_error_and_no_black_picture(folder: Path, tmp_path: Path) -> None:
+    broken = edited(folder, tmp_path / "model", scaling_factor=1e-38)
+    said = pytest.raises(NonFiniteError, match="the decoder gave numbers that are not finite")
+    with Pipeline.load(broken, devices=1) as pipe, said:
+        pipe(PROMPT, steps=STEPS)
+
+
+def test_retry_in_fp32_makes_the_picture_with_the_other_folder(folder: Path, tmp_path: Path) -> None:
+    broken = edited(folder, tmp_path / "model", scaling_factor=1e-38)
+    single = edited(folder, tmp_path / "model-fp32", precision="fp32")
+    with Pipeline.load(single, devices=1) as pipe:
+        wanted = pipe(PROMPT, steps=STEPS)
+    with Pipeline.load(broken, devices=1, nan_policy="retry-fp32") as pipe:
+        for _ in range(2):
+            with pytest.warns(PrecisionWarning, match=f"made again with {single}"):
+                got = pipe(PROMPT, steps=STEPS)
+            assert got.images[0].tobytes() == wanted.images[0].tobytes()
+    pipe.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nan_policy": "retry"}, "there is no nan_policy 'retry'; did you mean 'retry-fp32'"),
+        ({"fp32_model": "x"}, "it goes with nan_policy 'retry-fp32'"),
+        (
+            {"nan_policy": "retry-fp32", "fp32_model": "SELF"},
+            "build the same checkpoint with --precision fp32",
+        ),
+    ],
+)
+def test_what_cannot_be_retried_is_refused_at_load(folder: Path, options: dict[str, str], said: str) -> None:
+    given = {name: str(folder) if value == "SELF" else value for name, value in options.items()}
+    with pytest.raises(InputError, match=said):
+        Pipeline.load(folder, devices=1, **given)

@@ -15,12 +15,14 @@ import driffusion_trt
 DOCUMENTED = {
     "_errors": {
         "ConfigError",
+        "DeviceError",
         "DriffusionError",
         "EngineError",
         "InputError",
         "LaneError",
         "MissingExtraError",
         "ModelError",
+        "NonFiniteError",
     },
     "models": {"ModelSpec"},
     "pipeline": {"Pipeline"},
@@ -90,6 +92,7 @@ def test_errors_are_also_what_callers_already_catch() -> None:
     assert issubclass(driffusion_trt.ConfigError, driffusion_trt.InputError)
     assert issubclass(driffusion_trt.ModelError, RuntimeError)
     assert issubclass(driffusion_trt.EngineError, RuntimeError)
+    assert issubclass(driffusion_trt.DeviceError, RuntimeError)
     assert issubclass(driffusion_trt.LaneError, RuntimeError)
     assert issubclass(driffusion_trt.MissingExtraError, ImportError)
     errors = [getattr(driffusion_trt, name) for name in DOCUMENTED["_errors"]]

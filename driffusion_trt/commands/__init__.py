@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import build, completion, inspect, plan, run
+from . import build, completion, doctor, inspect, plan, run
 from ._console import Console
 
 __all__ = ["COMMANDS", "Command"]
@@ -56,6 +56,14 @@ COMMANDS: Mapping[str, Command] = {
         plan.EPILOG,
         plan.add_arguments,
         plan.run,
+    ),
+    "doctor": Command(
+        "show what this machine can do, what is missing and broken",
+        "[options]",
+        doctor.DESCRIPTION,
+        doctor.EPILOG,
+        doctor.add_arguments,
+        doctor.run,
     ),
     "completion": Command(
         "print the code that completes this command in a shell",

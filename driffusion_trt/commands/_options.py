@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 # Repeated here, since their modules import numpy; a test holds the copies together.
 MODES = ("sequential", "aggressive", "conservative", "skip")
+NAN_POLICIES = ("error", "retry-fp32")
 SCHEDULERS = ("ddpm", "ddim", "euler", "dpmsolver++", "flow")
 
 
@@ -48,4 +49,4 @@ def devices(text: str) -> int | str | list[str]:
     """A number of devices, "auto", or a list with commas, as `Pipeline.load` takes them."""
     if text.strip().lstrip("+-").isdecimal():
         return int(text)
-    return text if text == "auto" else [part.strip() for part in text.split(",")]
+    return text if text in ("auto", "cuda") else [part.strip() for part in text.split(",")]

@@ -15,7 +15,8 @@ from .._errors import InputError
 from ..engines.manifest import ModelFolder
 from ..models import ModelSpec
 from ..pictures import save_png
-from ..pipeline import Pipeline, count_devices
+from ..pipeline import Pipeline
+from ..runtime.devices import Asked, choose_devices
 from ..sampling.noise import noise_streams
 from ..sampling.plan import Plan, default_lanes, make_plan
 from ..sampling.sample import RoundDone
@@ -43,7 +44,8 @@ class _Job:
     """A run with everything checked: what to load, what to ask, which pictures in which batches."""
 
     model: str
-    devices: int
+    devices: Asked
+    options: dict[str, Any]
     plan: Plan
     settings: dict[str, Any]
     batches: list[list[_Picture]]
@@ -58,6 +60,7 @@ class _Done:
     batches: list[Timings] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    devices: int = 0
 
     def timings(self, load_ms: float, start: float) -> dict[str, float]:
         """Milliseconds, summed over the batches; `round_ms` is the median round."""
@@ -81,7 +84,8 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
     with console.warnings():
         job = _checked(args)
         done = _Done()
-        with Pipeline.load(job.model, devices=job.devices) as pipe:
+        with Pipeline.load(job.model, devices=job.devices, **job.options) as pipe:
+            done.devices = pipe.devices
             load_ms = 1e3 * (time.perf_counter() - start)
             _say_first(job, pipe, console)
             _say_replayed(args, pipe, console)
@@ -108,22 +112,32 @@ def _checked(args: argparse.Namespace) -> _Job:
     model = args.model or "demo"
     schedule = read_schedule(model, args.steps, args.scheduler)
     mode = args.mode or "aggressive"
-    lanes, devices = _width(args, schedule.steps)
+    folder = ModelFolder.open(model)
+    lanes, devices = _width(args, folder, schedule.steps)
     plan = make_plan(schedule, mode=mode, lanes=lanes, rounds=args.rounds)
-    pictures = _pictures(args, ModelFolder.open(model).spec)
+    pictures = _pictures(args, folder.spec)
     paths = [picture.path for picture in pictures]
     extra = [comparison(path) for path in paths] if args.compare else []
     check_writable([*paths, *extra], make_folder=args.output is not None and args.output.endswith("/"))
     settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     batches = [pictures[at : at + size] for at in range(0, len(pictures), size)]
-    return _Job(model, devices, plan, settings, batches, args.compare)
+    options = {
+        "split_guidance": args.split_guidance,
+        "cuda_graphs": not args.no_cuda_graphs,
+        "peer_copies": not args.no_peer_copies,
+        "nan_policy": args.nan_policy or "error",
+        "fp32_model": args.fp32_model,
+    }
+    return _Job(model, devices, options, plan, settings, batches, args.compare)
 
 
-def _width(args: argparse.Namespace, steps: int) -> tuple[int, int]:
+def _width(args: argparse.Namespace, folder: ModelFolder, steps: int) -> tuple[int, Asked]:
     """Lanes and devices; devices that nobody counted are no more than lanes: the rest would idle."""
-    devices = count_devices("auto" if args.devices is None else args.devices)
-    lanes = default_lanes(devices, steps) if args.lanes is None else args.lanes
-    return lanes, min(devices, lanes) if args.devices in (None, "auto") else devices
+    asked: Asked = "auto" if args.devices is None else args.devices
+    each = 2 if args.split_guidance else 1  # devices of a lane
+    count = max(1, choose_devices(asked, folder).count // each)
+    lanes = default_lanes(count, steps) if args.lanes is None else args.lanes
+    return lanes, each * min(count, lanes) if asked == "auto" else asked
 
 
 def _pictures(args: argparse.Namespace, spec: ModelSpec) -> list[_Picture]:
@@ -153,7 +167,7 @@ def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
             console.warn(f"{prompt!r}: {complaint}")
     console.note(
         f"{plan.mode}, {plan.steps} steps of {plan.schedule.solver}, {plan.lanes} lanes on "
-        f"{pipe.devices} CPU threads: {plan.sequential_calls} rounds, {plan.model_calls} predictions, "
+        f"{pipe.where}: {plan.sequential_calls} rounds, {plan.model_calls} predictions, "
         f"ideal speed-up {plan.ideal_speedup:.2f}",
         detail=True,
     )
@@ -227,7 +241,7 @@ def _facts(job: _Job, done: _Done, timings: dict[str, float]) -> dict[str, Any]:
         "plan": {
             "mode": plan.mode,
             "lanes": plan.lanes,
-            "devices": job.devices,
+            "devices": done.devices,
             "steps": plan.steps,
             "sequential_calls": plan.sequential_calls,
             "model_calls": plan.model_calls,

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from ._console import Console
-from ._options import MODES, SCHEDULERS, devices, number, option, whole
+from ._options import MODES, NAN_POLICIES, SCHEDULERS, devices, number, option, whole
 
 DESCRIPTION = "Make pictures from prompts, and write them as PNG files with their settings inside."
 EPILOG = """\
@@ -59,11 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group,
         "--devices",
         "N",
-        "CPU threads that predict (default: auto, the cores, but no more than lanes)",
+        "auto, a number, cuda, or a list: cuda:0,cuda:1 or cpu,cpu (default: auto, no more than lanes)",
         type=devices,
     )
     option(group, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
     option(group, "--batch-size", "N", "pictures in one network call (default: 1)", type=whole)
+
+    _on_gpus(parser.add_argument_group("on GPUs"))
 
     group = parser.add_argument_group("output")
     option(group, "--output", "PATH", "a .png file or a folder/; see below", short="-o")
@@ -75,6 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else to stdout")
     group.add_argument("-q", "--quiet", action="store_true", help="print paths, warnings and errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="print more, and tracebacks of errors")
+
+
+def _on_gpus(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--split-guidance", action="store_true", help="predict with and without the prompt on two GPUs a lane"
+    )
+    option(group, "--nan-policy", "NAME", f"{' or '.join(NAN_POLICIES)} (default: error)", names=NAN_POLICIES)
+    option(group, "--fp32-model", "DIR", "for retry-fp32 (default: the model's folder with -fp32 after it)")
+    group.add_argument("--no-cuda-graphs", action="store_true", help="launch kernels and engines one by one")
+    group.add_argument("--no-peer-copies", action="store_true", help="copy from GPU to GPU through the host")
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

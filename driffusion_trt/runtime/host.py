@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from .._errors import InputError, ModelError
 from ..engines.onnx_session import BoundRun, OnnxSession
+from ..sampling.noise import NoiseStreams
+from ..sampling.plan import Plan
+from ..sampling.sample import RoundDone, run_plan
 from ._threads import LaneThreads
 
 __all__ = ["HostJob", "HostLanes", "auto_lanes"]
@@ -177,6 +180,24 @@ class HostJob:
         return self._lanes._threads.run(
             [partial(self._predict_one, latents, timestep) for latents, timestep in requests]
         )
+
+    def sample(
+        self,
+        plan: Plan,
+        noise: Latents,
+        streams: NoiseStreams,
+        on_round: Callable[[RoundDone], None] | None = None,
+    ) -> Latents:
+        """Run a plan from unit-normal noise (B, C, H, W); returns the final latents, as `run_plan` does.
+
+        Raises:
+            LaneError: as `predict` does.
+        """
+        return run_plan(plan, self.predict, noise, streams, on_round)
+
+    def warm_up(self, shape: tuple[int, ...]) -> None:
+        """One prediction on every lane at once, of latents of this shape (C, H, W)."""
+        self.predict([(np.zeros((self.batch, *shape), np.float32), 1.0)] * len(self._lanes))
 
     def _check_latents(self, latents: Latents) -> None:
         if latents.dtype != np.float32:

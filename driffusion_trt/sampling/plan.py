@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._errors import InputError, did_you_mean
 from .rounds import Round, aggressive_rounds, conservative_rounds, sequential_rounds
@@ -52,6 +52,15 @@ class Plan:
     def ideal_speedup(self) -> float:
         """Steps over sequential calls: the speed-up if nothing but the network took time."""
         return self.steps / self.sequential_calls
+
+    def with_lanes(self, lanes: int) -> Plan:
+        """The same with other lanes; mode `skip` keeps its number of rounds.
+
+        Raises InputError where there cannot be so many.
+        """
+        if self.mode == "skip":
+            return replace(self, lanes=lanes)
+        return make_plan(self.schedule, mode=self.mode, lanes=lanes)
 
     def __repr__(self) -> str:
         return (

@@ -7,7 +7,6 @@ from there. The flavour is taken from the environment variable DRIFFUSION_FLAVOU
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 from driffusion_trt import EngineError, ModelError
 from driffusion_trt.cli import main
 from driffusion_trt.engines.compare import limit_of, random_inputs, worst_difference
-from driffusion_trt.engines.flavours import Flavour, get_flavour, installed_version
-from driffusion_trt.engines.gpus import Gpu, find_gpus
+from driffusion_trt.engines.flavours import Flavour, installed_version
+from driffusion_trt.engines.gpus import Gpu
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.engines.plans import current_hashes
@@ -30,30 +29,6 @@ from driffusion_trt.engines.trt_session import TensorRTSession
 from driffusion_trt.models import get_spec
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module")
-def flavour() -> Flavour:
-    return get_flavour(os.environ.get("DRIFFUSION_FLAVOUR", "tensorrt"))
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Gpu:
-    found = find_gpus()
-    assert found.found, found.why_none
-    return found.found[0]
-
-
-@pytest.fixture(scope="module")
-def reduced_model(tmp_path_factory: pytest.TempPathFactory, flavour: Flavour) -> Path:
-    """A reduced SD2.1, exported and built for this GPU; the build compares each plan with ONNX Runtime."""
-    from reduced import save_checkpoint
-
-    folder = tmp_path_factory.mktemp("models")
-    save_checkpoint("sd21", folder / "checkpoint")
-    words = ["--model", "sd21", "--checkpoint", str(folder / "checkpoint"), "--output", str(folder / "model")]
-    assert main(["build", *words, "--target", "this", "--flavour", flavour.name]) == 0
-    return folder / "model"
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +158,7 @@ def test_rtx_keeps_its_finished_kernels(
 def test_a_second_build_on_the_gpu_does_nothing(
     reduced_model: Path, flavour: Flavour, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--output", str(reduced_model), "--target", "this", "--flavour", flavour.name, "--json"]
+    words = ["--output", str(reduced_model), "--target", "this", "--flavour", flavour.name]
+    words += ["--batch-size", "4", "--json"]
     assert main(["build", *words]) == 0
     assert json.loads(capsys.readouterr().out)["did"] == []

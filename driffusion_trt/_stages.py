@@ -1,0 +1,159 @@
+"""What a pipeline does with a request that was checked: encode, sample on the lanes, decode."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ._call import LaneWarning, Request, Timings
+from ._errors import InputError, LaneError, NonFiniteError, did_you_mean
+from .engines.manifest import ModelFolder
+from .pictures import to_images
+from .prompts import PromptEncoder
+from .runtime.devices import Devices
+from .runtime.networks import GpuOptions, load_networks
+from .sampling.noise import noise_streams
+from .sampling.plan import Plan
+from .sampling.sample import RoundDone
+
+NAN_POLICIES = ("error", "retry-fp32")
+
+OnRound = Callable[[RoundDone], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The outcome; `plan` is the one that was run in the end."""
+
+    plan: Plan
+    latents: NDArray[np.float32]
+    images: tuple[Image.Image, ...]
+    timings: Timings
+
+
+def single_precision(
+    folder: ModelFolder, nan_policy: str, fp32_model: str | os.PathLike[str] | None
+) -> ModelFolder | None:
+    """The fp32 folder of the same model for `nan_policy` "retry-fp32"; None for "error".
+
+    Raises:
+        InputError: no such policy, or the folder is not this model in fp32.
+        ModelError: there is no such folder.
+    """
+    if nan_policy not in NAN_POLICIES:
+        raise InputError(f"there is no nan_policy {nan_policy!r}{did_you_mean(nan_policy, NAN_POLICIES)}")
+    if nan_policy == "error":
+        if fp32_model is not None:
+            raise InputError("fp32_model was given; it goes with nan_policy 'retry-fp32'")
+        return None
+    other = ModelFolder.open(f"{folder.path}-fp32" if fp32_model is None else fp32_model)
+    found = (other.manifest.family, other.latent_shape, other.manifest.precision[:4])
+    if found != (folder.manifest.family, folder.latent_shape, "fp32"):
+        raise InputError(
+            f"{other.path} is a {found[0]} in {other.manifest.precision} for latents {found[1]}; to retry "
+            f"{folder.path} in fp32, build the same checkpoint with --precision fp32"
+        )
+    return other
+
+
+class Stages:
+    """The networks of a model on their devices; safe from several threads."""
+
+    def __init__(self, folder: ModelFolder, devices: Devices, options: GpuOptions) -> None:
+        self.folder, self._devices = folder, devices
+        with contextlib.ExitStack() as stack:
+            networks = stack.enter_context(load_networks(folder, devices, options))
+            self.prompts = PromptEncoder(folder.tokenizer(), networks.text)
+            self._decoder, self.lanes = networks.decoder, networks.lanes
+            self._resources = stack.pop_all()
+
+    def warm_up(self, batch: int) -> None:
+        """One prediction on every lane, of `batch` pictures with guidance."""
+        embeddings = self.embed([""] * batch)
+        self.lanes.job(embeddings, 2.0, embeddings).warm_up(self.folder.latent_shape)
+
+    def run(self, request: Request, plan: Plan, on_round: OnRound | None) -> Made:
+        """Run it, and again without the devices that fail, for as long as there are others.
+
+        Raises:
+            LaneError: a lane failed, and none is left.
+            NonFiniteError: the networks gave numbers that are not finite.
+        """
+        while True:
+            try:
+                return self._run(request, plan, on_round)
+            except LaneError as error:
+                left = error.lanes_left
+                if not left:
+                    raise
+                text = f"{error}; the pictures are made with the {left} lanes left"
+                warnings.warn(text, LaneWarning, stacklevel=4)
+                plan = plan.with_lanes(min(plan.lanes, left))
+
+    def _run(self, request: Request, plan: Plan, on_round: OnRound | None) -> Made:
+        marks = [time.perf_counter()]
+        streams = noise_streams(request.seed, len(request.prompts))
+        conditioning = self.embed(request.prompts)
+        negative = (request.negative_prompt,) * len(request.prompts)
+        unconditional = self.embed(negative) if request.guided else None
+        job = self.lanes.job(conditioning, request.guidance_scale if request.guided else 1.0, unconditional)
+        noise = streams.draw(self.folder.latent_shape)
+        marks.append(time.perf_counter())
+        ticks = [marks[-1]]
+
+        def tick(done: RoundDone) -> None:
+            ticks.append(time.perf_counter())
+            if on_round is not None:
+                on_round(done)
+
+        # Where the host need not wait for rounds, it does so only to tell somebody.
+        told = tick if on_round is not None or not self._devices.gpus else None
+        latents = job.sample(plan, noise, streams, told)
+        if not np.isfinite(latents).all():
+            raise NonFiniteError(
+                f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
+                f"{request.guidance_scale} left the range of numbers; lower the guidance scale, take "
+                "more steps, or use mode 'sequential'"
+            )
+        marks.append(time.perf_counter())
+        images = self._decode(latents)
+        marks.append(time.perf_counter())
+        encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
+        rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
+        return Made(plan, latents, images, Timings(encode, denoise, decode, rounds_ms))
+
+    def embed(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (B, L, C) float32 of prompts; equal ones are encoded once."""
+        known = {prompt: self.prompts.encode(prompt) for prompt in dict.fromkeys(prompts)}
+        embeddings = np.concatenate([known[prompt] for prompt in prompts])
+        if not np.isfinite(embeddings).all():
+            raise NonFiniteError(
+                "the text encoder gave numbers that are not finite; build the model in bf16 or fp32"
+            )
+        return embeddings
+
+    def _decode(self, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
+        manifest = self.folder.manifest
+        with np.errstate(over="ignore"):  # told below
+            scaled = latents / np.float32(manifest.scaling_factor) + np.float32(manifest.shift_factor)
+        images: list[Image.Image] = []
+        for one in scaled:  # one by one: the bits of a picture do not depend on its batch
+            (decoded,) = self._decoder.run({"latents": one[None]}).values()
+            if not np.isfinite(decoded).all():  # it would be a black picture
+                raise NonFiniteError(
+                    "the decoder gave numbers that are not finite; build the model in bf16 or fp32"
+                )
+            images += to_images(decoded)
+        return tuple(images)
+
+    def close(self) -> None:
+        """Stop the lanes after what they are doing; a second call does nothing."""
+        self._resources.close()

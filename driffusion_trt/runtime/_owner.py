@@ -1,0 +1,89 @@
+"""Owners of resources that may be closed in any order: each ends only when nothing made from it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import warnings
+from types import TracebackType
+from typing import Self
+
+from .._errors import InputError
+
+__all__ = ["Owner"]
+
+# Closing is rare and may be done by the collector on any thread, in the middle of another close.
+_LOCK = threading.RLock()
+
+
+class Owner:
+    """Something with an idempotent `close()`.
+
+    An owner that others were made from (a device, a buffer in a graph) stays until the last
+    of them is closed too, so that the order of closing never matters. Subclasses get their
+    resource first and call `__init__` last: one that could not be had leaves nothing behind.
+    """
+
+    _needs: tuple[Owner, ...] | None = None
+    _abandoned = False
+
+    def __init__(self, *needs: Owner) -> None:
+        with _LOCK:
+            self._closed, self._users = False, 0
+            for need in needs:
+                need._users += 1
+            self._needs = needs
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raises InputError after `close`."""
+        if self._closed:
+            raise InputError(f"this {type(self).__name__} is closed; make a new one")
+
+    def close(self) -> None:
+        """Give the resource back, at once or with the last owner made from it; later calls do nothing."""
+        with _LOCK:
+            if not self._closed:
+                self._closed = True
+                self._end()
+
+    def abandon(self) -> None:
+        """Count it as closed and never give it back: on a device that does not answer it cannot be."""
+        with _LOCK:
+            self._abandoned = self._closed = True
+            self._end()
+
+    def _end(self) -> None:
+        if not self._closed or self._users:
+            return
+        try:
+            if not self._abandoned:
+                self._destroy()
+        finally:
+            for need in self._needs or ():
+                need._users -= 1
+                need._end()
+
+    def _destroy(self) -> None:
+        """Give the resource back; called once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # At exit the driver may be gone already; the process gives everything back anyway.
+        if self._needs is None or self._closed or sys.is_finalizing():
+            return
+        warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, source=self, stacklevel=2)
+        with contextlib.suppress(Exception):
+            self.close()

@@ -1,0 +1,55 @@
+"""What is left behind when a device fails: kept until its work has ended, since no memory can go before."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from .._errors import DeviceError
+from ._driver import Device
+from ._resources import Stream
+from .gpu_picture import Picture
+from .gpu_worker import Worker
+
+__all__ = ["Aside"]
+
+_PATIENCE_S = 10.0  # for what is unfinished on other devices when the lanes are closed
+
+
+class Aside:
+    """What was in use when something failed: nothing of it is used again, and some may still be at work."""
+
+    def __init__(
+        self, workers: list[Worker], pictures: list[Picture], streams: list[Stream], deadline_s: float
+    ) -> None:
+        self._workers, self.pictures, self._lead = workers, pictures, streams
+        self._until = time.monotonic() + min(deadline_s, _PATIENCE_S)
+
+    def busy(self) -> list[Device]:
+        """Devices that have not ended their work."""
+        streams = [*self._lead, *(worker.stream for worker in self._workers)]
+        return [stream.device for stream in streams if not _at_rest(stream)]
+
+    def wait(self) -> list[Device]:
+        """The same, after some time to end it."""
+        while (busy := self.busy()) and time.monotonic() < self._until:
+            time.sleep(1e-3)
+        return busy
+
+    def close(self) -> None:
+        """Give all of it back that can be."""
+        for picture in self.pictures:
+            picture.close()
+        for worker in self._workers:
+            worker.close()
+        for stream in self._lead:
+            with contextlib.suppress(DeviceError):
+                stream.close()
+
+
+def _at_rest(stream: Stream) -> bool:
+    try:
+        stream.device.make_current()
+        return stream.done()
+    except DeviceError:
+        return True  # nothing runs on a broken device

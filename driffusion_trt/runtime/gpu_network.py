@@ -1,0 +1,191 @@
+"""Networks that run once for a picture, text encoders and the decoder, on the lead: arrays in, arrays out."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._errors import DeviceError, EngineError, InputError, LaneError
+from ..engines.session import DeviceBuffer
+from ..engines.trt_session import BoundEngine, TensorRTSession
+from ._driver import Device
+from ._owner import Owner
+from ._resources import DeviceMemory, Event, PinnedMemory, Stream
+
+__all__ = ["FirstOf", "GpuNetwork"]
+
+Array = NDArray[Any]
+_FORMS_KEPT = 4
+
+
+class GpuNetwork:
+    """A TensorRT session with the `run` of an ONNX Runtime session; safe from several threads."""
+
+    def __init__(self, device: Device, session: TensorRTSession, *, deadline_s: float = 120.0) -> None:
+        """deadline_s: a call that takes longer has a device that hangs."""
+        self.device, self.session, self._deadline_s = device, session, deadline_s
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self._stream = Stream(device)
+        self._done = Event(device, blocking=True)
+        self._forms: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], _Form] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One call: arrays by input name to fresh arrays by output name.
+
+        Raises:
+            InputError: an input is missing, unknown, of the wrong dtype, or outside of the plan's profile.
+            EngineError, DeviceError: TensorRT or the driver failed.
+            LaneError: the device did not answer in time; it is not to be used again.
+        """
+        for name, value in inputs.items():
+            if name in self.inputs and value.dtype != self.inputs[name].dtype:
+                wanted = self.inputs[name].dtype
+                raise InputError(f"input {name!r} of {self.session.name} is {value.dtype}, expected {wanted}")
+        with self._lock:
+            self.device.make_current(again=True)
+            form = self._form({name: value.shape for name, value in inputs.items()})
+            form.enqueue(self._stream, inputs)
+            self._done.record(self._stream)
+            if not self._done.wait(self._deadline_s):
+                self.device.lost = True
+                raise LaneError(
+                    f"{self.device.title} did not answer within {self._deadline_s:g} s while it ran "
+                    f"{self.session.name}"
+                )
+            return form.results()
+
+    def _form(self, shapes: Mapping[str, tuple[int, ...]]) -> _Form:
+        key = tuple(sorted(shapes.items()))
+        if key not in self._forms:
+            while len(self._forms) >= _FORMS_KEPT:
+                self._forms.popitem(last=False)[1].close()
+            self._forms[key] = _Form(self.device, self.session, shapes)
+        self._forms.move_to_end(key)
+        return self._forms[key]
+
+    def close(self) -> None:
+        """Give buffers and session back; a second call does nothing."""
+        with self._lock:
+            while self._forms:
+                self._forms.popitem()[1].close()
+            for owner in (self._done, self._stream):
+                with contextlib.suppress(DeviceError):  # a broken device takes nothing back
+                    owner.close()
+            self.session.close()
+
+
+class FirstOf:
+    """A network on the first device that works; it is loaded anew where that one fails."""
+
+    def __init__(self, choices: Sequence[tuple[Device, Callable[[], GpuNetwork]]]) -> None:
+        """choices: devices in the order to take them, and what loads the network there. Loads the first.
+
+        Raises whatever loading raises.
+        """
+        self._choices = list(choices)
+        self._lock = threading.Lock()
+        self._made = [self._choices[0][1]()]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """As `GpuNetwork.run`; raises LaneError where no device is left."""
+        while True:
+            with self._lock:
+                network = self._here()
+            try:
+                return network.run(inputs)
+            except (DeviceError, EngineError, LaneError) as error:
+                # TensorRT fails on a broken device too, but also for reasons of its own.
+                if isinstance(error, EngineError) and _works(network.device):
+                    raise
+                network.device.lost = True
+                if all(device.lost for device, _ in self._choices):
+                    raise
+
+    def _here(self) -> GpuNetwork:
+        if self._made[-1].device.lost:
+            left = [load for device, load in self._choices if not device.lost]
+            if not left:
+                raise LaneError(
+                    "every device has failed; load the pipeline again, or see driffusion-trt doctor"
+                )
+            self._made.append(left[0]())
+        return self._made[-1]
+
+    def close(self) -> None:
+        """Give everything back; a second call does nothing."""
+        with self._lock:
+            for network in self._made:
+                network.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _works(device: Device) -> bool:
+    try:
+        device.synchronize()
+    except DeviceError:
+        return False
+    return True
+
+
+class _Form:
+    """Buffers for inputs of certain shapes, on the device and pinned."""
+
+    def __init__(
+        self, device: Device, session: TensorRTSession, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self._owners: list[Owner] = []
+        self._device = device
+        self._pinned: dict[str, PinnedMemory] = {}
+        try:
+            outputs = session.output_shapes(shapes)
+            self._inputs = {
+                name: self._make(name, s, session.inputs[name].dtype) for name, s in shapes.items()
+            }
+            self._outputs = {
+                name: self._make(name, s, session.outputs[name].dtype) for name, s in outputs.items()
+            }
+            self._bound: BoundEngine | None = session.bind(self._inputs, self._outputs)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceBuffer:
+        size_bytes = int(np.prod(shape)) * dtype.itemsize
+        memory = DeviceMemory(self._device, size_bytes)
+        self._owners.append(memory)
+        self._pinned[name] = PinnedMemory(self._device, size_bytes)
+        self._owners.append(self._pinned[name])
+        return DeviceBuffer(memory.address, shape, dtype)
+
+    def _array(self, name: str, buffer: DeviceBuffer) -> Array:
+        return self._pinned[name].array(buffer.dtype, buffer.shape)
+
+    def enqueue(self, stream: Stream, inputs: Mapping[str, Array]) -> None:
+        for name, buffer in self._inputs.items():
+            self._array(name, buffer)[...] = inputs[name]
+            stream.copy_to_device(buffer.address, self._pinned[name].address, self._pinned[name].size_bytes)
+        assert self._bound is not None
+        self._bound.enqueue(stream.pointer)
+        for name, buffer in self._outputs.items():
+            stream.copy_to_host(self._pinned[name].address, buffer.address, self._pinned[name].size_bytes)
+
+    def results(self) -> dict[str, Array]:
+        return {name: np.array(self._array(name, buffer)) for name, buffer in self._outputs.items()}
+
+    def close(self) -> None:
+        self._bound = None
+        while self._owners:
+            with contextlib.suppress(DeviceError):
+                self._owners.pop().close()

@@ -1,0 +1,232 @@
+"""One plan on the GPU lanes: all that sampling needs, made once and run as often as wanted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._errors import DeviceError, EngineError, LaneError
+from ..sampling.plan import Plan
+from ..sampling.skip import draws_noise
+from ..sampling.tables import Column
+from ._driver import Device
+from ._owner import Owner
+from ._resources import DeviceMemory, Event, PinnedMemory, Stream
+from .gpu_links import Lane, LaneLink, requested
+from .gpu_rounds import Compiled, Compiler
+from .gpu_slots import Slots
+from .gpu_worker import Conditioning, Form, Request, Worker
+from .kernels import Kernels, gram_partials_bytes
+
+__all__ = ["Lead", "Picture", "WorkerFailed"]
+
+T = TypeVar("T", bound=Owner)
+_GRAM_ROWS = 4
+
+
+class WorkerFailed(LaneError):
+    """Devices failed, or did not answer in time (then they are `lost`): what was enqueued may never end."""
+
+    def __init__(self, message: str, devices: Sequence[Device]) -> None:
+        super().__init__(message)
+        self.devices = tuple(devices)
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The device that keeps the latents: its stream and its kernels."""
+
+    device: Device
+    stream: Stream
+    kernels: Kernels
+
+
+@contextlib.contextmanager
+def blame(device: Device) -> Iterator[None]:
+    """An error of the block is one of this device."""
+    try:
+        yield
+    except (DeviceError, EngineError) as error:
+        raise WorkerFailed(f"{device.title} failed: {error}", [device]) from error
+
+
+class Picture:
+    """A plan compiled for lanes and a form of request; not for several threads at once.
+
+    Args:
+        form: that of a request of one draft.
+        staged: whether copies between the lead and a device go through the host.
+    """
+
+    def __init__(
+        self, lead: Lead, lanes: Sequence[Lane], plan: Plan, form: Form, staged: Callable[[Device], bool]
+    ) -> None:
+        self.lead, self.plan, self.form = lead, plan, form
+        self._lanes, self._staged = lanes, staged
+        self._owners: list[Owner] = []
+        self.lane_links: dict[tuple[int, int], LaneLink] = {}  # by lane and number of drafts
+        self._branches: tuple[Conditioning, ...] = ()
+        self.last: dict[Worker, Event] = {}  # after a worker's last request
+        self._ready: list[Event] = []
+        self._done: list[dict[Worker, Event]] = []
+        self.latent_bytes = 4 * form.pictures * form.elements
+        self.slots = Slots(lead.device, self.latent_bytes)
+
+    def make(self) -> None:
+        """Get all memory and graphs; where that fails, `close` gives back what there is.
+
+        Raises:
+            InputError: the engines' plans were not built for this size.
+            WorkerFailed: a device failed.
+        """
+        with blame(self.lead.device):
+            self._make()
+
+    def _make(self) -> None:
+        lead, schedule = self.lead.device, self.plan.schedule
+        lead.make_current(again=True)  # code of others may have made another context current
+        self.noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
+        self.latents = self._own(PinnedMemory(lead, self.latent_bytes))
+        self.noises = {step: self._own(PinnedMemory(lead, self.latent_bytes)) for step in self.noisy_steps}
+        self.final = self._own(Event(lead, blocking=True))
+        self._gram: tuple[DeviceMemory, PinnedMemory] | None = None
+        self.rounds: list[Compiled] = []
+        compiler = self.compiler()
+        for item in self.plan.rounds:  # those known beforehand: nothing is made while a picture is
+            self.rounds.append(compiler.compile(item))
+            self.events(len(self.rounds) - 1, self.rounds[-1])
+        self.end = self.slots[Column("state", schedule.steps)] if self.rounds else 0
+
+    def _own(self, owner: T) -> T:
+        self._owners.append(owner)
+        return owner
+
+    def compiler(self) -> Compiler:
+        """For a walk from the start; the starting state then has its place, `begin`."""
+        schedule, pictures = self.plan.schedule, self.form.pictures
+        self.slots.clear()
+        self.begin = self.slots.fresh()
+        self.slots.put(Column("state", 0), self.begin)
+        return Compiler(
+            self.lead.kernels,
+            self.slots,
+            self.link,
+            len(self._lanes),
+            pictures=pictures,
+            elements=self.form.elements,
+            guidance_scale=self.form.guidance_scale,
+            timesteps=[float(t) for t in schedule.timesteps],
+            scales=[float(scale) for scale in schedule.input_scale],
+            noisy_steps=self.noisy_steps,
+            gram=self._gram_places,
+        )
+
+    def _gram_places(self) -> tuple[int, int]:
+        """Scratch memory and result of an observation; most plans make none."""
+        if self._gram is None:
+            lead, pictures = self.lead.device, self.form.pictures
+            scratch = self._own(DeviceMemory(lead, gram_partials_bytes(pictures, _GRAM_ROWS)))
+            self._gram = scratch, self._own(PinnedMemory(lead, 8 * pictures * _GRAM_ROWS**2))
+        return self._gram[0].address, self._gram[1].address
+
+    def observed(self, rows: int) -> NDArray[np.float64]:
+        """The inner products of the last observation (B, rows, rows), once they are there."""
+        assert self._gram is not None
+        shape = (self.form.pictures, rows, rows)
+        return np.array(self._gram[1].array(np.float64, shape))
+
+    def link(self, lane: int, drafts: int) -> LaneLink:
+        """The way to a lane for requests of so many drafts."""
+        key = lane, drafts
+        if key not in self.lane_links:
+            workers, form = requested(self._lanes[lane], self.form, drafts)
+            staged = [self._staged(worker.device) for worker in workers]
+            for worker in workers:
+                with blame(worker.device):
+                    worker.request(form)
+                    if worker not in self.last:
+                        self.last[worker] = self._own(Event(worker.device))
+            self.lane_links[key] = LaneLink(self.lead.device, workers, form, staged)
+            if self._branches:  # a plan that adapts asks for another number of drafts on the way
+                self._prepare(self.lane_links[key])
+        return self.lane_links[key]
+
+    def requests(self) -> Iterator[Request]:
+        """What it uses of its workers."""
+        return (one.request for link in self.lane_links.values() for one in link.links)
+
+    def events(self, number: int, item: Compiled) -> tuple[Event, dict[Worker, Event]]:
+        """Those of a round: the lead is ready, and each of its workers is done.
+
+        Every round has its own, so that afterwards one can tell where the work came to a stop.
+        """
+        if number == len(self._ready):
+            self._ready.append(self._own(Event(self.lead.device)))
+            self._done.append({})
+        done = self._done[number]
+        for link, _ in item.lanes:
+            for one in link.links:
+                if one.worker not in done:
+                    with blame(one.worker.device):
+                        done[one.worker] = self._own(Event(one.worker.device))
+        return self._ready[number], done
+
+    def broken(self) -> dict[Device, DeviceError]:
+        """Devices on which something failed, and what the driver says of it.
+
+        Others need not notice: what waits for a broken device may go on, with whatever is in its buffers.
+        """
+        found: dict[Device, DeviceError] = {}
+        for stream in (self.lead.stream, *(worker.stream for worker in self.last)):
+            try:
+                stream.device.make_current()
+                stream.done()
+            except DeviceError as error:
+                found.setdefault(stream.device, error)
+        return found
+
+    def late(self, rounds: int) -> list[Device]:
+        """Devices that hold up what was enqueued: those of the first round that is not done."""
+        for ready, done in zip(self._ready[:rounds], self._done[:rounds], strict=True):
+            if not _passed(ready):
+                return [self.lead.device]
+            if late := [worker.device for worker, event in done.items() if not _passed(event)]:
+                return list(dict.fromkeys(late))
+        late = [worker.device for worker, event in self.last.items() if not _passed(event)]
+        return list(dict.fromkeys(late)) or [self.lead.device]
+
+    def conditioning(self, branches: tuple[Conditioning, ...]) -> None:
+        """Enqueue on all workers what they need for a new picture: embeddings and cleared flags."""
+        self._branches = branches
+        for link in self.lane_links.values():
+            self._prepare(link)
+
+    def _prepare(self, link: LaneLink) -> None:
+        branches = self._branches
+        for k, one in enumerate(link.links):
+            with blame(one.worker.device):
+                one.worker.device.make_current(again=True)
+                one.request.clear_flags()
+                one.request.set_conditioning(branches if len(link.links) == 1 else branches[k : k + 1])
+
+    def close(self) -> None:
+        """Give everything back that is not the workers'; a second call does nothing."""
+        while self.lane_links:
+            self.lane_links.popitem()[1].close()
+        self.slots.close()
+        while self._owners:
+            with contextlib.suppress(DeviceError):  # a broken device takes nothing back
+                self._owners.pop().close()
+
+
+def _passed(event: Event) -> bool:
+    try:
+        event.device.make_current()
+        return event.done()
+    except DeviceError:
+        return False

@@ -1,0 +1,122 @@
+"""What the report on the GPU lanes counts, on networks small enough to count in a moment."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from driffusion_trt._errors import NonFiniteError
+from driffusion_trt.runtime._resources import Stream
+
+pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+
+from bench import sim_report
+from bench.sim_host import host_times
+from bench.sim_lanes import SD3, SDXL, SMALL, Bench
+
+OTHER = replace(
+    SD3,
+    name="SD3's inputs",
+    shape=(16, 4, 8),
+    inputs={"encoder_hidden_states": (5, 32), "pooled_projections": (24,)},
+)
+
+
+@pytest.fixture(scope="module")
+def library(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("c++") is None or shutil.which("cmake") is None:
+        pytest.skip("the simulator and the kernels' host build need CMake and a C++ compiler")
+    import gpulanes
+
+    return gpulanes.build_kernels(root, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, library: Path) -> Bench:
+    return Bench(tmp_path, library)
+
+
+@pytest.mark.parametrize("peer_copies", [True, False])
+def test_calls_of_a_round_are_fixed_whatever_the_model(bench: Bench, peer_copies: bool) -> None:
+    """Seven for each lane with peer copies and nine with staged ones, and little more."""
+    for lanes, expected in ((2, 17 if peer_copies else 19), (3, 24 if peer_copies else 28)):
+        rows = [
+            sim_report.counts(bench, model, lanes, peer_copies=peer_copies, seed=seed)
+            for seed, model in enumerate((SMALL, OTHER), 1)
+        ]
+        assert [row["calls_per_round"] for row in rows] == [expected] * 2
+        assert rows[0]["calls_per_round_by_name"] == rows[1]["calls_per_round_by_name"]
+    assert bench.races == []
+
+
+def test_calls_of_a_round_by_name(bench: Bench) -> None:
+    row = sim_report.counts(bench, SMALL, 2, peer_copies=True)
+    assert row["calls_per_round_by_name"] == {
+        "cuCtxSetCurrent": 2,  # to the other lane's device and back
+        "cuEventRecord": 3,  # the messages are ready, each lane is done
+        "cuGraphLaunch": 2,
+        "cuLaunchKernel": 3,  # draft, messages, refine
+        "cuMemcpyDtoDAsync": 1,
+        "cuMemcpyPeerAsync": 2,
+        "cuStreamWaitEvent": 4,
+    }
+
+
+def test_bytes_of_a_round(bench: Bench) -> None:
+    """A message has its header of 256 bytes; a prediction comes back without one."""
+    latent = 4 * 4 * 8 * 8
+    row = sim_report.counts(bench, SMALL, 2, peer_copies=True)
+    assert row["bytes_per_round"] == {"DtoD": latent, "peer 0->1": latent + 256, "peer 1->0": latent}
+    row = sim_report.counts(bench, SMALL, 2, peer_copies=False)
+    assert row["bytes_per_round"] == {"DtoD": latent, "DtoH": 2 * latent + 256, "HtoD": 2 * latent + 256}
+
+
+def test_memory_of_a_lane(bench: Bench) -> None:
+    row = sim_report.counts(bench, SMALL, 2, peer_copies=True)
+    latent, text = 4 * 4 * 8 * 8, 4 * 4 * 16
+    # Inbox, flag, both branches' input, timesteps, embeddings and output, and the guided prediction.
+    assert row["lane_bytes"] == (256 + latent) + 4 + 2 * (latent + 4 + text + latent) + latent
+
+
+def test_the_hosts_time(bench: Bench) -> None:
+    (row,) = host_times(bench, (2,), repeats=3)
+    assert 0 < row["python_us"]["median"] < row["host_us"]["high"]
+    assert row["simulator_us"]["median"] > 0 and bench.races == []
+
+
+def test_a_race_is_counted(bench: Bench) -> None:
+    unordered = mock.patch.object(Stream, "wait", lambda stream, event: None)
+    with unordered, contextlib.suppress(NonFiniteError):  # what it then reads may be no numbers
+        sim_report.counts(bench, SMALL, 2, peer_copies=True)
+    assert any("race" in line for line in bench.races)
+
+
+def test_more_runs_with_delays(bench: Bench) -> None:
+    assert sim_report.race_runs(bench, (5,), (1, 2)) == 24
+    assert bench.races == []
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    usual = {"model": SDXL.name, "lanes": 4, "peer_copies": True, "calls_per_round": 31}
+    return {**usual, "lead_bytes": 6_500_000, "lane_bytes": 2_800_000, **changes}
+
+
+@pytest.mark.parametrize(
+    ("counts", "host_us", "words"),
+    [
+        ([row()], 149.0, []),
+        ([row(lane_bytes=10_000_000)], 149.0, ["4 lanes at SDXL 1024x1024 take 10.0 MB on a device"]),
+        ([row(model=SD3.name, lead_bytes=40_000_000)], 149.0, []),
+        ([row()], 150.0, ["a round takes 150 us of the host with 4 lanes"]),
+        ([row(), row(model=SD3.name, calls_per_round=32)], 1.0, ["calls a round differ by model: 31 and 32"]),
+    ],
+)
+def test_goals(counts: list[dict[str, Any]], host_us: float, words: list[str]) -> None:
+    result = {"counts": counts, "host": [{"lanes": 4, "host_us": {"median": host_us}}]}
+    assert sim_report.missed(result) == words

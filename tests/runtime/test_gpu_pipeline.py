@@ -1,0 +1,161 @@
+"""Pipelines on simulated GPUs: found, loaded from plans, the CPU lanes' pictures, devices that fail."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gpulanes
+import numpy as np
+import pytest
+import standin
+import tiny
+
+import driffusion_trt as dt
+from driffusion_trt._call import LaneWarning
+from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.runtime.devices import choose_devices
+
+pytest_plugins = ("cudasim.fixtures",)
+
+PROMPT, STEPS = "a red fox left of a blue star", 8
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with plans of the stand-in for sm89."""
+    folder = tiny.make_model_folder(tmp_path_factory.mktemp("planned") / "model")
+    gpulanes.add_plans(ModelFolder.open(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def machine(
+    simulator: Any, kernels_library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Any]:
+    """Two simulated GPUs, TensorRT's stand-in on them, and the kernels' host build."""
+    import cudasim
+
+    image = tmp_path / "kernels.image"
+    image.write_bytes(cudasim.kernel_image(kernels_library))
+    monkeypatch.setenv("DRIFFUSION_KERNELS", str(image))
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, standin)
+    monkeypatch.setattr(standin, "on_stream", simulator.enqueue)
+    yield simulator
+    assert simulator.races() == [] and simulator.violations() == []
+
+
+def picture(pipe: dt.Pipeline, **options: Any) -> dt.pipeline.Result:  # type: ignore[name-defined]
+    return pipe(PROMPT, **{"steps": STEPS, "seed": 3, **options})
+
+
+@pytest.mark.parametrize("mode", ["sequential", "aggressive", "conservative"])
+def test_the_picture_of_the_cpu_lanes(planned: Path, machine: Any, mode: str) -> None:
+    with dt.Pipeline.load(planned, devices=["cpu"] * 2) as pipe:
+        wanted = picture(pipe, mode=mode, lanes=2)
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        assert pipe.devices == 2 and pipe.where.startswith("GPU 0 (Simulated GPU)")
+        assert pipe.warm_up() > 0
+        got = picture(pipe, mode=mode, lanes=2)
+        again = picture(pipe, mode=mode, lanes=2)
+    np.testing.assert_array_equal(got.latents, wanted.latents)
+    np.testing.assert_array_equal(got.latents, again.latents)
+    assert got.images[0].tobytes() == wanted.images[0].tobytes()
+    assert got.timings.rounds_ms == () and got.timings.denoise_ms > 0
+    assert {k: v for k, v in machine.live_objects().items() if v} == {}
+
+
+def test_rounds_are_told_where_somebody_listens(planned: Path) -> None:
+    told: list[int] = []
+    with dt.Pipeline.load(planned, devices=["cuda:0", "cuda:1"]) as pipe:
+        result = picture(pipe, on_round=lambda done: told.append(done.round))
+    assert told == list(range(1, result.plan.sequential_calls + 1))
+    assert len(result.timings.rounds_ms) == len(told)
+
+
+def test_split_guidance_staged_copies_and_no_graphs(planned: Path) -> None:
+    with dt.Pipeline.load(planned, devices=["cpu"]) as pipe:
+        wanted = picture(pipe, lanes=1)
+    options = {"split_guidance": True, "cuda_graphs": False, "peer_copies": False}
+    with dt.Pipeline.load(planned, devices="cuda", **options) as pipe:  # type: ignore[arg-type]
+        assert pipe.devices == 1
+        got = picture(pipe, lanes=1)
+    # ONNX Runtime multiplies batches of 1 and of 2 in another order.
+    assert np.linalg.norm(got.latents - wanted.latents) < 1e-5 * np.linalg.norm(wanted.latents)
+
+
+def test_a_number_and_auto_take_gpus_with_plans_only(planned: Path, tmp_path: Path) -> None:
+    folder = ModelFolder.open(planned)
+    assert [gpu.index for gpu in choose_devices("auto", folder).gpus] == [0, 1]
+    assert choose_devices(1, folder).count == 1 and choose_devices(1, folder).gpus
+    assert choose_devices(["cpu"], folder).gpus == ()
+    assert [gpu.index for gpu in choose_devices(["cuda:1", "cuda:1"], folder).gpus] == [1, 1]
+    bare = Path(shutil.copytree(planned, tmp_path / "bare"))
+    shutil.rmtree(bare / "plans")
+    assert choose_devices(2, ModelFolder.open(bare)).gpus == ()
+    assert str(choose_devices(2, ModelFolder.open(bare))) == "2 CPU threads"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (3, "plans for 2 GPUs of this machine; ask for fewer"),
+        (["cuda:2"], "this machine has 2 GPUs, cuda:0 to cuda:1"),
+        (["cuda:0", "cpu"], "give a number from 1"),
+        (["cuda:x"], "give a number from 1"),
+        ("gpu", "give a number from 1"),
+    ],
+)
+def test_devices_that_cannot_be_had(planned: Path, asked: Any, said: str) -> None:
+    with pytest.raises(dt.InputError, match=said):
+        choose_devices(asked, ModelFolder.open(planned))
+
+
+def test_a_gpu_without_a_plan_says_why(planned: Path, tmp_path: Path, machine: Any) -> None:
+    import cudasim
+
+    machine.configure([cudasim.Device("NVIDIA H200", (9, 0))])
+    with pytest.raises((dt.ModelError, dt.MissingExtraError), match=r"TensorRT|tensorrt"):
+        dt.Pipeline.load(planned, devices=["cuda:0"])
+    assert {k: v for k, v in machine.live_objects().items() if v} == {}
+
+
+def test_a_device_that_fails_costs_a_warning_and_not_the_picture(planned: Path, machine: Any) -> None:
+    with dt.Pipeline.load(planned, devices=["cpu"]) as pipe:
+        wanted = picture(pipe, lanes=1)
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        picture(pipe, lanes=2)
+        machine.fail("cuGraphLaunch", 719, call=3, device=1)
+        with pytest.warns(LaneWarning, match=r"GPU 1 .*made with the 1 lanes left"):
+            got = picture(pipe, lanes=2)
+        assert got.plan.lanes == 1 and got.settings[0]["lanes"] == 1
+        np.testing.assert_array_equal(got.latents, wanted.latents)
+        np.testing.assert_array_equal(picture(pipe, lanes=1).latents, wanted.latents)
+
+
+def test_where_no_device_is_left(planned: Path, machine: Any) -> None:
+    with dt.Pipeline.load(planned, devices=["cuda:0"]) as pipe:
+        picture(pipe, lanes=1)
+        machine.fail("cuGraphLaunch", 719, call=1, device=0)
+        with pytest.raises(dt.LaneError, match="GPU 0"):
+            picture(pipe, lanes=1)
+        with pytest.raises(dt.DriffusionError):
+            picture(pipe, lanes=1)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_the_networks_of_the_lead_move_to_another_device(planned: Path, machine: Any, calls: int) -> None:
+    with dt.Pipeline.load(planned, devices=["cpu"]) as pipe:
+        wanted = picture(pipe, lanes=1)
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        picture(pipe, lanes=2)
+        # The text encoder's first copy on the lead, or its second.
+        machine.fail("cuMemcpyHtoDAsync", 700, call=calls, device=0)
+        with pytest.warns(LaneWarning):
+            got = picture(pipe, lanes=2)
+    np.testing.assert_array_equal(got.latents, wanted.latents)
+    assert got.images[0].tobytes() == wanted.images[0].tobytes()
