@@ -53,6 +53,7 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, FileEntry]
     parity: dict[str, float | None] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def sha256(path: Path) -> str:
