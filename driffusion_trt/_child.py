@@ -7,6 +7,7 @@ open as a lifeline, so that a child whose parent was killed ends too and writes 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -59,6 +60,8 @@ class Children:
 
         `report(**facts)` sends facts to the parent at any time, from any thread.
         """
+        if name in self._running:
+            raise ValueError(f"there is a child named {name!r} already")
         path = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get("PYTHONPATH")]))
         # Kept in a file: a pipe that nobody reads would stop a child that says much.
         words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -139,7 +142,7 @@ def _event(name: str, data: dict[str, Any]) -> Event:
         error = kind.__new__(kind)
         message = data["message"]
         error.args = (message if data["error"] else f"the process that worked on {name} failed: {message}",)
-        error.add_note(f"In the process that worked on {name}:\n{data['trace']}")  # shown with a traceback only
+        error.add_note(f"In the process that worked on {name}:\n{data['trace']}")
         return Event(name, done=True, error=error)
     if "result" in data:
         return Event(name, done=True, result=data["result"])
@@ -215,12 +218,20 @@ def main() -> None:
     except DriffusionError as error:
         kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _errors.__all__)
         fail(error, kind)
-    except OSError as error:  # a full disk, say
-        fail(error, "DriffusionError")
+    except OSError as error:
+        fail(DriffusionError(_os_words(error)), "DriffusionError")
     except Exception as error:  # a bug of ours or of a library: the parent says it in a line
         fail(error)
     else:
         send(result=result)
+
+
+def _os_words(error: OSError) -> str:
+    """What the system refused, with the file; a full disk with what to do."""
+    words = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    if error.errno == errno.ENOSPC:
+        words += "; make room and run the same command again, which goes on from there"
+    return words
 
 
 def _in_a_line(error: Exception) -> str:

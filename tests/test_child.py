@@ -92,7 +92,11 @@ def test_several_children_at_once() -> None:
     [
         ("input", InputError, "the sizes cannot be"),
         ("missing", MissingExtraError, "pip install 'driffusion-trt[tensorrt]'"),
-        ("full", DriffusionError, "No space left on device"),
+        (
+            "full",
+            DriffusionError,
+            "device: x.plan; make room and run the same command again",
+        ),
         ("bug", DriffusionError, "a bug of ours"),
     ],
 )
