@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from ._call import LaneWarning, PrecisionWarning, PromptWarning, Result, Timings
-from ._errors import DriffusionError, InputError, LaneError, NonFiniteError
+from ._errors import DriffusionError, InputError, LaneError, ModelError, NonFiniteError
 from ._planner import Planner, PlanSettings, planned
 from ._request import Request
 from ._settings import Settings
@@ -80,6 +80,11 @@ class Pipeline:
         """
         folder = ModelFolder.open(model)
         chosen = choose_devices(devices, folder)
+        if not chosen.gpus and folder.manifest.precision.startswith("bf16"):
+            raise ModelError(
+                f"{folder.path} is in bf16, which ONNX Runtime cannot multiply in on a CPU; run it on a GPU "
+                "that it has plans for, or build it with --precision fp32 or fp16"
+            )
         options = GpuOptions(split_guidance, cuda_graphs, peer_copies, deadline_s)
         single = single_precision(folder, nan_policy, fp32_model)
         if sum(entry.size_bytes for entry in folder.manifest.files.values()) <= _HASHED_BYTES:

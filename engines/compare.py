@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._errors import EngineError, MissingExtraError, ModelError
+from .._widen import widen
+from ._trt import Messages, make_logger
+from .onnx_session import ORT_ERRORS
 from .profiles import Range, fill_shapes
 
 __all__ = ["compare_plan", "limit_of", "random_inputs", "worst_difference"]
@@ -64,11 +70,26 @@ def worst_difference(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> f
     return worst
 
 
+@contextlib.contextmanager
+def _for_onnxruntime(onnx: Path, precision: str) -> Iterator[Path]:
+    """The file itself, or one of the same values that ONNX Runtime can multiply with on a CPU."""
+    if not precision.startswith("bf16"):
+        yield onnx
+        return
+    with tempfile.TemporaryDirectory(dir=onnx.parent, prefix=".widened-") as folder:
+        try:
+            widened = widen(onnx, Path(folder))
+        except ImportError as error:
+            raise MissingExtraError("onnx-ir", "tensorrt", command="pip install onnx-ir") from error
+        yield widened
+
+
 def compare_plan(
     *,
     network: str,
     onnx: str,
     plan: str,
+    module: str,
     precision: str,
     sides: Mapping[str, Sequence[int]],
     inputs: Mapping[str, Sequence[str | int]],
@@ -76,8 +97,11 @@ def compare_plan(
 ) -> float:
     """The largest relative L2 of the plan's outputs against ONNX Runtime's, at the best and the least sizes.
 
+    Args:
+        module: the Python module of the plan's TensorRT.
+
     Raises:
-        EngineError: polygraphy or TensorRT could not run the plan.
+        EngineError: ONNX Runtime, polygraphy or TensorRT could not run it; the message has their words.
         MissingExtraError: polygraphy is not installed.
         ModelError: the difference is above the limit of `precision`.
     """
@@ -90,14 +114,20 @@ def compare_plan(
         raise MissingExtraError("polygraphy", "tensorrt", command="pip install polygraphy") from error
     ranges = {name: Range(*sizes) for name, sizes in sides.items()}
     feeds = [random_inputs(inputs, ranges, seed, which) for seed, which in enumerate((1, 0))]
+    messages = Messages()
     try:
-        runners = [
-            OnnxrtRunner(SessionFromOnnx(onnx, providers=["cpu"]), name="onnx"),
-            TrtRunner(EngineFromBytes(Path(plan).read_bytes()), name="plan"),
-        ]
-        results = dict(Comparator.run(runners, data_loader=feeds))
-    except PolygraphyException as error:
-        raise EngineError(f"the plan of {network} could not be run for its check: {error}") from error
+        with _for_onnxruntime(Path(onnx), precision) as widened:
+            trt = importlib.import_module(module)
+            logger = make_logger(trt, messages)
+            runtime = trt.Runtime(logger)
+            runners = [
+                OnnxrtRunner(SessionFromOnnx(str(widened), providers=["cpu"]), name="onnx"),
+                TrtRunner(EngineFromBytes(Path(plan).read_bytes(), runtime=runtime), name="plan"),
+            ]
+            results = dict(Comparator.run(runners, data_loader=feeds))
+    except (PolygraphyException, *ORT_ERRORS) as error:
+        said = f"; {module}: {messages.words()}" if messages.errors else ""
+        raise EngineError(f"the plan of {network} could not be run for its check: {error}{said}") from error
     figures = [
         worst_difference(
             {k: np.asarray(v) for k, v in got.items()}, {k: np.asarray(v) for k, v in ort.items()}

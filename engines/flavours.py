@@ -20,6 +20,8 @@ from .gpus import Gpu
 __all__ = [
     "FLAVOURS",
     "Flavour",
+    "check_precision",
+    "check_version",
     "choose_flavour",
     "get_flavour",
     "installed_version",
@@ -40,6 +42,7 @@ class Flavour:
     title: str
     module: str
     targets: tuple[str, ...]
+    least_version: tuple[int, int]
 
     @property
     def extra(self) -> str:
@@ -50,12 +53,13 @@ class Flavour:
 FLAVOURS: Mapping[str, Flavour] = {
     flavour.name: flavour
     for flavour in (
-        Flavour("tensorrt", "TensorRT", "tensorrt", ()),
+        Flavour("tensorrt", "TensorRT", "tensorrt", (), (11, 0)),
         Flavour(
             "tensorrt-rtx",
             "TensorRT-RTX",
             "tensorrt_rtx",
             ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+            (1, 7),
         ),
     )
 }
@@ -109,8 +113,31 @@ def missing(flavour: Flavour, cuda: tuple[int, int] | None = None) -> MissingExt
     """The error for a flavour that is not there; drivers before CUDA 13 need other wheels."""
     command = None
     if cuda is not None and cuda < (13, 0):
-        command = f"pip install {flavour.name}-cu12 'cuda-bindings<13'"
+        command = f"pip install {flavour.name}-cu12 'cuda-bindings<13' nvidia-cuda-runtime-cu12 polygraphy"
     return MissingExtraError(flavour.title, flavour.extra, command=command)
+
+
+def check_version(flavour: Flavour, version: str, cuda: tuple[int, int] | None = None) -> None:
+    """Raise MissingExtraError for a version that is older than those this package is written for."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < flavour.least_version:
+        least = ".".join(map(str, flavour.least_version))
+        wheel = "12" if cuda is not None and cuda < (13, 0) else "13"
+        raise MissingExtraError(
+            f"{flavour.title} {least} or newer ({version} is installed)",
+            flavour.extra,
+            command=f"pip install --upgrade '{flavour.name}-cu{wheel}>={least}'",
+        )
+
+
+def check_precision(flavour: Flavour, architectures: Sequence[str], network: str, precision: str) -> None:
+    """Raise InputError where the flavour has no kernels for a network of this precision on these GPUs."""
+    if flavour.targets and "sm75" in architectures and precision != "fp16":
+        raise InputError(
+            f"{flavour.title} has no matrix products in {precision} for sm75, and {network} needs them; "
+            "leave sm75 out, choose --precision fp16, or build with --flavour tensorrt on a machine that has "
+            "such a GPU"
+        )
 
 
 def choose_flavour(gpu: Gpu) -> Flavour:

@@ -38,8 +38,8 @@ else:
 
 
 def lock_path(folder: Path) -> Path:
-    """The lock of a folder lies beside it, since a build may put a new folder in its place."""
-    return folder.absolute().with_name(f".{folder.absolute().name}.lock")
+    """The lock of a folder lies in it, so that every path to the folder leads to the same lock."""
+    return folder / ".build.lock"
 
 
 @contextlib.contextmanager
@@ -48,12 +48,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         ModelError: another process holds it; the message says which and since when.
-        OSError: the folder that it lies in cannot be made or written to.
+        OSError: the folder cannot be made or written to.
     """
     path = lock_path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = not folder.exists()
     while True:
-        with open(path, "a+", encoding="utf-8") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        except FileNotFoundError:  # its last holder has removed the folder with it
+            continue
+        with file:
             if not _try_lock(file):
                 raise ModelError(_held(folder, file))
             # Its last holder may have removed it between our opening and our locking.
@@ -65,6 +70,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
             finally:
                 with contextlib.suppress(OSError):  # Windows removes no open file; it may stay there
                     path.unlink()
+                    if made:
+                        folder.rmdir()  # where nothing came of it
             return
 
 

@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state  # type: ignor
 
 from .._errors import InputError, ModelError, did_you_mean
 
-__all__ = ["BoundRun", "OnnxSession", "TensorInfo"]
+__all__ = ["ORT_ERRORS", "BoundRun", "OnnxSession", "TensorInfo"]
 
 Array = NDArray[Any]
 
@@ -39,6 +39,7 @@ _RUN_ERRORS = (
     _state.RuntimeException,
     RuntimeError,
 )
+ORT_ERRORS = (*_LOAD_ERRORS, *_RUN_ERRORS)
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from .._child import Children
+from .._errors import DriffusionError, MissingExtraError, ModelError
 from ..models import ON_HOST
-from .flavours import Flavour
+from .flavours import FLAVOURS, Flavour
 from .gpus import Gpu
 from .key import PlanKey, Platform, onnx_hash
 from .manifest import ModelFolder
 from .profiles import Profile
 from .store import Plan, PlanStore
 
-__all__ = ["Cost", "PlanRequest", "build_plans", "current_hashes", "plan_cost", "plan_requests"]
+__all__ = [
+    "Cost",
+    "PlanRequest",
+    "build_plans",
+    "check_comparison",
+    "current_hashes",
+    "plan_cost",
+    "plan_requests",
+]
 
 OnPhase = Callable[[str, str], None]
 
@@ -27,6 +38,7 @@ OnPhase = Callable[[str, str], None]
 _SECONDS, _SECONDS_PER_GB = 3.0, {"tensorrt-rtx": 16.0, "tensorrt": 60.0}
 _MEMORY_BYTES, _MEMORY_PER_BYTE = 600_000_000, 3.3
 _DISK_BYTES, _DISK_PER_BYTE = 2_000_000, 1.02
+_COMPARING = "comparing with ONNX Runtime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,8 @@ class PlanRequest:
     """One plan to be had: its key, its network, its cost.
 
     `gpu` is the one of this machine that it is for, on which it is compared with ONNX
-    Runtime if `verify`; plain TensorRT also builds on it.
+    Runtime if `verify`; plain TensorRT also builds on it. `built` is the plan itself where it
+    is there and only the comparison is missing.
     """
 
     key: PlanKey
@@ -63,6 +76,7 @@ class PlanRequest:
     cost: Cost
     gpu: Gpu | None = None
     verify: bool = True
+    built: Plan | None = None
 
     @property
     def name(self) -> str:
@@ -112,6 +126,12 @@ def plan_requests(
     return sorted(requests, key=lambda request: -request.cost.memory_bytes)
 
 
+def check_comparison() -> None:
+    """Raise MissingExtraError where plans cannot be compared with ONNX Runtime, before any is built."""
+    if importlib.util.find_spec("polygraphy") is None:
+        raise MissingExtraError("polygraphy", "tensorrt", command="pip install polygraphy")
+
+
 def current_hashes(folder: ModelFolder) -> dict[str, str]:
     """`onnx_hash` of every network of a folder."""
     return {network: onnx_hash(folder, network) for network in folder.networks}
@@ -135,12 +155,13 @@ def build_plans(
         on_done: told each plan as soon as it is in the store.
 
     Raises:
-        EngineError: TensorRT refused a network or failed.
-        ModelError: a plan differs from ONNX Runtime.
+        EngineError: TensorRT refused a network or failed; a plan whose comparison could not be run is
+            kept, and compared by the next build.
+        ModelError: a plan differs from ONNX Runtime; it is not kept.
     """
     waiting = list(requests)
     running: dict[str, PlanRequest] = {}
-    built: dict[str, dict[str, Any]] = {}
+    built = {request.name: dict(request.built.facts) for request in requests if request.built is not None}
     plans = []
     try:
         with Children() as children:
@@ -148,29 +169,47 @@ def build_plans(
                 while (request := _next(waiting, list(running.values()), jobs, memory_bytes)) is not None:
                     waiting.remove(request)
                     running[request.name] = request
-                    on_phase(request.name, "starting")
-                    _start_build(children, store, request)
+                    on_phase(request.name, "starting" if request.built is None else _COMPARING)
+                    _start(children, store, request)
                 event = children.wait()
-                if event.error is not None:
-                    raise event.error
                 request = running[event.child]
+                if event.error is not None:
+                    _give_up(store, request, built.get(request.name), event.error)
+                    raise event.error
                 if not event.done:
                     if "phase" in event.report:
                         on_phase(request.name, event.report["phase"])
                 elif request.gpu is not None and request.verify and request.name not in built:
                     built[request.name] = event.result
-                    on_phase(request.name, "comparing with ONNX Runtime")
-                    _start_comparison(children, store, request, event.result["inputs"])
+                    on_phase(request.name, _COMPARING)
+                    _start_comparison(children, request, store.temporary(request.key), event.result["inputs"])
                 else:
                     facts = built.pop(request.name, None)
                     facts = event.result if facts is None else {**facts, "parity": event.result}
-                    plans.append(store.commit(request.key, facts))
+                    keep = store.commit if request.built is None else store.record
+                    plans.append(keep(request.key, facts))
                     del running[request.name]
                     on_done(request, plans[-1])
     finally:  # also of those that were stopped because another failed
         for request in running.values():
             store.temporary(request.key).unlink(missing_ok=True)
     return plans
+
+
+def _give_up(
+    store: PlanStore, request: PlanRequest, facts: dict[str, Any] | None, error: DriffusionError
+) -> None:
+    """What becomes of a plan whose build or comparison failed."""
+    if facts is None:
+        return  # it was not built
+    if isinstance(error, ModelError):  # it computes something else
+        if request.built is not None:
+            store.remove(request.built)
+        return
+    if request.built is None:
+        store.commit(request.key, facts)
+    kept = f"{error}; the plan is kept, and the same command compares it once that is mended"
+    error.args = (kept, *error.args[1:])
 
 
 def _next(
@@ -188,6 +227,13 @@ def _next(
         if fits and not (request.gpu and request.gpu.index in timed):
             return request
     return None
+
+
+def _start(children: Children, store: PlanStore, request: PlanRequest) -> None:
+    if request.built is None:
+        _start_build(children, store, request)
+    else:
+        _start_comparison(children, request, request.built.path, request.built.facts["inputs"])
 
 
 def _start_build(children: Children, store: PlanStore, request: PlanRequest) -> None:
@@ -211,12 +257,13 @@ def _start_build(children: Children, store: PlanStore, request: PlanRequest) -> 
 
 
 def _start_comparison(
-    children: Children, store: PlanStore, request: PlanRequest, inputs: Mapping[str, Any]
+    children: Children, request: PlanRequest, plan: Path, inputs: Mapping[str, Any]
 ) -> None:
     arguments = {
         "network": request.key.network,
         "onnx": str(request.onnx.absolute()),
-        "plan": str(store.temporary(request.key).absolute()),
+        "plan": str(plan.absolute()),
+        "module": FLAVOURS[request.key.platform.flavour].module,
         "precision": request.key.precision,
         "sides": request.sides,
         "inputs": inputs,
@@ -232,4 +279,17 @@ def _environment(request: PlanRequest) -> dict[str, str]:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         index = request.gpu.index
         environment["CUDA_VISIBLE_DEVICES"] = visible[index] if index < len(visible) else str(index)
+        # polygraphy looks for CUDA's runtime there, and does not know where the wheel for CUDA 13 has it.
+        folders = [os.environ.get("LD_LIBRARY_PATH", ""), *_cuda_runtime_folders()]
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, folders))
     return environment
+
+
+def _cuda_runtime_folders() -> list[str]:
+    """Where the wheel of CUDA's runtime has its library; none where it is not installed."""
+    try:
+        files = importlib.metadata.files("nvidia-cuda-runtime") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = [Path(str(f.locate())).parent for f in files if f.name.startswith("libcudart.so")]
+    return list(dict.fromkeys(map(str, found)))

@@ -38,6 +38,7 @@ class Plan:
     size_bytes: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+    mtime_ns: int = 0
 
 
 class PlanStore:
@@ -59,15 +60,26 @@ class PlanStore:
             OSError: it cannot be read or renamed.
         """
         written = self.temporary(key)
+        path = written.with_suffix("")
+        os.replace(written, path)
+        return self.record(key, facts)
+
+    def record(self, key: PlanKey, facts: Mapping[str, Any]) -> Plan:
+        """Write the record of a plan that is there, over an older one if there is one.
+
+        Raises:
+            OSError: the plan cannot be read, or the record not be written.
+        """
+        path = self._path(key)
+        status = path.stat()
         record = {
             "format": _FORMAT,
             "key": key.to_json(),
-            "sha256": sha256(written),
-            "size_bytes": written.stat().st_size,
+            "sha256": sha256(path),
+            "size_bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
             "facts": dict(facts),
         }
-        path = written.with_suffix("")
-        os.replace(written, path)
         note = path.with_suffix(".json.partial")
         with note.open("w", encoding="utf-8") as file:
             file.write(json.dumps(record, indent=2) + "\n")
@@ -76,13 +88,34 @@ class PlanStore:
         os.replace(note, path.with_suffix(".json"))
         return self._read(path)
 
-    def has(self, key: PlanKey) -> bool:
-        """Whether the plan of this very key is there, by its record and size."""
-        path = self.root / key.platform.folder / f"{key.stem}.plan"
+    def _path(self, key: PlanKey) -> Path:
+        return self.root / key.platform.folder / f"{key.stem}.plan"
+
+    def find(self, key: PlanKey) -> Plan | None:
+        """The plan of this very key, by its record and size; None where it is not there, or not whole.
+
+        One whose time is not the recorded one, as after a copy or an alteration, is hashed.
+        """
+        path = self._path(key)
         if not path.with_suffix(".json").exists():
-            return False
+            return None
         plan = self._read(path)
-        return not plan.problem and plan.key == key
+        if plan.problem or plan.key != key:
+            return None
+        if path.stat().st_mtime_ns != plan.mtime_ns:
+            if sha256(path) != plan.sha256:
+                return None
+            plan = self.record(key, plan.facts)  # not to be hashed again
+        return plan
+
+    def has(self, key: PlanKey) -> bool:
+        """Whether `find` finds it."""
+        return self.find(key) is not None
+
+    def remove(self, plan: Plan) -> None:
+        """Take a plan out, the record first: a plan without one is never used."""
+        for path in (plan.path.with_suffix(".json"), plan.path):
+            path.unlink(missing_ok=True)
 
     def plans(self) -> Iterator[Plan]:
         """Every plan or record of one, with its problem if any; sizes are compared, contents are not."""
@@ -98,11 +131,12 @@ class PlanStore:
                 return Plan(path, None, problem=f"{note.name} has format {data['format']}, not {_FORMAT}")
             key = PlanKey.from_json(data["key"])
             plan = Plan(path, key, str(data["sha256"]), int(data["size_bytes"]), dict(data["facts"]))
+            mtime_ns = int(data.get("mtime_ns", 0))
         except FileNotFoundError:
             return Plan(path, None, problem=f"{note.name} is missing: its build was interrupted")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return Plan(path, None, problem=f"{note.name} cannot be read ({type(error).__name__}: {error})")
-        return Plan(path, key, plan.sha256, plan.size_bytes, plan.facts, _size_problem(plan))
+        return Plan(path, key, plan.sha256, plan.size_bytes, plan.facts, _size_problem(plan), mtime_ns)
 
     def verify(self, plan: Plan) -> str:
         """The plan's problem after hashing its file; empty where it is the one that was built."""

@@ -50,6 +50,7 @@ def estimate_export(
 ) -> Estimate:
     """What it takes to export some networks of a checkpoint, and to compare some with torch."""
     seconds, disk, memory, largest = 0.0, 0.0, 0.0, ""
+    copy = 0.0  # what ONNX Runtime is given in place of bfloat16, one network at a time
     for component in checkpoint.components.values():
         width = _BYTES[checkpoint.precision_of(component, precision)]
         for name in component.part.networks:
@@ -64,13 +65,15 @@ def estimate_export(
             if name in verify:
                 seconds += _NETWORK_S + _VERIFY_S * billions
                 needed = max(needed, _CHECK_BYTES * component.parameters)
+                if precision == "bf16":
+                    copy = max(copy, _BYTES["fp32"] * size / width)
             if needed > memory:
                 memory, largest = needed, name
             seconds += _HASH_S * size / 1e9
     if not largest:
         return Estimate(0.0, 0, 0, "")
     seconds += _START_S * (bool(export) + bool(verify))
-    return Estimate(seconds, int(_SPARE * disk), int(_SPARE * memory) + _LIBRARIES_BYTES, largest)
+    return Estimate(seconds, int(_SPARE * (disk + copy)), int(_SPARE * memory) + _LIBRARIES_BYTES, largest)
 
 
 def check_room(estimate: Estimate, output: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["name_dims", "store_half", "strip", "widen"]
+__all__ = ["name_dims", "store_half", "strip"]
 
 _HALF_FROM = 16  # elements; below, a Cast costs more bytes than it saves
 
@@ -51,24 +49,3 @@ def store_half(model: onnx.ModelProto) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-
-
-def widen(path: Path, folder: Path) -> Path:
-    """A copy in `folder` of an ONNX file, with float32 wherever it has bfloat16; the values are the same."""
-    model = ir.load(path)
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.dtype == ir.DataType.BFLOAT16:
-            value.const_value = _wide(value.const_value)
-            value.dtype = ir.DataType.FLOAT
-    for node in model.graph.all_nodes():
-        for name, attribute in node.attributes.items():
-            if attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == ir.DataType.BFLOAT16:
-                node.attributes[name] = ir.AttrTensor(name, _wide(attribute.value))
-            elif node.op_type == "Cast" and name == "to" and attribute.value == ir.DataType.BFLOAT16:
-                node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
-    ir.save(model, folder / path.name, external_data=f"{path.name}.data")
-    return folder / path.name
-
-
-def _wide(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)

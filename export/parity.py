@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state  # type: ignore[import-untyped]
 
 from .._errors import ModelError
-from .graph import widen
+from .._widen import widen
 from .load import load_module, settle
 from .lora_files import Lora
 from .network import Network

@@ -19,7 +19,7 @@ from .lora_files import Lora, check_loras, touching
 from .parts import parts_of
 from .record import RECORD, Record, stamps
 
-__all__ = ["PRECISIONS", "Export", "plan_export"]
+__all__ = ["PRECISIONS", "Export", "check_output", "plan_export"]
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 
@@ -56,6 +56,13 @@ class Export:
         parts = (component.part for component in self.checkpoint.components.values())
         return tuple(name for part in parts for name in part.networks)
 
+    def precision_of(self, network: str) -> str:
+        """What a network is multiplied in: an autoencoder that overflows in fp16 is left in fp32."""
+        for component in self.checkpoint.components.values():
+            if network in component.part.networks:
+                return self.checkpoint.precision_of(component, self.precision)
+        return self.precision
+
     def parameters(self, network: str) -> int:
         """About how many numbers a network's weights are."""
         for component in self.checkpoint.components.values():
@@ -83,7 +90,7 @@ def plan_export(
     folder = find_checkpoint(checkpoint, spec, precision=precision, allow_pickle=allow_pickle, skip=skip)
     source = read_checkpoint(folder, spec, allow_pickle=allow_pickle, skip=skip)
     output = Path(output)
-    _check_output(output)
+    check_output(output)
     sources = _sources(source, precision, loras, versions)
     record = Record.load(output)
     make = tuple(name for name in sources if not record.is_current(name, sources[name]))
@@ -127,7 +134,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
+    """Raise InputError where `output` holds something else than a model."""
     if output.is_dir():
         names = {path.name for path in output.iterdir()}
         if not names or {MANIFEST, RECORD} & names or all(n.startswith(".") or n == "plans" for n in names):

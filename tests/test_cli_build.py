@@ -20,11 +20,11 @@ import pytest
 import tiny
 from onnx import TensorProto, helper
 
-from driffusion_trt import ModelError
+from driffusion_trt import MissingExtraError, ModelError
 from driffusion_trt._manifest import write_manifest
 from driffusion_trt.cli import main
 from driffusion_trt.commands import _targets, build
-from driffusion_trt.engines.flavours import FLAVOURS, installed_version
+from driffusion_trt.engines.flavours import FLAVOURS, check_version, installed_version
 from driffusion_trt.engines.gpus import Gpu, Gpus
 from driffusion_trt.engines.lock import lock_folder, lock_path
 from driffusion_trt.engines.manifest import ModelFolder
@@ -77,7 +77,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def leftovers(folder: Path) -> list[Path]:
     found = [path for path in folder.rglob("*") if path.suffix == ".partial"]
-    return found + [path for path in folder.parent.iterdir() if path == lock_path(folder)]
+    return found + [path for path in (lock_path(folder),) if path.exists()]
 
 
 # What is said before any work
@@ -123,6 +123,8 @@ def test_names_in_help_are_those_of_the_modules_behind() -> None:
         (["-o", "MODEL", "--max-shapes", "16x16"], "is not a list of shapes"),
         (["-o", "MODEL", "--jobs", "0"], "--jobs 0 was asked; it must be at least 1"),
         (["-o", "MODEL", "--optimization-level", "6"], "must be from 0 to 5"),
+        (["--model", "demo", "-o", ".", "--precision", "bf16"], "bf16 is for GPUs: on a CPU, ONNX Runtime"),
+        (["--model", "demo", "-o", "MODEL/onnx"], "MODEL/onnx exists and is not a model folder"),
         (["-o", "MODEL", "--tarket", "cpu"], "no option --tarket; did you mean '--target'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -131,7 +133,7 @@ def test_misuse_is_refused_before_any_work(
     model: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     before = snapshot(model.parent)
-    assert main(["build", *(str(model) if word == "MODEL" else word for word in words)]) == 2
+    assert main(["build", *(word.replace("MODEL", str(model)) for word in words)]) == 2
     assert said.replace("MODEL", str(model)) in capsys.readouterr().err
     assert snapshot(model.parent) == before
 
@@ -269,6 +271,57 @@ def test_a_plan_that_is_cut_short_is_built_again_and_only_that(
     assert json.loads(capsys.readouterr().out)["did"] == [f"plan {bad.stem}"]
     assert bad.read_bytes() == wanted
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_an_altered_plan_of_the_same_size_is_built_again(
+    planned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next(iter(PlanStore(planned).plans())).path
+    wanted = path.read_bytes()
+    alter(path)
+    assert main(["build", "--output", str(planned), "--target", "sm89,sm120", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["did"] == [f"plan {path.stem}"]
+    assert path.read_bytes() == wanted
+
+
+def test_copied_plans_are_known_by_their_contents(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for plan in PlanStore(planned).plans():
+        os.utime(plan.path)
+    assert main(["build", "--output", str(planned), "--target", "sm89,sm120", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["did"] == []
+
+
+def test_gpus_of_one_architecture_share_plans(
+    planned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = (Gpu(0, "NVIDIA L4", (8, 9), 24 << 30), Gpu(1, "NVIDIA L40", (8, 9), 48 << 30))
+    monkeypatch.setattr(_targets, "find_gpus", lambda: Gpus(two, (13, 0), ""))
+    asked: list[str] = []
+
+    def build_plans(store: PlanStore, requests: Any, **_: Any) -> list[Any]:
+        asked.extend(request.name for request in requests)
+        return []
+
+    monkeypatch.setattr("driffusion_trt.commands._building.build_plans", build_plans)
+    assert main(["build", "-o", str(planned), "--flavour", "tensorrt-rtx", "--target", "this"]) == 0
+    assert sorted(asked) == [f"{name} for sm89" for name in ("denoiser", "text_encoder", "vae_decoder")]
+
+
+def test_sm75_has_no_products_in_float32(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "manifest.json").write_text(json.dumps({**manifest, "precision": "fp32"}))
+    assert main(["build", "-o", str(model), "--target", "sm75,sm89"]) == 2
+    assert "has no matrix products in fp32 for sm75" in capsys.readouterr().err
+    assert list(PlanStore(model).plans()) == []
+
+
+@pytest.mark.parametrize(("name", "version"), [("tensorrt", "10.9.0.34"), ("tensorrt-rtx", "1.2.0")])
+def test_an_older_tensorrt_is_refused(name: str, version: str) -> None:
+    said = rf"\({version} is installed\).*pip install --upgrade '{name}-cu13>="
+    with pytest.raises(MissingExtraError, match=said):
+        check_version(FLAVOURS[name], version)
+    check_version(FLAVOURS[name], ".".join(map(str, FLAVOURS[name].least_version)) + ".1")
 
 
 def test_an_altered_network_is_refused_and_not_built_from(

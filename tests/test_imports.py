@@ -25,8 +25,9 @@ ROOMS: dict[str, set[str]] = {
     "_manifest": {"_errors", "models"},  # the form of the files at which export and engines meet
     "_child": {"_errors"},
     "sampling": {"_errors"},
-    "engines": (ENGINES := {"_errors", "models", "_manifest", "_child"}),
-    "export": {"_errors", "models", "_manifest", "_child"},
+    "_widen": set(),
+    "engines": (ENGINES := {"_errors", "models", "_manifest", "_child", "_widen"}),
+    "export": {"_errors", "models", "_manifest", "_child", "_widen"},
     "runtime": (RUNTIME := ENGINES | {"sampling", "engines"}),
     "pictures": {"_errors"},
     "_call": {"_errors", "sampling"},
@@ -60,6 +61,7 @@ TORCH = {
 PLACES: dict[str, set[str]] = {
     "export": TORCH,
     "evaluation": TORCH | {"scipy"},
+    "_widen": {"onnx_ir"},
     "engines": {"polygraphy", "tensorrt", "tensorrt_rtx"},
     "runtime._driver": {"cuda"},
     "server": {"prometheus_client", "starlette", "uvicorn"},

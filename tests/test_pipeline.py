@@ -51,6 +51,13 @@ def same(one: Result, other: Result) -> bool:
     ]
 
 
+def test_bfloat16_is_not_for_cpu_lanes(model: Path) -> None:
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "manifest.json").write_text(json.dumps(manifest | {"precision": "bf16"}))
+    with pytest.raises(ModelError, match="is in bf16, which ONNX Runtime cannot multiply in on a CPU"):
+        Pipeline.load(model, devices=1)
+
+
 # The picture itself
 
 

@@ -6,46 +6,40 @@ import argparse
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError, ModelError
-from .._manifest import MANIFEST, Manifest, read_manifest
+from .._manifest import MANIFEST
+from ..engines.flavours import check_precision, get_flavour
 from ..engines.lock import lock_folder
-from ..engines.manifest import BUNDLED, ModelFolder
-from ..engines.plans import Cost, PlanRequest, build_plans, current_hashes, plan_cost, plan_requests
+from ..engines.manifest import ModelFolder
+from ..engines.plans import (
+    Cost,
+    PlanRequest,
+    build_plans,
+    current_hashes,
+    plan_cost,
+    plan_requests,
+)
 from ..engines.store import Plan, PlanStore
-from ..models import MODELS, ModelSpec, get_spec
+from ..models import ModelSpec
 from ..sampling.schedule import Schedule
+from ._building_job import BYTES, Job, read_job
 from ._building_output import Meter, say_plans, size, summary
 from ._console import Console
-from ._targets import Target, profile_of, targets_of
+from ._targets import profile_of
 
 if TYPE_CHECKING:
     from ..export.plan import Export
-
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_EXPORTING = ("precision", "lora_path", "skip")
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One call of the command. `checkpoint` is None where the folder's ONNX files are taken as they are."""
-
-    args: argparse.Namespace
-    spec: ModelSpec
-    output: Path
-    checkpoint: str | None
-    precision: str
-    targets: list[Target]
 
 
 def build(args: argparse.Namespace, console: Console) -> None:
     """Run the command; raises InputError for misuse before anything is loaded or written."""
     start = time.perf_counter()
     with console.warnings():
-        job = _checked(args, console)
+        job = read_job(args, console)
         try:
             with lock_folder(job.output):
                 did, plans = _build(job, console)
@@ -64,63 +58,39 @@ def build(args: argparse.Namespace, console: Console) -> None:
         console.out(str(job.output))
 
 
-def _checked(args: argparse.Namespace, console: Console) -> _Job:
-    if args.jobs is not None and args.jobs < 1:
-        raise InputError(f"--jobs {args.jobs} was asked; it must be at least 1")
-    paths, weights = args.lora_path or [], args.lora_weight or []
-    if weights and len(weights) != len(paths):
-        raise InputError(f"{len(paths)} LoRAs were given with {len(weights)} weights; give one for each")
-    level = args.optimization_level
-    if level is not None and not 0 <= level <= 5:
-        raise InputError(f"--optimization-level {level} was asked; it must be from 0 to 5")
-    if args.output is None and args.model is None:
-        raise InputError(f"give --model, one of {', '.join(MODELS)}, and --checkpoint")
-    output = Path(args.output if args.output is not None else f"models/{args.model}")
-    there = read_manifest(output) if (output / MANIFEST).exists() else None
-    if args.model is None and there is None:
-        raise InputError(f"{output} is not a built model: give --model, one of {', '.join(MODELS)}")
-    spec = get_spec(args.model if there is None or args.model is not None else there.family)
-    profile_of(args, spec)
-    checkpoint = args.checkpoint
-    if checkpoint is None and there is not None:
-        if there.family != spec.family:
-            raise InputError(f"{output} is a {there.family}, not a {spec.family}; name another --output")
-        for name in _EXPORTING:
-            if getattr(args, name) not in (None, there.precision):
-                raise InputError(f"--{name.replace('_', '-')} means a new export: give --checkpoint too")
-    elif checkpoint is None and spec.family not in BUNDLED:
-        checkpoint = spec.hub_id
-        console.note(f"no --checkpoint was given: taking {checkpoint} from the hub")
-    targets = targets_of(args, console)
-    precision = _precision(args, there, targets, console)
-    return _Job(args, spec, output, checkpoint, precision, targets)
+class _Altered(ModelError):
+    """A network is not the one that was exported."""
+
+    def __init__(self, network: str, message: str) -> None:
+        super().__init__(message)
+        self.network = network
 
 
-def _precision(
-    args: argparse.Namespace, there: Manifest | None, targets: Sequence[Target], console: Console
-) -> str:
-    """The one that was asked for; or that of the folder, so that no plan is lost by another command."""
-    if args.precision is not None:
-        return str(args.precision)
-    kept = None if there is None else there.precision.partition(",")[0]
-    if kept in _BYTES:
-        if kept == "fp32" and targets:
-            console.warn(
-                f"{args.output} is in fp32, as CPU lanes like it; --precision fp16 suits GPUs better"
-            )
-        return kept
-    if not targets:
-        console.note("precision fp32, which suits CPU lanes; for GPUs choose --precision fp16", detail=True)
-    return "fp16" if targets else "fp32"
-
-
-def _build(job: _Job, console: Console) -> tuple[list[str], list[Plan]]:
+def _build(job: Job, console: Console) -> tuple[list[str], list[Plan]]:
     """What was done, in words, and the plans of all targets."""
+    try:
+        return _build_once(job, console)
+    except _Altered as error:
+        if job.checkpoint is None:
+            raise
+        console.warn(f"{error}: it is exported again")
+        _forget(job.output, error.network)
+    return _build_once(job, console)
+
+
+def _forget(output: Path, network: str) -> None:
+    """So that the next export makes it anew."""
+    from ..export.record import Record
+
+    Record.load(output).drop([network])
+
+
+def _build_once(job: Job, console: Console) -> tuple[list[str], list[Plan]]:
     export = _plan_export(job)
     if export is not None:
         _check_scheduler(export, job.spec, console)
     estimates = _planned(job, export)
-    _check_room(job, estimates)
+    _check_room(job, export, estimates)
     meter = Meter([export.estimate.seconds if export else 0.0, *(cost.seconds for _, cost in estimates)])
     did: list[str] = []
     with console.progress(Meter.TOTAL) as tick:
@@ -141,7 +111,7 @@ def _build(job: _Job, console: Console) -> tuple[list[str], list[Plan]]:
     return did + built, plans
 
 
-def _plan_export(job: _Job) -> Export | None:
+def _plan_export(job: Job) -> Export | None:
     if job.checkpoint is None:
         return None
     from ..export.plan import plan_export
@@ -169,33 +139,46 @@ def _check_scheduler(export: Export, spec: ModelSpec, console: Console) -> None:
         console.warn(f"{path}: {error}; the networks are built all the same")
 
 
-def _planned(job: _Job, export: Export | None) -> list[tuple[str, Cost]]:
+def _planned(job: Job, export: Export | None) -> list[tuple[str, Cost]]:
     """The plans that may have to be built and their costs, before the networks themselves are there."""
     if export is None or export.finished:
         if not (job.output / MANIFEST).exists():
             return []
         folder = ModelFolder.open(job.output)
         missing = _missing(job, folder, PlanStore(job.output))[1]
+        for request in missing:
+            platform, precision = request.key.platform, folder.manifest.precision.partition(",")[0]
+            flavour = get_flavour(platform.flavour)
+            check_precision(flavour, platform.targets, request.key.network, _multiplied_in(precision))
         return [(request.name, request.cost) for request in missing]
     planned = []
     for target in job.targets:
         for network in export.networks:
-            onnx_bytes = export.parameters(network) * _BYTES[job.precision]
+            precision = export.precision_of(network)
+            onnx_bytes = export.parameters(network) * BYTES[precision]
             cost = plan_cost(network, onnx_bytes, target.flavour.name)
             if cost is not None:
+                check_precision(target.flavour, target.architectures, network, precision)
                 planned.append((f"{network} for {target}", cost))
     return planned
 
 
-def _check_room(job: _Job, planned: Sequence[tuple[str, Cost]]) -> None:
-    """Raise ModelError where disk or memory would not do for the plans; the export checks its own."""
+def _multiplied_in(precision: str) -> str:
+    """The demo's networks store their weights smaller than they are multiplied."""
+    return precision if precision in BYTES else "fp32"
+
+
+def _check_room(job: Job, export: Export | None, planned: Sequence[tuple[str, Cost]]) -> None:
+    """Raise ModelError where the disk would not do for everything, or memory for a plan."""
     from ..export.estimate import available_memory_bytes, free_disk_bytes
 
     there, free = free_disk_bytes(job.output)
-    needed = sum(cost.disk_bytes for _, cost in planned)
+    networks = 0 if export is None or export.finished else export.estimate.disk_bytes
+    needed = networks + sum(cost.disk_bytes for _, cost in planned)
     if needed > free:
+        what = " and ".join(name for name, there in (("networks", networks), ("plans", planned)) if there)
         raise ModelError(
-            f"the plans need {size(needed)} of disk, and {there} has {size(free)} free; make room, or name "
+            f"the {what} need {size(needed)} of disk, and {there} has {size(free)} free; make room, or name "
             "an --output on another disk"
         )
     memory = available_memory_bytes()
@@ -228,6 +211,9 @@ def _say_networks(folder: ModelFolder, console: Console) -> None:
 
 def _copy_bundled(family: str, output: Path) -> None:
     """The bundled model as a folder of its own; its manifest last, as after every build."""
+    from ..export.plan import check_output
+
+    check_output(output)
     source = ModelFolder.open(family, verify=True)
     for name in [*source.manifest.files, MANIFEST]:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +222,7 @@ def _copy_bundled(family: str, output: Path) -> None:
         partial.replace(output / name)
 
 
-def _missing(job: _Job, folder: ModelFolder, store: PlanStore) -> tuple[list[PlanRequest], list[PlanRequest]]:
+def _missing(job: Job, folder: ModelFolder, store: PlanStore) -> tuple[list[PlanRequest], list[PlanRequest]]:
     """All plans that are asked for, and those that are not there."""
     _, height, width = folder.manifest.shapes["picture"]
     profile = profile_of(job.args, folder.spec, (height, width))
@@ -254,11 +240,20 @@ def _missing(job: _Job, folder: ModelFolder, store: PlanStore) -> tuple[list[Pla
             verify=not job.args.no_verify,
         )
     ]
-    return requests, [request for request in requests if not store.has(request.key)]
+    # GPUs of one architecture share plans that are not bound to a model of GPU.
+    requests = list({request.key.stem: request for request in reversed(requests)}.values())[::-1]
+    missing = []
+    for request in requests:
+        there = store.find(request.key)
+        if there is None:
+            missing.append(request)
+        elif request.gpu and request.verify and "inputs" in there.facts and "parity" not in there.facts:
+            missing.append(replace(request, built=there))  # it came from elsewhere, or with --no-verify
+    return requests, missing
 
 
 def _build_plans(
-    job: _Job, folder: ModelFolder, meter: Meter, console: Console
+    job: Job, folder: ModelFolder, meter: Meter, console: Console
 ) -> tuple[list[Plan], list[str]]:
     from ..export.estimate import available_memory_bytes
 
@@ -269,7 +264,10 @@ def _build_plans(
     requests, missing = _missing(job, folder, store)
     if missing:
         for network in dict.fromkeys(request.key.network for request in missing):
-            folder.verify(network)  # the plan would be as wrong as its ONNX file, and its key not show it
+            try:
+                folder.verify(network)  # the plan would be as wrong as its ONNX file, and its key not show it
+            except ModelError as error:
+                raise _Altered(network, str(error)) from error
         say_plans(missing, console)
         meter.plans([request.name for request in missing], [request.cost.seconds for request in missing])
 

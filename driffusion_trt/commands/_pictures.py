@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .._call import Request, Timings
+from .._call import Timings
 from .._errors import InputError
+from .._planner import Planner, planned
+from .._request import Request
 from ..engines.manifest import ModelFolder
 from ..models import ModelSpec
 from ..pictures import save_png
@@ -194,7 +196,7 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
         for number, batch in enumerate(job.batches):
             label = "" if len(job.batches) == 1 else f"batch {number + 1} of {len(job.batches)}, "
             ask = {"prompt": [p.prompt for p in batch], "seed": [p.seed for p in batch], **job.settings}
-            result = pipe(**ask, on_round=_watch(tick, each * number, label))
+            result = pipe(**ask, callback_on_round_end=_watch(tick, each * number, label))
             for picture, image, facts in zip(batch, result.images, result.settings, strict=True):
                 save_png(image, picture.path, facts)
                 done.paths.append(picture.path)
@@ -205,7 +207,7 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
                     "mode": "sequential"
                 }
                 sequential = pipe(
-                    **exact, on_round=_watch(tick, each * number + rounds, f"{label}sequential ")
+                    **exact, callback_on_round_end=_watch(tick, each * number + rounds, f"{label}sequential ")
                 )
                 found = compare(result, sequential, [comparison(picture.path) for picture in batch])
                 done.comparisons += found

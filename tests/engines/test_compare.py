@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 
 from driffusion_trt import EngineError, ModelError
 from driffusion_trt.engines.compare import compare_plan, limit_of, random_inputs, worst_difference
+from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.engines.profiles import Range
 
 SIDES = {"batch": Range(1, 2, 4), "height": Range(8, 16, 16), "width": Range(16, 16, 24)}
@@ -52,16 +55,27 @@ def runs_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     onnxrt = pytest.importorskip("polygraphy.backend.onnxrt")
     trt = pytest.importorskip("polygraphy.backend.trt")
 
+    class Silent:
+        """The parts of TensorRT that are asked for, which need a GPU."""
+
+        ILogger = type("ILogger", (), {"__init__": lambda self: None})
+
+        @staticmethod
+        def Runtime(logger: Any) -> Any:
+            logger.log(type("Severity", (), {"name": "ERROR"}), "its very own words")
+            return logger
+
     def runner(engine: bytes, name: str) -> Any:
         return onnxrt.OnnxrtRunner(onnxrt.SessionFromOnnx(engine, providers=["cpu"]), name=name)
 
-    def engine(data: bytes) -> bytes:
+    def engine(data: bytes, runtime: Any) -> bytes:
         if data == b"no network":
             raise pytest.importorskip("polygraphy.exception").PolygraphyException("cannot deserialize")
         return data
 
     monkeypatch.setattr(trt, "EngineFromBytes", engine)
     monkeypatch.setattr(trt, "TrtRunner", runner)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", Silent)  # type: ignore[arg-type]
 
 
 def compare(onnx: Path, plan: Path, precision: str = "fp16") -> float:
@@ -69,6 +83,7 @@ def compare(onnx: Path, plan: Path, precision: str = "fp16") -> float:
         network="denoiser",
         onnx=str(onnx),
         plan=str(plan),
+        module="tensorrt_rtx",
         precision=precision,
         sides={name: [r.min, r.opt, r.max] for name, r in SIDES.items()},
         inputs=INPUTS,
@@ -80,9 +95,54 @@ def compare(onnx: Path, plan: Path, precision: str = "fp16") -> float:
 def test_a_plan_that_computes_the_same_has_its_figure(tmp_path: Path) -> None:
     onnx = tiny.make_denoiser(tmp_path / "a.onnx")
     assert compare(onnx, onnx) == 0
-    with pytest.raises(EngineError, match=r"the plan of denoiser could not be run .*cannot deserialize"):
+    with pytest.raises(
+        EngineError, match=r"the plan of denoiser could not be run .*cannot deserialize; .*its very own words"
+    ):
         (tmp_path / "plan").write_bytes(b"no network")
         compare(onnx, tmp_path / "plan")
+
+
+@pytest.mark.usefixtures("runs_onnx")
+def test_a_network_in_bfloat16_is_compared_by_its_values(tmp_path: Path) -> None:
+    """ONNX Runtime has no product of matrices in bfloat16 on a CPU, so it gets the values in float32."""
+    onnx = tiny.make_denoiser(tmp_path / "a.onnx")
+    narrow(onnx, tmp_path / "bf16.onnx")
+    with pytest.raises(ModelError):
+        OnnxSession(tmp_path / "bf16.onnx")
+    assert compare(tmp_path / "bf16.onnx", onnx, "bf16") < limit_of("bf16")
+    with pytest.raises(ModelError, match="above the limit of 5e-02"):
+        compare(tmp_path / "bf16.onnx", tiny.make_denoiser(tmp_path / "b.onnx", seed=1), "bf16")
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(EngineError, match=r"could not be run for its check: .*bf16\.onnx"):
+        compare(tmp_path / "bf16.onnx", onnx, "fp16")
+
+
+def narrow(source: Path, target: Path) -> None:
+    """The same network with weights and products in bfloat16, as torch exports it."""
+    model = onnx.load(source)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            value = onnx.numpy_helper.to_array(tensor)
+            made = onnx.helper.make_tensor(
+                tensor.name, onnx.TensorProto.BFLOAT16, value.shape, value.flatten()
+            )
+            tensor.CopyFrom(made)
+    nodes = []
+    for put in model.graph.input:
+        if put.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            nodes.append(onnx.helper.make_node("Cast", [put.name], [f"{put.name}_narrow"], to=16))
+    for node in model.graph.node:
+        names = [f"{n}_narrow" if any(n == put.name for put in model.graph.input) else n for n in node.input]
+        node.input[:] = names
+        node.output[:] = [
+            f"{n}_narrow" if any(n == o.name for o in model.graph.output) else n for n in node.output
+        ]
+        nodes.append(node)
+    for out in model.graph.output:
+        nodes.append(onnx.helper.make_node("Cast", [f"{out.name}_narrow"], [out.name], to=1))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, target)
 
 
 @pytest.mark.usefixtures("runs_onnx")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 
-from driffusion_trt import EngineError
+from driffusion_trt import DriffusionError, EngineError, ModelError
+from driffusion_trt._child import Children, Event
 from driffusion_trt.engines.flavours import FLAVOURS
 from driffusion_trt.engines.gpus import Gpu
 from driffusion_trt.engines.manifest import ModelFolder
@@ -103,8 +107,86 @@ def test_a_child_sees_its_gpu_only(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     environment = _environment(requests(folder, HOPPER)[0])
+    assert environment.pop("LD_LIBRARY_PATH") == os.environ.get("LD_LIBRARY_PATH", "")
     assert environment == {"POLYGRAPHY_USE_TENSORRT_RTX": "0", "CUDA_VISIBLE_DEVICES": seen}
     assert _environment(requests(folder)[0]) == {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+
+
+def test_a_child_finds_the_runtime_of_cuda_where_its_wheel_has_it(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = tmp_path / "nvidia" / "cu13" / "lib" / "libcudart.so.13"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    info = tmp_path / "nvidia_cuda_runtime-13.0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nvidia-cuda-runtime\nVersion: 13.0.0\n")
+    (info / "RECORD").write_text("nvidia/cu13/lib/libcudart.so.13,,\nnvidia/cu13/include/cuda.h,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/theirs")
+    environment = _environment(requests(folder, HOPPER)[0])
+    assert environment["LD_LIBRARY_PATH"] == f"/opt/theirs{os.pathsep}{library.parent}"
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Comparisons that were asked for; a plan named in `verdicts` ends with that error."""
+    asked: list[dict[str, Any]] = []
+
+    def start(self: Children, name: str, function: str, arguments: Any, **_: Any) -> None:
+        asked.append({"name": name, "function": function.partition(":")[2], **arguments})
+        if function.endswith("build_plan"):
+            Path(arguments["plan"]).write_bytes(b"a plan")
+            result: Any = {"inputs": {"input_ids": ["int64", 1, 16]}, "seconds": 1.0, "warnings": []}
+            self._events.put(Event(name, done=True, result=result))
+        else:
+            verdict = VERDICTS.pop(0)
+            failed = verdict if isinstance(verdict, DriffusionError) else None
+            self._events.put(Event(name, done=True, result=verdict, error=failed))
+
+    monkeypatch.setattr(Children, "start", start)
+    monkeypatch.setattr(Children, "_forget", lambda self, name: None)
+    return asked
+
+
+VERDICTS: list[Any] = []
+
+
+def one_request(folder: ModelFolder) -> PlanRequest:
+    (found,) = [request for request in requests(folder, HOPPER) if request.key.network == "text_encoder"]
+    return found
+
+
+def test_a_plan_that_could_not_be_compared_is_kept_and_compared_by_the_next_build(
+    tmp_path: Path, compared: list[dict[str, Any]]
+) -> None:
+    folder = ModelFolder.open(tiny.make_model_folder(tmp_path / "model"))
+    request, store = one_request(folder), PlanStore(folder.path)
+    VERDICTS[:] = [EngineError("no libcudart"), 2e-4]
+    with pytest.raises(EngineError, match=r"no libcudart; the plan is kept, and the same command compares"):
+        build_plans(store, [request])
+    there = store.find(request.key)
+    assert there is not None and "parity" not in there.facts
+    compared.clear()
+    (plan,) = build_plans(store, [replace(request, built=there)])
+    assert [(one["function"], one["plan"]) for one in compared] == [("compare_plan", str(there.path))]
+    assert plan.facts["parity"] == 2e-4 and plan.facts["inputs"] == there.facts["inputs"]
+    assert store.find(request.key) == plan
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_a_plan_that_computes_something_else_is_not_kept(
+    tmp_path: Path, compared: list[dict[str, Any]], already: bool
+) -> None:
+    folder = ModelFolder.open(tiny.make_model_folder(tmp_path / "model"))
+    request, store = one_request(folder), PlanStore(folder.path)
+    if already:
+        build_plans(store, [replace(request, verify=False)])
+        request = replace(request, built=store.find(request.key))
+    VERDICTS[:] = [ModelError("it differs")]
+    with pytest.raises(ModelError, match=r"^it differs$"):
+        build_plans(store, [request])
+    assert [path for path in store.root.rglob("*") if path.is_file()] == []
 
 
 def test_a_build_that_fails_stops_the_others_and_leaves_nothing_half_made(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from driffusion_trt import InputError, MissingExtraError, ModelError
+from driffusion_trt.cli import main
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.export import build, plan
 from driffusion_trt.export.build import export_model, run_export
@@ -186,6 +187,36 @@ def test_another_family_leaves_no_strangers(
 
 # Before and after every report and every file: 4 networks of 5 moments, a tokenizer of 4, 4 checks of 2.
 MOMENTS = 4 * 5 + 4 + 4 * 2
+
+
+def test_what_was_damaged_is_made_again(
+    checkpoints: Checkpoints, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that cannot be read, and a network that was altered and kept its size and time."""
+    words = ["build", "--model", "sd21", "--checkpoint", str(checkpoints("sd21"))]
+    words += ["-o", str(tmp_path / "m"), "--target", "cpu"]
+    assert main(words) == 0
+    (tmp_path / "m" / "manifest.json").write_text("{")
+    pretended.made.clear()
+    assert main(words) == 0
+    assert pretended.made == [], "the networks are whole"
+
+    onnx = tmp_path / "m" / "onnx" / "denoiser.onnx"
+    times = onnx.stat()
+    whole = onnx.read_bytes()
+    onnx.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    os.utime(onnx, ns=(times.st_atime_ns, times.st_mtime_ns))
+    plans: list[str] = []
+
+    def build_plans(store: Any, requests: Any, **_: Any) -> list[Any]:
+        plans.extend(request.key.network for request in requests)
+        return []
+
+    monkeypatch.setattr("driffusion_trt.commands._building.build_plans", build_plans)
+    pytest.importorskip("tensorrt_rtx")
+    assert main([*words[:-1], "sm89", "--precision", "fp32"]) == 0
+    assert pretended.made == ["denoiser"] and "denoiser" in plans
+    assert onnx.read_bytes()[:1] == whole[:1]
 
 
 @pytest.mark.parametrize("at", range(MOMENTS + 1))

@@ -53,6 +53,13 @@ def test_precision_halves_the_disk(tmp_path: Path) -> None:
     assert disk["fp32"] == pytest.approx(2 * disk["fp16"], rel=0.01)
 
 
+def test_the_check_of_bfloat16_writes_a_copy_in_float32(tmp_path: Path) -> None:
+    checked, unchecked = (
+        estimate_export(sdxl(tmp_path), "bf16", export=NETWORKS, verify=verify) for verify in (NETWORKS, ())
+    )
+    assert checked.disk_bytes - unchecked.disk_bytes == pytest.approx(1.1 * 4 * 2567e6, rel=1e-3)
+
+
 def test_it_is_close_to_what_an_export_writes(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     """The reduced checkpoint's own weights, in float32: as many bytes as its files hold."""
     checkpoint = read_checkpoint(checkpoints("sd21"), get_spec("sd21"))

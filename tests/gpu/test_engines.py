@@ -162,3 +162,17 @@ def test_a_second_build_on_the_gpu_does_nothing(
     words += ["--batch-size", "4", "--json"]
     assert main(["build", *words]) == 0
     assert json.loads(capsys.readouterr().out)["did"] == []
+
+
+def test_bfloat16_is_built_and_compared(tmp_path: Path, flavour: Flavour, gpu: Gpu) -> None:
+    """ONNX Runtime compares by the values in float32, since its CPU kernels have no bfloat16."""
+    if gpu.capability < (8, 0):
+        pytest.skip(f"{gpu} has no bfloat16")
+    from reduced import save_checkpoint
+
+    save_checkpoint("sd21", tmp_path / "checkpoint")
+    words = ["--model", "sd21", "--checkpoint", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "model")]
+    words += ["--precision", "bf16", "--target", "this", "--flavour", flavour.name]
+    assert main(["build", *words]) == 0
+    for plan in PlanStore(tmp_path / "model").plans():
+        assert 0 <= plan.facts["parity"] <= limit_of("bf16")

@@ -228,6 +228,7 @@ MAKING = [
 ]
 
 
+@pytest.mark.slow  # hundreds of pictures compiled: a minute and a half
 @pytest.mark.parametrize(("entry", "device"), MAKING)
 @pytest.mark.parametrize("peer_copies", [True, False])
 def test_a_call_refused_while_a_picture_is_compiled(
