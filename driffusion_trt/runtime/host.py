@@ -153,8 +153,8 @@ class HostJob:
             for name, value in given.items():
                 if other[name].shape != value.shape:
                     raise InputError(
-                        f"{name} of unconditional has shape {other[name].shape}, of conditioning {value.shape}; "
-                        "they must be equal"
+                        f"{name} of unconditional has shape {other[name].shape}, of conditioning "
+                        f"{value.shape}; they must be equal"
                     )
             self._told = {name: np.concatenate([other[name], value]) for name, value in given.items()}
         # One array for all lanes, read in place: they share memory.
@@ -254,7 +254,7 @@ def _inputs_of(session: OnnxSession) -> tuple[str, tuple[str, ...]]:
     if len(told) != len(names) - 2 or not told or len(session.outputs) != 1:
         raise ModelError(
             f"{session.path} has the inputs {', '.join(names)} and {len(session.outputs)} outputs; CPU lanes "
-            f"run denoisers with latents first, {_TIMESTEP}, encoder_hidden_states and the like, and one output"
+            f"run denoisers of latents, {_TIMESTEP}, encoder_hidden_states and the like with one output"
         )
     return latents, told
 
