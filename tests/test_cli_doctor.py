@@ -421,8 +421,8 @@ def test_without_cuda_bindings_gpus_are_listed(
         ((13, 0), "pip install 'driffusion-trt[tensorrt-rtx]'"),
         (
             (12, 4),
-            "pip install tensorrt-rtx-cu12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 "
-            "polygraphy",
+            "pip install tensorrt-rtx-cu12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12 "
+            "nvidia-cuda-runtime-cu12 polygraphy",
         ),
     ):
         find(monkeypatch, Gpus((ADA,), cuda))
