@@ -113,7 +113,10 @@ def missing(flavour: Flavour, cuda: tuple[int, int] | None = None) -> MissingExt
     """The error for a flavour that is not there; drivers before CUDA 13 need other wheels."""
     command = None
     if cuda is not None and cuda < (13, 0):
-        command = f"pip install {flavour.name}-cu12 'cuda-bindings<13' nvidia-cuda-runtime-cu12 polygraphy"
+        command = (
+            f"pip install {flavour.name}-cu12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12 "
+            "nvidia-cuda-runtime-cu12 polygraphy"
+        )
     return MissingExtraError(flavour.title, flavour.extra, command=command)
 
 

@@ -419,7 +419,11 @@ def test_without_cuda_bindings_gpus_are_listed(
     monkeypatch.setattr(_doctor_gpus, "driver", absent)
     for cuda, command in (
         ((13, 0), "pip install 'driffusion-trt[tensorrt-rtx]'"),
-        ((12, 4), "pip install tensorrt-rtx-cu12 'cuda-bindings<13'"),
+        (
+            (12, 4),
+            "pip install tensorrt-rtx-cu12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12 "
+            "nvidia-cuda-runtime-cu12 polygraphy",
+        ),
     ):
         find(monkeypatch, Gpus((ADA,), cuda))
         monkeypatch.setattr(_doctor_machine, "_installed", lambda names: None)

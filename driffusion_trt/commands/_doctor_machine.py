@@ -195,7 +195,7 @@ def _check_versions(gpus: Gpus, packages: dict[str, str | None], findings: Findi
     if gpus.cuda < (12, 0):
         findings.problem(f"{has}, which is too old; {update}")
     elif bindings is not None and not bindings.startswith("12."):
-        instead = f"{_command(FLAVOURS['tensorrt'], gpus.cuda)} nvidia-cuda-nvrtc-cu12"
+        instead = _command(FLAVOURS["tensorrt"], gpus.cuda)
         findings.problem(f"{has}, and cuda-bindings {bindings} needs 13; {update}, or run: {instead}")
 
 
