@@ -14,7 +14,9 @@ from driffusion_trt import Pipeline
 from driffusion_trt.cli import main
 
 # diffusers' Euler asks torch for an array in a way that numpy 2 warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
 STEPS = 4
 Made = tuple[Pipeline, Any]
 
