@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = ["Children", "Event", "peak_memory_bytes"]
 
 Report = Callable[..., None]
 _PARENT = Path(__file__).resolve().parent.parent
+_STDIN = 0
 _TAIL = 2000  # characters of its stderr that are shown where a child died
 
 
@@ -133,9 +135,11 @@ class Children:
 def _event(name: str, data: dict[str, Any]) -> Event:
     if "error" in data:
         # By name: some of these errors are made with other arguments than their message.
-        kind: type[DriffusionError] = getattr(_errors, data["error"])
+        kind: type[DriffusionError] = getattr(_errors, data["error"] or "DriffusionError")
         error = kind.__new__(kind)
-        error.args = (data["message"],)
+        message = data["message"]
+        error.args = (message if data["error"] else f"the process that worked on {name} failed: {message}",)
+        error.add_note(f"In the process that worked on {name}:\n{data['trace']}")  # shown with a traceback only
         return Event(name, done=True, error=error)
     if "result" in data:
         return Event(name, done=True, result=data["result"])
@@ -166,8 +170,21 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def _read_order() -> dict[str, Any]:
+    """The one line of stdin.
+
+    Not by way of `sys.stdin`: a thread that waits in it keeps its lock, and Python aborts where it finds
+    that lock taken as it shuts down.
+    """
+    line = b""
+    while not line.endswith(b"\n") and (part := os.read(_STDIN, 1 << 16)):
+        line += part
+    order: dict[str, Any] = json.loads(line)
+    return order
+
+
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1 << 16):
+    while os.read(_STDIN, 1 << 16):
         pass
     os._exit(1)
 
@@ -187,18 +204,27 @@ def main() -> None:
     def report(**facts: Any) -> None:
         send(report=facts)
 
-    order = json.loads(sys.stdin.buffer.readline())
+    def fail(error: Exception, kind: str = "") -> None:
+        send(error=kind, message=str(error) if kind else _in_a_line(error), trace=traceback.format_exc())
+
+    order = _read_order()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, _, function = order["function"].partition(":")
     try:
         result = getattr(importlib.import_module(module), function)(**order["arguments"], report=report)
     except DriffusionError as error:
         kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _errors.__all__)
-        send(error=kind, message=str(error))
+        fail(error, kind)
     except OSError as error:  # a full disk, say
-        send(error="DriffusionError", message=str(error))
+        fail(error, "DriffusionError")
+    except Exception as error:  # a bug of ours or of a library: the parent says it in a line
+        fail(error)
     else:
         send(result=result)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ def refuse(*, kind: str, report: Callable[..., None]) -> None:
     raise InputError("the sizes cannot be")
 
 
+def leave(*, status: int, report: Callable[..., None]) -> None:
+    sys.exit(status)
+
+
 def die(*, how: int, report: Callable[..., None]) -> None:
     print("last words", file=sys.stderr, flush=True)
     os.kill(os.getpid(), how)
@@ -96,6 +100,19 @@ def test_errors_arrive_as_what_they_were(kind: str, error: type[DriffusionError]
     (last,) = run("refuse", kind=kind)
     assert type(last.error) is error
     assert words in str(last.error)
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_its_traceback_a_note() -> None:
+    (last,) = run("refuse", kind="bug")
+    assert str(last.error) == "the process that worked on one failed: KeyError: 'a bug of ours'"
+    assert last.error is not None
+    (note,) = last.error.__notes__
+    assert note.startswith("In the process that worked on one:\nTraceback") and "in refuse" in note
+
+
+def test_a_child_may_end_while_its_lifeline_is_waited_on() -> None:
+    (last,) = run("leave", status=3)
+    assert "worked on one ended with status 3 and no result" in str(last.error), "Python aborted as it ended"
 
 
 @pytest.mark.parametrize(("how", "words"), [(signal.SIGKILL, "memory ran out"), (signal.SIGSEGV, "SIGSEGV")])
