@@ -42,9 +42,10 @@ class Meter:
         self._plans = sum(seconds)
 
     def phase(self, name: str, phase: str) -> None:
-        """Told by a builder what it is at."""
+        """Told by a builder what it is at; `name` is the network's and "for" what."""
         self._phases[name] = phase
-        self._show("; ".join(f"{name}: {phase}" for name, phase in self._phases.items()))
+        # A line has no room for long lists of targets.
+        self._show("; ".join(f"{name.split(' for ')[0]}: {now}" for name, now in self._phases.items()))
 
     def plan_done(self, name: str) -> None:
         """A plan is there."""

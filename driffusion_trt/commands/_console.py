@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Tick = Callable[[int, str], None]
+_BAR = 24  # characters
 
 
 class Console:
@@ -59,13 +60,21 @@ class Console:
             return
         from rich.console import Console as Terminal
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
-        columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        # The text takes what is left of the line: were it to wrap, it would push out the bar.
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        columns = (
+            BarColumn(table_column=Column(width=_BAR)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.description}", markup=False, table_column=rest),
+        )
         # A few redraws a second: the bar must not take time from the lanes.
         bar = Progress(
             *columns,
             console=Terminal(stderr=True),
             transient=True,
+            expand=True,
             redirect_stdout=False,
             refresh_per_second=6,
         )
