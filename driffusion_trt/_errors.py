@@ -77,11 +77,17 @@ class LaneError(DriffusionError, RuntimeError):
 
 
 class MissingExtraError(DriffusionError, ImportError):
-    """An optional package is not installed; `command` is what to run where the extra alone will not do."""
+    """An optional package is not installed; `command` is what to run where the extra alone will not do.
 
-    def __init__(self, package: str, extra: str, *, command: str | None = None) -> None:
+    `found` is the version that is there, where it is too old.
+    """
+
+    def __init__(
+        self, package: str, extra: str, *, command: str | None = None, found: str | None = None
+    ) -> None:
         command = command or f"pip install 'driffusion-trt[{extra}]'"
-        super().__init__(f"{package} is needed here and is not installed; run: {command}")
+        there = "is not installed" if found is None else f"{found} is installed"
+        super().__init__(f"{package} is needed here and {there}; run: {command}")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

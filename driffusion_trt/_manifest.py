@@ -19,10 +19,22 @@ from typing import Any
 from ._errors import ModelError, did_you_mean
 from .models import get_spec
 
-__all__ = ["FORMAT", "MANIFEST", "FileEntry", "Manifest", "read_manifest", "sha256", "write_manifest"]
+__all__ = [
+    "FORMAT",
+    "FP32_AUTOENCODER",
+    "MANIFEST",
+    "FileEntry",
+    "Manifest",
+    "read_manifest",
+    "sha256",
+    "write_manifest",
+]
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # raised when an older reader would misread a newer folder
+# How `precision` goes on where it has more to say than a name.
+FP32_AUTOENCODER = ", autoencoder fp32"
+FP32_ARITHMETIC = ", float32 arithmetic"
 _NOT_LISTED = ("plans", MANIFEST)  # engines come and go with the GPUs; they have their own key
 
 
@@ -39,7 +51,8 @@ class Manifest:
     """The content of manifest.json.
 
     `family` is a row of `driffusion_trt.models.MODELS`; `shapes` has lists of ints by name;
-    `precision` says how weights are stored and in what they are multiplied; `parity` has the
+    `precision` says how weights are stored and in what they are multiplied ("fp16", "fp16, autoencoder
+    fp32", "float16 weights, float32 arithmetic"); `parity` has the
     relative L2 of each network against its source, null where they were not compared; `files`
     are relative paths with slashes.
     """
@@ -53,6 +66,14 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, FileEntry]
     parity: dict[str, float | None] = field(default_factory=dict)
+
+    def precision_of(self, network: str) -> str:
+        """What a network is computed in: "fp32", "fp16" or "bf16"."""
+        if self.precision.endswith(FP32_ARITHMETIC):
+            return "fp32"
+        if self.precision.endswith(FP32_AUTOENCODER) and network.startswith("vae_"):
+            return "fp32"
+        return self.precision.partition(",")[0]
 
 
 def sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._errors import InputError, MissingExtraError, did_you_mean
@@ -20,6 +20,8 @@ from .gpus import Gpu
 __all__ = [
     "FLAVOURS",
     "Flavour",
+    "check_precision",
+    "check_version",
     "choose_flavour",
     "get_flavour",
     "installed_version",
@@ -33,13 +35,16 @@ class Flavour:
     """One flavour: how it is called here, by Python and by pip.
 
     `targets` are the architectures it compiles for without having the GPU; none means that
-    it needs the GPU itself.
+    it needs the GPU itself. `least` is the oldest version that it is called as here; `lacks` are
+    the precisions that it has no matrix products of, by architecture.
     """
 
     name: str
     title: str
     module: str
     targets: tuple[str, ...]
+    least: tuple[int, int]
+    lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def extra(self) -> str:
@@ -50,12 +55,14 @@ class Flavour:
 FLAVOURS: Mapping[str, Flavour] = {
     flavour.name: flavour
     for flavour in (
-        Flavour("tensorrt", "TensorRT", "tensorrt", ()),
+        Flavour("tensorrt", "TensorRT", "tensorrt", (), (11, 0), {"sm75": ("bf16",)}),
         Flavour(
             "tensorrt-rtx",
             "TensorRT-RTX",
             "tensorrt_rtx",
             ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+            (1, 7),
+            {"sm75": ("fp32", "bf16")},
         ),
     )
 }
@@ -105,20 +112,68 @@ def load_tensorrt(flavour: Flavour, cuda: tuple[int, int] | None = None) -> Any:
         raise missing(flavour, cuda) from error
 
 
-def missing(flavour: Flavour, cuda: tuple[int, int] | None = None) -> MissingExtraError:
-    """The error for a flavour that is not there; drivers before CUDA 13 need other wheels."""
+def missing(
+    flavour: Flavour, cuda: tuple[int, int] | None = None, found: str | None = None
+) -> MissingExtraError:
+    """The error for a flavour that is not there, or too old; drivers before CUDA 13 need other wheels."""
+    least = "{}.{}".format(*flavour.least)
     command = None
     if cuda is not None and cuda < (13, 0):
-        command = f"pip install {flavour.name}-cu12 'cuda-bindings<13'"
-    return MissingExtraError(flavour.title, flavour.extra, command=command)
+        command = (
+            f"pip install '{flavour.name}-cu12>={least}' 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12 "
+            "nvidia-cuda-runtime-cu12 onnx-ir polygraphy"
+        )
+    title = flavour.title if found is None else f"{flavour.title} {least} or newer"
+    return MissingExtraError(title, flavour.extra, command=command, found=found)
+
+
+def check_version(flavour: Flavour, version: str, cuda: tuple[int, int] | None = None) -> None:
+    """Raise MissingExtraError where `version` is older than what is called here; `cuda` as in `load_tensorrt`."""
+    if not _new_enough(flavour, version):
+        raise missing(flavour, cuda, version)
+
+
+def _new_enough(flavour: Flavour, version: str | None) -> bool:
+    match = re.match(r"(\d+)\.(\d+)", version or "")
+    return match is not None and (int(match[1]), int(match[2])) >= flavour.least
 
 
 def choose_flavour(gpu: Gpu) -> Flavour:
     """The flavour for a GPU of this machine: an installed one that supports it, `tensorrt` first."""
     plain, rtx = FLAVOURS["tensorrt"], FLAVOURS["tensorrt-rtx"]
-    if installed_version(plain) is None and installed_version(rtx) is not None and gpu.target in rtx.targets:
+    there = {flavour.name: _new_enough(flavour, installed_version(flavour)) for flavour in (plain, rtx)}
+    if not there[plain.name] and there[rtx.name] and gpu.target in rtx.targets:
         return rtx
     return plain
+
+
+def check_precision(flavour: Flavour, targets: Sequence[str], precisions: Mapping[str, str]) -> None:
+    """Raise InputError where a network's precision is one that a target has no kernels for.
+
+    Args:
+        targets: architectures.
+        precisions: "fp32", "fp16" or "bf16" by network.
+    """
+    for target in targets:
+        for precision in flavour.lacks.get(target, ()):
+            networks = [name for name, own in precisions.items() if own == precision]
+            if networks:
+                raise InputError(_no_precision(flavour, target, precision, networks, set(precisions.values())))
+
+
+def _no_precision(
+    flavour: Flavour, target: str, precision: str, networks: Sequence[str], all_precisions: set[str]
+) -> str:
+    remedies = [f"build for other GPUs than {target}"]
+    if len(all_precisions) == 1:
+        remedies.append("take --precision fp16")
+    plain = FLAVOURS["tensorrt"]
+    if flavour.targets and precision not in plain.lacks.get(target, ()):
+        remedies.append(f"build on such a GPU with --flavour {plain.name} --target this")
+    return (
+        f"{flavour.title} has no matrix products in {precision} for {target}, and {precision} is the precision "
+        f"of {', '.join(networks)}; {', or '.join(remedies)}"
+    )
 
 
 def check_target(flavour: Flavour, gpu: Gpu) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import __version__
 from .._errors import ModelError
+from .._manifest import FP32_AUTOENCODER
 from .checkpoint import Component
 from .parts import TIME_IDS
 from .plan import Export
@@ -26,10 +27,11 @@ def facts(export: Export, record: Record) -> dict[str, Any]:
     denoiser = next(c for c in checkpoint.components.values() if "denoiser" in c.part.networks)
     side = denoiser.config.get("sample_size")
     height, width = (side, side) if isinstance(side, int) else spec.latent_shape[1:]
+    alike = export.precision_of("vae_decoder") == export.precision
     parity = {name: record.entries[name].parity for name in export.networks}
     return {
         "family": spec.family,
-        "precision": export.precision,
+        "precision": export.precision + ("" if alike else FP32_AUTOENCODER),
         "versions": {"driffusion-trt": __version__, **export.versions},
         "shapes": {
             "picture": [3, height * spec.downscale, width * spec.downscale],

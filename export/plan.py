@@ -56,6 +56,12 @@ class Export:
         parts = (component.part for component in self.checkpoint.components.values())
         return tuple(name for part in parts for name in part.networks)
 
+    def precision_of(self, network: str) -> str:
+        """The precision of one network, which need not be that of the others."""
+        components = self.checkpoint.components.values()
+        (own,) = (component for component in components if network in component.part.networks)
+        return self.checkpoint.precision_of(own, self.precision)
+
     def parameters(self, network: str) -> int:
         """About how many numbers a network's weights are."""
         for component in self.checkpoint.components.values():

@@ -10,6 +10,7 @@ from ..engines.flavours import (
     FLAVOURS,
     Flavour,
     check_target,
+    check_version,
     choose_flavour,
     get_flavour,
     installed_version,
@@ -45,7 +46,7 @@ def targets_of(args: argparse.Namespace, console: Console) -> list[Target]:
 
     Raises:
         InputError: a target or flavour that cannot be had here.
-        MissingExtraError: its TensorRT is not installed.
+        MissingExtraError: its TensorRT is not installed, or too old.
     """
     flavour = None if args.flavour is None else get_flavour(args.flavour)
     if args.target == "cpu":
@@ -84,6 +85,7 @@ def _version(flavour: Flavour, gpus: Gpus) -> str:
     version = installed_version(flavour)
     if version is None:  # not from a wheel, or not there: loading it tells
         version = str(load_tensorrt(flavour, gpus.cuda).__version__)
+    check_version(flavour, version, gpus.cuda)
     return version
 
 
