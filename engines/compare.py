@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from .._errors import EngineError, MissingExtraError, ModelError
 from .._widen import widen
 from ._trt import Messages, make_logger
+from .flavours import get_flavour, load_tensorrt
 from .onnx_session import ORT_ERRORS
 from .profiles import Range, fill_shapes
 
@@ -89,7 +89,7 @@ def compare_plan(
     network: str,
     onnx: str,
     plan: str,
-    module: str,
+    flavour: str,
     precision: str,
     sides: Mapping[str, Sequence[int]],
     inputs: Mapping[str, Sequence[str | int]],
@@ -98,7 +98,7 @@ def compare_plan(
     """The largest relative L2 of the plan's outputs against ONNX Runtime's, at the best and the least sizes.
 
     Args:
-        module: the Python module of the plan's TensorRT.
+        flavour: of the TensorRT that the plan is of.
 
     Raises:
         EngineError: ONNX Runtime, polygraphy or TensorRT could not run it; the message has their words.
@@ -117,7 +117,7 @@ def compare_plan(
     messages = Messages()
     try:
         with _for_onnxruntime(Path(onnx), precision) as widened:
-            trt = importlib.import_module(module)
+            trt = load_tensorrt(get_flavour(flavour))
             logger = make_logger(trt, messages)
             runtime = trt.Runtime(logger)
             runners = [
@@ -126,7 +126,7 @@ def compare_plan(
             ]
             results = dict(Comparator.run(runners, data_loader=feeds))
     except (PolygraphyException, *ORT_ERRORS) as error:
-        said = f"; {module}: {messages.words()}" if messages.errors else ""
+        said = f"; {flavour}: {messages.words()}" if messages.errors else ""
         raise EngineError(f"the plan of {network} could not be run for its check: {error}{said}") from error
     figures = [
         worst_difference(

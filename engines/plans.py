@@ -12,7 +12,7 @@ from typing import Any
 
 from .._child import Children
 from .._errors import DriffusionError, MissingExtraError, ModelError
-from .flavours import FLAVOURS, Flavour
+from .flavours import Flavour
 from .gpus import Gpu
 from .key import PlanKey, Platform, onnx_hash
 from .manifest import ModelFolder
@@ -29,7 +29,6 @@ __all__ = [
     "plan_requests",
 ]
 
-OnPhase = Callable[[str, str], None]
 
 # T5 alone is larger than the rest of SD3, runs once per prompt, and SD3 can do without it.
 _NOT_PLANNED = ("text_encoder_3",)
@@ -143,7 +142,7 @@ def build_plans(
     *,
     jobs: int = 1,
     memory_bytes: int | None = None,
-    on_phase: OnPhase = lambda name, phase: None,
+    on_phase: Callable[[PlanRequest, str], None] = lambda request, phase: None,
     on_done: Callable[[PlanRequest, Plan], None] = lambda request, plan: None,
 ) -> list[Plan]:
     """Build these plans and take them into the store; who calls holds the folder's lock.
@@ -151,7 +150,7 @@ def build_plans(
     Args:
         jobs: builds at the same time; fewer where `memory_bytes` would not hold them, and
             only one on a GPU whose kernels are being timed.
-        on_phase: told the name of a request and what TensorRT is at.
+        on_phase: told a request and what TensorRT is at.
         on_done: told each plan as soon as it is in the store.
 
     Raises:
@@ -169,7 +168,7 @@ def build_plans(
                 while (request := _next(waiting, list(running.values()), jobs, memory_bytes)) is not None:
                     waiting.remove(request)
                     running[request.name] = request
-                    on_phase(request.name, "starting" if request.built is None else _COMPARING)
+                    on_phase(request, "starting" if request.built is None else _COMPARING)
                     _start(children, store, request)
                 event = children.wait()
                 request = running[event.child]
@@ -178,22 +177,27 @@ def build_plans(
                     raise event.error
                 if not event.done:
                     if "phase" in event.report:
-                        on_phase(request.name, event.report["phase"])
+                        on_phase(request, event.report["phase"])
                 elif request.gpu is not None and request.verify and request.name not in built:
                     built[request.name] = event.result
-                    on_phase(request.name, _COMPARING)
+                    on_phase(request, _COMPARING)
                     _start_comparison(children, request, store.temporary(request.key), event.result["inputs"])
                 else:
                     facts = built.pop(request.name, None)
                     facts = event.result if facts is None else {**facts, "parity": event.result}
-                    keep = store.commit if request.built is None else store.record
-                    plans.append(keep(request.key, facts))
+                    plans.append(_keep(store, request, facts))
                     del running[request.name]
                     on_done(request, plans[-1])
     finally:  # also of those that were stopped because another failed
         for request in running.values():
             store.temporary(request.key).unlink(missing_ok=True)
     return plans
+
+
+def _keep(store: PlanStore, request: PlanRequest, facts: dict[str, Any]) -> Plan:
+    if request.built is None:
+        return store.commit(request.key, facts)
+    return store.record(request.key, facts, request.built.sha256)
 
 
 def _give_up(
@@ -263,7 +267,7 @@ def _start_comparison(
         "network": request.key.network,
         "onnx": str(request.onnx.absolute()),
         "plan": str(plan.absolute()),
-        "module": FLAVOURS[request.key.platform.flavour].module,
+        "flavour": request.key.platform.flavour,
         "precision": request.key.precision,
         "sides": request.sides,
         "inputs": inputs,

@@ -64,8 +64,11 @@ class PlanStore:
         os.replace(written, path)
         return self.record(key, facts)
 
-    def record(self, key: PlanKey, facts: Mapping[str, Any]) -> Plan:
+    def record(self, key: PlanKey, facts: Mapping[str, Any], digest: str | None = None) -> Plan:
         """Write the record of a plan that is there, over an older one if there is one.
+
+        Args:
+            digest: its SHA-256, where that is known.
 
         Raises:
             OSError: the plan cannot be read, or the record not be written.
@@ -75,7 +78,7 @@ class PlanStore:
         record = {
             "format": _FORMAT,
             "key": key.to_json(),
-            "sha256": sha256(path),
+            "sha256": sha256(path) if digest is None else digest,
             "size_bytes": status.st_size,
             "mtime_ns": status.st_mtime_ns,
             "facts": dict(facts),
@@ -105,17 +108,19 @@ class PlanStore:
         if path.stat().st_mtime_ns != plan.mtime_ns:
             if sha256(path) != plan.sha256:
                 return None
-            plan = self.record(key, plan.facts)  # not to be hashed again
+            plan = self.record(key, plan.facts, plan.sha256)  # not to be hashed again
         return plan
 
     def has(self, key: PlanKey) -> bool:
         """Whether `find` finds it."""
         return self.find(key) is not None
 
-    def remove(self, plan: Plan) -> None:
-        """Take a plan out, the record first: a plan without one is never used."""
-        for path in (plan.path.with_suffix(".json"), plan.path):
-            path.unlink(missing_ok=True)
+    def remove(self, plan: Plan) -> list[Path]:
+        """Take a plan out, the record first: a plan without one is never used. Returns what was there."""
+        there = [path for path in (plan.path.with_suffix(".json"), plan.path) if path.exists()]
+        for path in there:
+            path.unlink()
+        return there
 
     def plans(self) -> Iterator[Plan]:
         """Every plan or record of one, with its problem if any; sizes are compared, contents are not."""
@@ -216,12 +221,11 @@ class PlanStore:
             What was removed.
         """
         removed = list(self.root.glob("*/*.partial"))
-        for plan in self.plans():
-            if plan.key is None or plan.problem or current.get(plan.key.network) != plan.key.onnx_sha256:
-                # The record first: a plan without one is never used.
-                removed += [path for path in (plan.path.with_suffix(".json"), plan.path) if path.exists()]
         for path in removed:
             path.unlink()
+        for plan in self.plans():
+            if plan.key is None or plan.problem or current.get(plan.key.network) != plan.key.onnx_sha256:
+                removed += self.remove(plan)
         return removed
 
 

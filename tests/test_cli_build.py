@@ -125,6 +125,7 @@ def test_names_in_help_are_those_of_the_modules_behind() -> None:
         (["-o", "MODEL", "--optimization-level", "6"], "must be from 0 to 5"),
         (["--model", "demo", "-o", ".", "--precision", "bf16"], "bf16 is for GPUs: on a CPU, ONNX Runtime"),
         (["--model", "demo", "-o", "MODEL/onnx"], "MODEL/onnx exists and is not a model folder"),
+        (["--model", "demo", "-o", "MODEL/manifest.json"], "manifest.json exists and is not a model folder"),
         (["-o", "MODEL", "--tarket", "cpu"], "no option --tarket; did you mean '--target'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -322,6 +323,17 @@ def test_an_older_tensorrt_is_refused(name: str, version: str) -> None:
     with pytest.raises(MissingExtraError, match=said):
         check_version(FLAVOURS[name], version)
     check_version(FLAVOURS[name], ".".join(map(str, FLAVOURS[name].least_version)) + ".1")
+
+
+def test_a_damaged_folder_is_not_replaced_by_the_bundled_model(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / ".export.json").write_text("{}")
+    (model / "manifest.json").write_text("{")
+    before = snapshot(model)
+    assert main(["build", "--model", "demo", "-o", str(model), "--target", "cpu"]) == 1
+    assert "manifest.json cannot be read" in capsys.readouterr().err
+    assert snapshot(model) == before
 
 
 def test_an_altered_network_is_refused_and_not_built_from(

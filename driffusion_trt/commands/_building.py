@@ -68,6 +68,8 @@ class _Altered(ModelError):
 
 def _build(job: Job, console: Console) -> tuple[list[str], list[Plan]]:
     """What was done, in words, and the plans of all targets."""
+    if job.damaged:
+        _forget(job.output, MANIFEST)
     try:
         return _build_once(job, console)
     except _Altered as error:
@@ -78,11 +80,11 @@ def _build(job: Job, console: Console) -> tuple[list[str], list[Plan]]:
     return _build_once(job, console)
 
 
-def _forget(output: Path, network: str) -> None:
+def _forget(output: Path, name: str) -> None:
     """So that the next export makes it anew."""
     from ..export.record import Record
 
-    Record.load(output).drop([network])
+    Record.load(output).drop([name])
 
 
 def _build_once(job: Job, console: Console) -> tuple[list[str], list[Plan]]:
@@ -176,7 +178,7 @@ def _check_room(job: Job, export: Export | None, planned: Sequence[tuple[str, Co
     networks = 0 if export is None or export.finished else export.estimate.disk_bytes
     needed = networks + sum(cost.disk_bytes for _, cost in planned)
     if needed > free:
-        what = " and ".join(name for name, there in (("networks", networks), ("plans", planned)) if there)
+        what = " and ".join(name for name, some in (("networks", networks), ("plans", planned)) if some)
         raise ModelError(
             f"the {what} need {size(needed)} of disk, and {there} has {size(free)} free; make room, or name "
             "an --output on another disk"
@@ -211,9 +213,6 @@ def _say_networks(folder: ModelFolder, console: Console) -> None:
 
 def _copy_bundled(family: str, output: Path) -> None:
     """The bundled model as a folder of its own; its manifest last, as after every build."""
-    from ..export.plan import check_output
-
-    check_output(output)
     source = ModelFolder.open(family, verify=True)
     for name in [*source.manifest.files, MANIFEST]:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +271,7 @@ def _build_plans(
         meter.plans([request.name for request in missing], [request.cost.seconds for request in missing])
 
     def on_done(request: PlanRequest, plan: Plan) -> None:
-        meter.plan_done(request.name)
+        meter.plan_done(request)
         seconds: Any = plan.facts["seconds"]
         console.note(f"plan of {request.name}: {size(plan.size_bytes)} in {seconds:.0f} s")
         for text in plan.facts["warnings"]:

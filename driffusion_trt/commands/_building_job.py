@@ -11,6 +11,8 @@ from .._errors import InputError, ModelError
 from .._manifest import MANIFEST, Manifest, read_manifest
 from ..engines.manifest import BUNDLED
 from ..engines.plans import check_comparison
+from ..export.plan import check_output
+from ..export.record import RECORD
 from ..models import MODELS, ModelSpec, get_spec
 from ._console import Console
 from ._targets import Target, profile_of, targets_of
@@ -18,13 +20,16 @@ from ._targets import Target, profile_of, targets_of
 __all__ = ["BYTES", "Job", "read_job"]
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_RECORD = ".export.json"  # export.record's, which loads more than is needed here
 _EXPORTING = ("precision", "lora_path", "skip")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call of the command. `checkpoint` is None where the folder's ONNX files are taken as they are."""
+    """One call of the command.
+
+    `checkpoint` is None where the folder's ONNX files are taken as they are. `damaged`: the folder has a
+    manifest that cannot be read, and is to get another.
+    """
 
     args: argparse.Namespace
     spec: ModelSpec
@@ -32,6 +37,7 @@ class Job:
     checkpoint: str | None
     precision: str
     targets: list[Target]
+    damaged: bool
 
 
 def read_job(args: argparse.Namespace, console: Console) -> Job:
@@ -71,7 +77,9 @@ def read_job(args: argparse.Namespace, console: Console) -> Job:
         )
     if not args.no_verify and any(target.gpu is not None for target in targets):
         check_comparison()  # its absence would show only after the plans are built
-    return Job(args, spec, output, checkpoint, precision, targets)
+    check_output(output)  # before the lock, which lies in it
+    damaged = there is None and (output / MANIFEST).exists()
+    return Job(args, spec, output, checkpoint, precision, targets, damaged)
 
 
 def _manifest_of(output: Path, args: argparse.Namespace) -> Manifest | None:
@@ -82,9 +90,9 @@ def _manifest_of(output: Path, args: argparse.Namespace) -> Manifest | None:
         return read_manifest(output)
     except ModelError:
         # A folder without our record of what it was made from may be anything.
-        if args.model is None or not (output / _RECORD).exists():
+        source = args.checkpoint or args.model not in (None, *BUNDLED)
+        if args.model is None or not source or not (output / RECORD).exists():
             raise
-        (output / MANIFEST).unlink()
         return None
 
 

@@ -28,7 +28,7 @@ class Meter:
         self._exported = 0.0
         self._of_plan: dict[str, float] = {}
         self._built = 0.0
-        self._phases: dict[str, str] = {}
+        self._phases: dict[str, str] = {}  # in words, by the name of the request
         self._start = time.monotonic()
 
     def export(self, share: float, text: str) -> None:
@@ -41,16 +41,15 @@ class Meter:
         self._of_plan = dict(zip(names, seconds, strict=True))
         self._plans = sum(seconds)
 
-    def phase(self, name: str, phase: str) -> None:
-        """Told by a builder what it is at; `name` is the network's and "for" what."""
-        self._phases[name] = phase
-        # A line has no room for long lists of targets.
-        self._show("; ".join(f"{name.split(' for ')[0]}: {now}" for name, now in self._phases.items()))
+    def phase(self, request: PlanRequest, phase: str) -> None:
+        """Told by a builder what it is at."""
+        self._phases[request.name] = f"{request.key.network}: {phase}"  # no room for lists of targets
+        self._show("; ".join(self._phases.values()))
 
-    def plan_done(self, name: str) -> None:
+    def plan_done(self, request: PlanRequest) -> None:
         """A plan is there."""
-        self._built += self._of_plan[name]
-        self._phases.pop(name, None)
+        self._built += self._of_plan[request.name]
+        self._phases.pop(request.name, None)
         self._show("")
 
     def _show(self, text: str) -> None:

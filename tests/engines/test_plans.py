@@ -128,9 +128,12 @@ def test_a_child_finds_the_runtime_of_cuda_where_its_wheel_has_it(
     assert environment["LD_LIBRARY_PATH"] == f"/opt/theirs{os.pathsep}{library.parent}"
 
 
+VERDICTS: list[Any] = []
+
+
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Comparisons that were asked for; a plan named in `verdicts` ends with that error."""
+    """What children were asked for; builds succeed, and comparisons end as VERDICTS has them, in turn."""
     asked: list[dict[str, Any]] = []
 
     def start(self: Children, name: str, function: str, arguments: Any, **_: Any) -> None:
@@ -147,9 +150,6 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(Children, "start", start)
     monkeypatch.setattr(Children, "_forget", lambda self, name: None)
     return asked
-
-
-VERDICTS: list[Any] = []
 
 
 def one_request(folder: ModelFolder) -> PlanRequest:
