@@ -61,8 +61,8 @@ def _enqueued(simulator: Any, lanes: CudaLanes, run: Callable[[], object]) -> tu
         wait(this, event)
 
     streams = [*(worker.stream for lane in lanes.lanes for worker in lane)]
-    if lanes._lead is not None:
-        streams.append(lanes._lead.stream)
+    if lanes._team is not None:
+        streams.append(lanes._team.lead.stream)
     entered = threading.Semaphore(0)
 
     def hold() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -78,10 +78,10 @@ class TensorRTSession:
         self._ranges: dict[str, tuple[Shape, Shape]] = {}
         self._describe(engine)
         self._jit_cache = jit_cache
-        self._config: rtx.IRuntimeConfig | None = None
+        self._config: trt.IRuntimeConfig | rtx.IRuntimeConfig | None = engine.create_runtime_config()
         self._kernels: rtx.IRuntimeCache | None = None
         if flavour.targets:
-            self._prepare_rtx()
+            self._prepare_rtx(self._config)
 
     def _describe(self, engine: trt.ICudaEngine) -> None:
         mode = self._module.TensorIOMode
@@ -100,10 +100,8 @@ class TensorRTSession:
             else:
                 self.outputs[tensor] = info
 
-    def _prepare_rtx(self) -> None:
+    def _prepare_rtx(self, config: Any) -> None:
         """Kernels for the shapes in use, made at the first call and kept; graphs are captured by us."""
-        engine: rtx.ICudaEngine = self._open()
-        config = engine.create_runtime_config()
         config.cuda_graph_strategy = self._module.CudaGraphStrategy.DISABLED
         # Lazy ones would be swapped in while pictures are made: other bits, and not inside a graph.
         strategies = self._module.DynamicShapesKernelSpecializationStrategy
@@ -113,7 +111,7 @@ class TensorRTSession:
             # One of another version or GPU is refused, and only costs its gain.
             kernels.deserialize(self._jit_cache.read_bytes())
         check(config.set_runtime_cache(kernels), "setting the kernel cache", self._messages)
-        self._config, self._kernels = config, kernels
+        self._kernels = kernels
 
     def _open(self) -> Any:
         if self._engine is None:
@@ -138,15 +136,26 @@ class TensorRTSession:
                     f"{least} to {most}; build one for it: driffusion-trt build"
                 )
 
-    def bind(self, inputs: Mapping[str, DeviceBuffer], outputs: Mapping[str, DeviceBuffer]) -> BoundEngine:
+    def bind(
+        self,
+        inputs: Mapping[str, DeviceBuffer],
+        outputs: Mapping[str, DeviceBuffer],
+        scratch: Callable[[int], int] | None = None,
+    ) -> BoundEngine:
         """Tie every input and output to memory on the current GPU.
 
         Each binding has a context of its own, so that a CUDA graph captured from one stays
         valid whatever else runs.
 
+        Args:
+            scratch: gives the address of so many bytes, a multiple of 256, for what lies between the layers:
+                bindings that run one after another may share them. None leaves that to TensorRT, which
+                then takes what the largest shapes of the profile need, for every binding.
+
         Raises:
             InputError: a buffer is missing, unknown, of the wrong dtype or outside of the profile.
             EngineError: TensorRT refused it, for want of memory perhaps.
+            Whatever `scratch` raises.
         """
         self._open()
         self.check({name: buffer.shape for name, buffer in inputs.items()})
@@ -157,13 +166,17 @@ class TensorRTSession:
                     raise InputError(
                         f"{name!r} of {self.name} is {infos[name].dtype}, and its buffer {buffer.dtype}"
                     )
-        context = self._shaped({name: buffer.shape for name, buffer in inputs.items()})
+        shapes = {name: buffer.shape for name, buffer in inputs.items()}
+        context = self._shaped(shapes, managed=scratch is not None)
         for name, buffer in outputs.items():
             shape = sizes(context.get_tensor_shape(name))
             if shape != buffer.shape:
                 raise InputError(f"output {name!r} of {self.name} has shape {shape}, not {buffer.shape}")
         for name, buffer in {**inputs, **outputs}.items():
             self._do(context.set_tensor_address(name, buffer.address), f"setting the address of {name!r}")
+        if scratch is not None:
+            size_bytes = context.update_device_memory_size_for_shapes()
+            context.set_device_memory(scratch(size_bytes), size_bytes)
         return BoundEngine(self, context)
 
     def output_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -175,28 +188,23 @@ class TensorRTSession:
         """
         self._open()
         self.check(shapes)
-        context = self._shaped(shapes)
+        context = self._shaped(shapes, managed=True)
         return {name: sizes(context.get_tensor_shape(name)) for name in self.outputs}
 
-    def _shaped(self, shapes: Mapping[str, Shape]) -> trt.IExecutionContext:
-        """A context that has been told the shapes of its inputs."""
-        context = self._make_context()
+    def _shaped(self, shapes: Mapping[str, Shape], *, managed: bool) -> trt.IExecutionContext:
+        """A context that knows the shapes of its inputs. managed: its scratch memory comes from us."""
+        config: Any = self._config
+        strategy = self._module.ExecutionContextAllocationStrategy
+        config.set_execution_context_allocation_strategy(
+            strategy.USER_MANAGED if managed else strategy.STATIC
+        )
+        made = self._open().create_execution_context(config)
+        context: trt.IExecutionContext = check(made, f"a context for {self.name}", self._messages)
         for name, shape in shapes.items():
             self._do(context.set_input_shape(name, shape), f"setting the shape of {name!r}")
         missing = context.infer_shapes()
         if missing:
             raise EngineError(f"{self.name}: the shapes of {', '.join(missing)} are still open")
-        return context
-
-    def _make_context(self) -> trt.IExecutionContext:
-        made: Any
-        if self._config is None:
-            engine: trt.ICudaEngine = self._open()
-            made = engine.create_execution_context()
-        else:
-            engine_rtx: rtx.ICudaEngine = self._open()
-            made = engine_rtx.create_execution_context(self._config)
-        context: trt.IExecutionContext = check(made, f"a context for {self.name}", self._messages)
         return context
 
     def _do(self, value: bool, what: str) -> None:

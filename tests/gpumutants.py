@@ -18,9 +18,9 @@ from driffusion_trt.runtime._resources import Event, GraphExec, Stream
 from driffusion_trt.runtime.cuda import CudaLanes
 from driffusion_trt.runtime.gpu_links import LaneLink, WorkerLink
 from driffusion_trt.runtime.gpu_picture import Picture
+from driffusion_trt.runtime.gpu_request import Request, Worker
 from driffusion_trt.runtime.gpu_rounds import Compiled, Compiler
 from driffusion_trt.runtime.gpu_slots import Slots
-from driffusion_trt.runtime.gpu_worker import Request, Worker
 from driffusion_trt.runtime.kernels import Kernels, Launch, Target
 
 COPIES = ("copy_to_device", "copy_to_host", "copy", "copy_peer", "fill")
@@ -58,7 +58,7 @@ class Steps:
         return name == self.omit
 
     def _worker(self, worker: Worker) -> str:
-        return f"worker {self.lanes._workers.index(worker)}"
+        return f"worker {self.lanes._team.workers.index(worker)}"
 
     def _enter_round(self, picture: Picture, number: int, item: Compiled) -> None:
         self._round = number + 1
@@ -99,7 +99,7 @@ class Steps:
                 original(event, stream)
 
         def wait(original: Any, stream: Stream, event: Event) -> None:
-            on = [self._worker(worker) for worker in self.lanes._workers if worker.stream is stream]
+            on = [self._worker(worker) for worker in self.lanes._team.workers if worker.stream is stream]
             if not self._left_out(f"{on[0] if on else 'the lead'} waits for {names[id(event)]}"):
                 original(stream, event)
 
@@ -144,7 +144,7 @@ class Steps:
                 original(launch, stream)
 
         def graph(original: Any, graph: GraphExec, stream: Stream) -> None:
-            on = [self._worker(worker) for worker in self.lanes._workers if worker.stream is stream]
+            on = [self._worker(worker) for worker in self.lanes._team.workers if worker.stream is stream]
             if not self._left_out(f"{on[0]}: predict"):
                 original(graph, stream)
 

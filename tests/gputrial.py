@@ -104,7 +104,7 @@ def late_copies(simulator: cudasim.Simulator, stream: Stream | None) -> Iterator
 def spoil(lanes: CudaLanes) -> None:
     """No buffer of the lanes holds anything that is right, nor finite: nothing stale can pass for new."""
     owners: list[Owner] = []
-    for picture in lanes._pictures.values():
+    for picture in lanes._team._pictures.values():
         owners += [*picture._owners, *picture.slots._memory]
         for link in picture.lane_links.values():
             owners += link._owners
@@ -176,16 +176,16 @@ class Trial:
         if grown["violation"] or made == "error":
             self._lanes = None  # a device is lost
         else:
-            for stream in (lanes._lead.stream, *(worker.stream for worker in lanes._workers)):
+            for stream in (lanes._team.lead.stream, *(worker.stream for worker in lanes._team.workers)):
                 stream.device.make_current()
                 stream.synchronize()
         return next(iter(grown), made)
 
     @staticmethod
     def _held(lanes: CudaLanes, omit: str) -> Stream:
-        assert lanes._lead is not None
+        assert lanes._team.lead is not None
         worker = re.search(r"worker (\d)'s report", omit)
-        return lanes._workers[int(worker[1])].stream if worker else lanes._lead.stream
+        return lanes._team.workers[int(worker[1])].stream if worker else lanes._team.lead.stream
 
     def _make(self, lanes: CudaLanes, asked: Asked) -> str:
         text, empty = (normal(asked.seed + k, asked.pictures, tiny.LENGTH, tiny.WIDTH) for k in (1, 2))

@@ -48,6 +48,11 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
     EAGER = 1
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
+    USER_MANAGED = 2
+
+
 class DataType(enum.Enum):
     FLOAT = 0
     HALF = 1
@@ -80,6 +85,12 @@ class IRuntimeConfig:
 
     def __init__(self) -> None:
         self.cache: IRuntimeCache | None = None
+        self.strategy = ExecutionContextAllocationStrategy.STATIC
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> None:
+        self.strategy = strategy
 
     def create_runtime_cache(self) -> IRuntimeCache:
         return IRuntimeCache()
@@ -144,12 +155,14 @@ class ICudaEngine:
         if "context" in self.odd:
             self.logger.log(ILogger.Severity.ERROR, "Out of memory")
             return None
-        return IExecutionContext(self)
+        managed = ExecutionContextAllocationStrategy.USER_MANAGED
+        return IExecutionContext(self, runtime_config is not None and runtime_config.strategy == managed)
 
 
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine) -> None:
-        self.engine = engine
+    def __init__(self, engine: ICudaEngine, needs_memory: bool) -> None:
+        self.engine, self.needs_memory = engine, needs_memory
+        self.memory: tuple[int, int] | None = None  # address and bytes
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.streams: list[int] = []
@@ -181,16 +194,28 @@ class IExecutionContext:
         self.addresses[name] = memory
         return True
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        """As much as all inputs of float32 take."""
+        return sum(4 * int(np.prod(shape)) for shape in self.shapes.values())
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0 and size >= self.update_device_memory_size_for_shapes()
+        self.memory = memory, size
+
     def execute_async_v3(self, stream_handle: int) -> bool:
         self.streams.append(stream_handle)
         if "run" in self.engine.odd:
             self.engine.logger.log(ILogger.Severity.ERROR, "an illegal memory access was encountered")
+            return False
+        if self.needs_memory and self.memory is None:
+            self.engine.logger.log(ILogger.Severity.ERROR, "no device memory was set")
             return False
         if on_stream is None:
             self._run()
             return True
         inputs = [self._range(name, shape) for name, shape in self.shapes.items()]
         outputs = [self._range(name, self.get_tensor_shape(name)) for name in self.engine.session.outputs]
+        outputs += [self.memory] if self.memory else []
         status = on_stream(stream_handle, self._run, reads=inputs, writes=outputs, label="engine")
         if status:
             self.engine.logger.log(ILogger.Severity.ERROR, f"CUDA error {status}")
@@ -203,6 +228,8 @@ class IExecutionContext:
         }
         for name, value in session.run(inputs).items():
             self._array(name, value.shape, value.dtype)[...] = value * self.engine.odd.get("factor", 1)
+        if self.memory:
+            ctypes.memset(self.memory[0], 0xA5, self.memory[1])  # what lies there in the end is of no use
 
     def _range(self, name: str, shape: Sequence[int]) -> tuple[int, int]:
         """Address and bytes of a tensor."""

@@ -17,14 +17,16 @@ enum Kind : unsigned char { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
 
 // A message is what one peer copy takes to a lane: this header, then its drafts, float32.
 constexpr int MESSAGE_HEADER_BYTES = 256;
-constexpr int MESSAGE_TIMESTEPS = 32;       // float32, from byte 0 on, one for each draft
-constexpr int MESSAGE_ROUND_OFFSET = 252;   // int32
+constexpr int MESSAGE_TIMESTEPS = 32;         // float32, from byte 0 on, one for each draft
+constexpr int MESSAGE_GUIDANCE_OFFSET = 248;  // float32
+constexpr int MESSAGE_ROUND_OFFSET = 252;     // int32
 
 // Rows that are linear forms of columns: row r = sum over c of coefficients[c][r] * column c.
 struct Forms {
     Address columns[MAX_COLUMNS];
     Address conditional[MAX_COLUMNS];  // not 0: column c is guided, and columns[c] is its unconditional half
     Address per_picture;               // float32 (batch, rows, columns) in place of coefficients, or 0
+    Address guidance_at;               // float32 in place of guidance, or 0
     long long elements;                // of one picture
     float coefficients[MAX_COLUMNS][MAX_ROWS];
     float guidance;
@@ -39,7 +41,7 @@ struct Forms {
 struct LinearArguments {
     Forms forms;
     Address targets[MAX_ROWS];
-    Address messages[MAX_ROWS];  // header that gets the row's timestep and the round, or 0
+    Address messages[MAX_ROWS];  // header that gets the row's timestep, guidance and the round, or 0
     float timesteps[MAX_ROWS];
     int round;
     unsigned char kinds[MAX_ROWS];

@@ -26,6 +26,7 @@ static void ranges(const Forms &forms, const Reporter &report) {
         any = true;
         report.reads(forms.columns[c], count * size_of(forms.kinds[c]));
         if (forms.conditional[c]) report.reads(forms.conditional[c], count * size_of(forms.kinds[c]));
+        if (forms.conditional[c] && forms.guidance_at) report.reads(forms.guidance_at, 4);
     }
     if (forms.per_picture && any)
         report.reads(forms.per_picture, 4LL * forms.batch * forms.rows * forms.column_count);
@@ -37,6 +38,7 @@ static void ranges(const LinearArguments &a, const Reporter &report) {
         report.writes(a.targets[r], a.forms.batch * a.forms.elements * size_of(a.kinds[r]));
         if (a.messages[r] == 0) continue;
         report.writes(a.messages[r] + 4 * a.slots[r], 4);
+        report.writes(a.messages[r] + MESSAGE_GUIDANCE_OFFSET, 4);
         report.writes(a.messages[r] + MESSAGE_ROUND_OFFSET, 4);
     }
 }

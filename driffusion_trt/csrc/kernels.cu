@@ -31,6 +31,7 @@ extern "C" __global__ void __launch_bounds__(128) linear(const __grid_constant__
         for (int r = 0; r < forms.rows; ++r) {
             if (a.messages[r] == 0) continue;
             object<float>(a.messages[r] + 4 * a.slots[r]) = a.timesteps[r];
+            object<float>(a.messages[r] + MESSAGE_GUIDANCE_OFFSET) = forms.guidance;
             object<int>(a.messages[r] + MESSAGE_ROUND_OFFSET) = a.round;
         }
     }

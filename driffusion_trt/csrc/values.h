@@ -81,9 +81,10 @@ DEVICE void load_column(float (&values)[4], const Forms &forms, int c, long long
     if (forms.conditional[c] == 0) return;
     float guided[4];
     load(guided, forms.conditional[c], forms.kinds[c], at, width, forms.aligned);
+    const float guidance = forms.guidance_at ? object<const float>(forms.guidance_at) : forms.guidance;
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-        values[e] = __fadd_rn(__fmul_rn(__fsub_rn(guided[e], values[e]), forms.guidance), values[e]);
+        values[e] = __fadd_rn(__fmul_rn(__fsub_rn(guided[e], values[e]), guidance), values[e]);
 }
 
 // The rows of one group of a picture, to the bit what Table.apply of sampling/tables.py computes:

@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A row's result. With a message, its header's timestep `slot` and round are written too."""
+    """A row's result. With a message, its header is written too: timestep `slot`, guidance and round."""
 
     address: int
     dtype: Dtype = "float32"
@@ -65,6 +65,7 @@ class Forms(ctypes.Structure):
         ("columns", ctypes.c_uint64 * MAX_COLUMNS),
         ("conditional", ctypes.c_uint64 * MAX_COLUMNS),
         ("per_picture", ctypes.c_uint64),
+        ("guidance_at", ctypes.c_uint64),
         ("elements", ctypes.c_int64),
         ("coefficients", ctypes.c_float * MAX_ROWS * MAX_COLUMNS),
         ("guidance", ctypes.c_float),

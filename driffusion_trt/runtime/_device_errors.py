@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._errors import DeviceError
+from .._errors import DeviceError, EngineError
 
-__all__ = ["LOST", "NO_DRIVER", "device_error"]
+__all__ = ["LOST", "NO_DRIVER", "device_error", "short_of_memory"]
 
 NO_DRIVER = (
     "no NVIDIA driver was found; install the one for this GPU (it must support CUDA 13), or run on the "
@@ -63,3 +63,11 @@ def device_error(status: Any, call: str, device: str | None, words: str) -> Devi
     says = f": {words}" if words else ""
     where = f" on {device}" if device else ""
     return DeviceError(f"{call}{where} failed with {code}{says}; {_ADVICE.get(code, _DOCTOR)}", code)
+
+
+def short_of_memory(error: BaseException | None) -> bool:
+    """Whether a device had no room: less may do, and the device is as good as it was."""
+    if isinstance(error, DeviceError):
+        return error.code == "CUDA_ERROR_OUT_OF_MEMORY"
+    # TensorRT says it in words only.
+    return isinstance(error, EngineError) and "out of memory" in str(error).lower()

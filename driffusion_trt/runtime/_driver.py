@@ -107,8 +107,8 @@ def driver_version() -> tuple[int, int]:
 class Device(Owner):
     """A GPU and its primary context, which other CUDA code of the process shares (TensorRT does).
 
-    `lost` is for whoever saw the device hang: what is on it is then given up without a
-    driver call, since those would wait for ever.
+    `broken` is for whoever saw it fail: it gets no new work. `lost` is for whoever saw it hang:
+    what is on it is then given up without a driver call, since those would wait for ever.
     """
 
     def __init__(self, ordinal: int) -> None:
@@ -132,8 +132,13 @@ class Device(Owner):
             self.attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
         )
         self.context = check(api.cuDevicePrimaryCtxRetain(self.handle), "cuDevicePrimaryCtxRetain", self)
-        self.lost = False
+        self.broken = self.lost = False
         super().__init__()
+
+    @property
+    def usable(self) -> bool:
+        """Whether nobody saw it fail or hang."""
+        return not (self.broken or self.lost)
 
     def attribute(self, kind: Any) -> int:
         """One of CUdevice_attribute."""

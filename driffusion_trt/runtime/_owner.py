@@ -40,6 +40,11 @@ class Owner:
         """Whether `close` was called."""
         return self._closed
 
+    @property
+    def in_use(self) -> bool:
+        """Whether something made from it is not closed yet."""
+        return self._users > 0
+
     def check_open(self) -> None:
         """Raises InputError after `close`."""
         if self._closed:

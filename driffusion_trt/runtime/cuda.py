@@ -9,40 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import DeviceError, InputError, LaneError
-from ..engines.trt_session import TensorRTSession
+from .._errors import DeviceError, DriffusionError, InputError, LaneError
 from ..sampling.plan import Plan
 from ._driver import Device
-from ._resources import Module, Stream
-from .gpu_aside import Aside
+from ._resources import Module
+from .gpu_aside import Asides
 from .gpu_job import CudaJob
 from .gpu_links import Lane
-from .gpu_picture import Lead, Picture, WorkerFailed, blame
-from .gpu_worker import Conditioning, Form, Worker
+from .gpu_picture import Picture, WorkerFailed
+from .gpu_request import Conditioning, Form
+from .gpu_team import Engine, Team, TeamOptions
 from .kernels import Kernels, find_kernels
-from .peers import can_use, check_peers
+from .peers import direct_pairs
 
 __all__ = ["CudaLanes", "Engine"]
 
 Float32 = NDArray[np.float32]
 _PICTURES_KEPT = _FORMS_KEPT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A denoiser loaded onto a device."""
-
-    device: Device
-    session: TensorRTSession
+_LEFT_OUT_S = 60.0  # for which a device without enough memory is not asked for the same again
 
 
 class CudaLanes:
@@ -71,7 +63,7 @@ class CudaLanes:
             split_guidance: predict with and without the prompt on two devices, not in one batch.
             graphs: launch captured CUDA graphs; an engine that cannot be captured goes without.
             peer_copies: copy from device to device where that works; else through the host.
-            deadline_s: a picture that takes longer has a device that hangs.
+            deadline_s: a device hangs where nothing of a picture gets done for so long.
             image: gives the kernels' machine code, by default that of the package.
 
         Raises:
@@ -83,62 +75,40 @@ class CudaLanes:
                 f"{len(engines)} engines were given; "
                 + ("split guidance needs two for each lane" if engines else "lanes need one at least")
             )
-        self.graphs, self.deadline_s = graphs, deadline_s
-        self._split, self._latents = split_guidance, latents
-        self._engines = list(engines)
+        self.deadline_s = deadline_s
+        self._options = TeamOptions(latents, graphs, deadline_s, self._through_host)
+        self._engines, self._split = list(engines), split_guidance
         self._lock = threading.Lock()
         self._user = 0  # the thread whose turn it is
         self._closed = False
-        self._aside: list[Aside] = []
-        self._pictures: OrderedDict[object, Picture] = OrderedDict()
-        self._workers: list[Worker] = []
-        self._lead: Lead | None = None
+        self._asides = Asides()
+        self._team: Team | None = None
+        self._left_out: tuple[Form, float] | None = None  # of what request, and until when
         find = image or (lambda device: find_kernels(device.compute_capability))
         devices = list(dict.fromkeys(engine.device for engine in engines))
         with contextlib.ExitStack() as stack:
             self._modules = {device: stack.enter_context(Module(device, find(device))) for device in devices}
             self._kernels = {device: Kernels(module) for device, module in self._modules.items()}
-            self._direct = self._tried(devices) if peer_copies else set()
+            self._direct = direct_pairs(devices) if peer_copies else set()
             stack.callback(self._give_back)
             try:
-                self._start()
+                self._start(self._engines)
             except WorkerFailed as error:
                 raise DeviceError(str(error)) from error
             stack.pop_all()
 
-    def _tried(self, devices: Sequence[Device]) -> set[tuple[int, int]]:
-        """Pairs of devices whose copies brought every byte, in both directions."""
-        links = check_peers(devices) if len(devices) > 1 else {}
-        if any(device.lost for device in devices):
-            raise DeviceError(next(link.problem for link in links.values() if link.problem))
-        good = {pair for pair, link in links.items() if can_use(link)}
-        return {(one, other) for one, other in good if (other, one) in good}
-
-    def _start(self) -> None:
-        """New streams for the lead and for all engines there are. Raises WorkerFailed."""
-        lead = self._engines[0].device
-        with blame(lead):
-            self._lead = Lead(lead, Stream(lead), self._kernels[lead])
-        for engine in self._engines:
-            device = engine.device
-            with blame(device):
-                self._workers.append(
-                    Worker(
-                        device,
-                        engine.session,
-                        self._kernels[device],
-                        self._latents,
-                        graphs=self.graphs,
-                        deadline_s=self.deadline_s,
-                    )
-                )
+    def _start(self, engines: Sequence[Engine]) -> None:
+        """Set aside what there is, and begin anew with these. Raises WorkerFailed."""
+        self._set_aside()
+        split = self._split and len(engines) > 1
+        if engines:
+            even = engines[: len(engines) // 2 * 2] if split else engines
+            self._team = Team(even, self._kernels, self._options, split=split)
 
     @property
     def lanes(self) -> list[Lane]:
         """The devices of each lane that can be used; two where guidance is split."""
-        if not self._split:
-            return [(worker,) for worker in self._workers]
-        return list(zip(self._workers[::2], self._workers[1::2], strict=False))
+        return self._team.lanes if self._team is not None else []
 
     def __len__(self) -> int:
         return len(self.lanes)
@@ -146,13 +116,14 @@ class CudaLanes:
     @property
     def without_graphs(self) -> dict[str, str]:
         """Devices that go without graphs though they were asked for, and why."""
-        return {
-            worker.device.title: worker.without_graphs for worker in self._workers if worker.without_graphs
-        }
+        workers = self._team.workers if self._team is not None else []
+        return {worker.device.title: worker.without_graphs for worker in workers if worker.without_graphs}
 
     def is_staged(self, device: Device) -> bool:
         """Whether copies between the lead and this device go through the host."""
-        lead = self._engines[0].device
+        return self._team is not None and self._team.is_staged(device)
+
+    def _through_host(self, lead: Device, device: Device) -> bool:
         return device is not lead and (lead.ordinal, device.ordinal) not in self._direct
 
     def job(
@@ -191,10 +162,10 @@ class CudaLanes:
         with self._lock:
             self.check_open()
             # Networks beside the lanes, on the same devices, may have seen one fail.
-            lost = [engine.device for engine in self._engines if engine.device.lost]
-            if lost:
-                self.lose(lost)
-                names = " and ".join(dict.fromkeys(device.title for device in lost))
+            failed = [engine.device for engine in self._engines if not engine.device.usable]
+            if failed:
+                self._lose(failed)
+                names = " and ".join(dict.fromkeys(device.title for device in failed))
                 raise LaneError(f"{names} failed", lanes_left=len(self))
             self._user = threading.get_ident()
             try:
@@ -206,67 +177,93 @@ class CudaLanes:
 
     def picture(self, plan: Plan, form: Form) -> Picture:
         """The plan compiled for this form; those used last are kept. Raises WorkerFailed."""
-        key = id(plan), form
-        if key not in self._pictures:
-            self._clear_up(_PICTURES_KEPT - 1, _FORMS_KEPT)
-            try:
-                self._pictures[key] = self._make(plan, form)
-            except WorkerFailed as error:
-                if any(device.lost for device in error.devices):
-                    raise
-                # It may be the memory that the others hold which is wanting.
-                self._clear_up(0, 0)
-                self._pictures[key] = self._make(plan, form)
-        self._pictures.move_to_end(key)
-        return self._pictures[key]
-
-    def _make(self, plan: Plan, form: Form) -> Picture:
-        assert self._lead is not None
-        made = Picture(self._lead, self.lanes, plan, form, self.is_staged)
+        self._bring_back(form)
+        self.check_open()
+        assert self._team is not None
+        found = self._team.find(plan, form)
+        if found is not None:
+            return found
+        self._clear_up(_PICTURES_KEPT - 1, _FORMS_KEPT)
         try:
-            made.make()
+            return self._compile(plan, form)
+        except WorkerFailed as error:
+            if any(device.lost for device in error.devices):
+                raise
+            # It may be the memory that the others hold which is wanting.
+            self._clear_up(0, 0)
+            return self._compile(plan, form)
+
+    def _compile(self, plan: Plan, form: Form) -> Picture:
+        assert self._team is not None
+        try:
+            return self._team.compile(plan, form)
         except BaseException:
-            self._discard(made)
+            self._asides.discard(self._team.remove(plan, form))
             raise
-        return made
+
+    def make_room(self) -> None:
+        """Give back all memory that is kept for further pictures, for others on the same devices.
+
+        Raises LaneError as `turn` does.
+        """
+        with self.turn():
+            self._clear_up(0, 0)
 
     def _clear_up(self, pictures: int, forms: int) -> None:
         """Make room for a new picture: keep so many, and so many forms of requests."""
-        if any(aside.busy() for aside in self._aside):
-            return  # giving memory back waits for all that its device has to do, for ever perhaps
-        while self._aside:
-            self._aside.pop().close()
-        while len(self._pictures) > pictures:
-            self._pictures.popitem(last=False)[1].close()
-        used = {request for picture in self._pictures.values() for request in picture.requests()}
-        for worker in self._workers:
-            worker.trim(used, forms)
+        if self._asides.clear() and self._team is not None:
+            self._team.trim(pictures, forms)
 
-    def _discard(self, picture: Picture) -> None:
-        if self._aside:
-            self._aside[-1].pictures.append(picture)
-        else:
-            picture.close()
+    def failed(self, error: WorkerFailed, plan: Plan, form: Form) -> DriffusionError:
+        """Go on after a failure of this plan, without the devices if need be; returns what to raise."""
+        if not error.short_of_memory:
+            self._lose(error.devices)
+            text = str(error) if len(self) else f"{error}; no lane is left"
+            return LaneError(text, lanes_left=len(self))
+        lanes = len(self)
+        if plan.lanes > lanes:  # several drafts on one device; fewer may fit
+            self._start_or_lose(self._in_use())
+            return LaneError(str(error), lanes_left=len(self))
+        left = [engine for engine in self._in_use() if engine.device not in error.devices]
+        self._left_out = (form, time.monotonic() + _LEFT_OUT_S) if left else None
+        self._start_or_lose(left or self._engines)
+        if left:
+            return LaneError(str(error), lanes_left=len(self))
+        return DeviceError(f"no GPU has room for this request: {error}", "CUDA_ERROR_OUT_OF_MEMORY")
 
-    def lose(self, failed: Sequence[Device]) -> None:
+    def _in_use(self) -> list[Engine]:
+        devices = {worker.device for worker in self._team.workers} if self._team is not None else set()
+        return [engine for engine in self._engines if engine.device in devices]
+
+    def _bring_back(self, form: Form) -> None:
+        """Use the devices again that had no room for another form of request, or had none long ago."""
+        if self._left_out is None:
+            return
+        other, until = self._left_out
+        if form != other or time.monotonic() >= until:
+            self._left_out = None
+            self._start_or_lose(self._engines)
+
+    def _lose(self, failed: Sequence[Device]) -> None:
         """Go on without some devices. What they were to do is given up with all that waits for it."""
-        while failed:
-            self._set_aside()
-            left = [engine for engine in self._engines if engine.device not in failed]
-            self._engines = left[: len(left) // 2 * 2] if self._split and len(left) > 1 else left
-            self._split = self._split and len(left) > 1
-            failed = ()
+        for device in failed:
+            device.broken = True
+        self._start_or_lose(self._engines)
+
+    def _start_or_lose(self, engines: Sequence[Engine]) -> None:
+        """Begin anew with those of the engines that can be used."""
+        while True:
+            self._engines = [engine for engine in self._engines if engine.device.usable]
             try:
-                if self._engines:
-                    self._start()
+                return self._start([engine for engine in engines if engine.device.usable])
             except WorkerFailed as error:
-                failed = error.devices
+                for device in error.devices:
+                    device.broken = True
 
     def _set_aside(self) -> None:
-        streams = [self._lead.stream] if self._lead is not None else []
-        self._aside.append(Aside(self._workers, list(self._pictures.values()), streams, self.deadline_s))
-        self._workers, self._lead = [], None
-        self._pictures.clear()
+        if self._team is not None:
+            self._asides.add(self._team.set_aside())
+        self._team = None
 
     def close(self) -> None:
         """Let a picture under way end, then give everything back; a second call does nothing.
@@ -282,11 +279,7 @@ class CudaLanes:
 
     def _give_back(self) -> None:
         self._set_aside()
-        busy = {device for aside in self._aside for device in aside.wait()}
-        for device in busy:
-            device.lost = True
-        while self._aside:
-            self._aside.pop().close()
+        self._asides.end()
         for module in self._modules.values():
             with contextlib.suppress(DeviceError):
                 module.close()

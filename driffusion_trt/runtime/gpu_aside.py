@@ -11,7 +11,7 @@ from ._resources import Stream
 from .gpu_picture import Picture
 from .gpu_worker import Worker
 
-__all__ = ["Aside"]
+__all__ = ["Aside", "Asides"]
 
 _PATIENCE_S = 10.0  # for what is unfinished on other devices when the lanes are closed
 
@@ -45,6 +45,41 @@ class Aside:
         for stream in self._lead:
             with contextlib.suppress(DeviceError):
                 stream.close()
+
+
+class Asides:
+    """All that was set aside and is not given back yet."""
+
+    def __init__(self) -> None:
+        self._kept: list[Aside] = []
+
+    def add(self, aside: Aside) -> None:
+        self._kept.append(aside)
+
+    def discard(self, picture: Picture) -> None:
+        """Close a picture that nobody uses: now, or where a device may be busy, with the rest."""
+        if self._kept:
+            self._kept[-1].pictures.append(picture)
+        else:
+            picture.close()
+
+    def clear(self) -> bool:
+        """Give it all back, but nothing while a device is busy: the driver would wait, for ever perhaps.
+
+        Returns whether all of it is gone.
+        """
+        if any(aside.busy() for aside in self._kept):
+            return False
+        while self._kept:
+            self._kept.pop().close()
+        return True
+
+    def end(self) -> None:
+        """Give it all back, after some patience; what a device that hangs holds up stays."""
+        for device in {device for aside in self._kept for device in aside.wait()}:
+            device.lost = True
+        while self._kept:
+            self._kept.pop().close()
 
 
 def _at_rest(stream: Stream) -> bool:

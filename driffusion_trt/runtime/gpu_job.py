@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import InputError, LaneError
+from .._errors import InputError
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone
 from .gpu_links import requested
 from .gpu_picture import WorkerFailed
+from .gpu_request import Conditioning, Form
 from .gpu_run import run_picture
-from .gpu_worker import Conditioning, Form
 
 if TYPE_CHECKING:
     from .cuda import CudaLanes
@@ -68,7 +68,7 @@ class CudaJob:
 
     def _form(self, shape: tuple[int, ...]) -> Form:
         inputs = tuple(sorted((name, value.shape[1:]) for name, value in self._branches[0].items()))
-        return Form(1, self.batch, shape, 1, self.guidance_scale, inputs)
+        return Form(1, self.batch, shape, len(self._branches), inputs)
 
     def sample(
         self,
@@ -83,8 +83,9 @@ class CudaJob:
 
         Raises:
             InputError: the engines' plans were not built for this size.
-            LaneError: a device failed or did not answer; it is not used again, and `lanes_left` says
-                whether the call can be made again without it.
+            LaneError: a device failed or did not answer, and is not used again, or has no room for this
+                request; `lanes_left` says with how many lanes the call can be made again.
+            DeviceError: no device has room for this request; all can be used on.
             NonFiniteError: a prediction was not finite.
         """
         lanes = self._lanes
@@ -98,12 +99,16 @@ class CudaJob:
             try:
                 picture = lanes.picture(plan, form)
                 return run_picture(
-                    picture, noise, streams, self._branches, deadline_s=lanes.deadline_s, on_round=on_round
+                    picture,
+                    noise,
+                    streams,
+                    self._branches,
+                    self.guidance_scale,
+                    deadline_s=lanes.deadline_s,
+                    on_round=on_round,
                 )
             except WorkerFailed as error:
-                lanes.lose(error.devices)
-                text = str(error) if len(lanes) else f"{error}; no lane is left"
-                raise LaneError(text, lanes_left=len(lanes)) from error
+                raise lanes.failed(error, plan, form) from error
 
 
 def _named(conditioning: Float32 | Mapping[str, Float32]) -> Conditioning:

@@ -12,7 +12,8 @@ from .._errors import DeviceError
 from ._driver import Device
 from ._owner import Owner
 from ._resources import DeviceMemory, PinnedMemory, Stream
-from .gpu_worker import Form, Request, Worker
+from .gpu_request import Form, Request
+from .gpu_worker import Worker
 
 __all__ = ["Lane", "LaneLink", "WorkerLink", "requested"]
 
@@ -22,13 +23,11 @@ Lane = tuple[Worker, ...]  # one device with all branches, or one for each branc
 def requested(lane: Lane, form: Form, drafts: int) -> tuple[Lane, Form]:
     """The workers of a lane that are needed, and what each is asked for.
 
-    form: has the guidance scale that is wanted in the end, wherever the branches are combined.
+    form: has the branches that are wanted in the end, wherever they are combined.
     """
-    if form.guidance_scale == 1:
-        lane = lane[:1]  # there is one branch only
-    here = len(lane) == 1 and form.guidance_scale != 1
-    scale = form.guidance_scale if here else 1.0
-    return lane, replace(form, drafts=drafts, branches=2 if here else 1, guidance_scale=scale)
+    lane = lane[: form.branches]
+    branches = form.branches if len(lane) == 1 else 1
+    return lane, replace(form, drafts=drafts, branches=branches)
 
 
 class WorkerLink:

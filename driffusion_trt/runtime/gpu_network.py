@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from .._errors import DeviceError, EngineError, InputError, LaneError
 from ..engines.session import DeviceBuffer
 from ..engines.trt_session import BoundEngine, TensorRTSession
+from ._device_errors import short_of_memory
 from ._driver import Device
 from ._owner import Owner
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
+from .gpu_scratch import Scratch
+from .gpu_sessions import close_session, keep_for_ever
 
 __all__ = ["FirstOf", "GpuNetwork"]
 
@@ -32,6 +35,7 @@ class GpuNetwork:
         self.device, self.session, self._deadline_s = device, session, deadline_s
         self.inputs, self.outputs = session.inputs, session.outputs
         self._stream = Stream(device)
+        self._scratch = Scratch(device)
         self._done = Event(device, blocking=True)
         self._forms: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], _Form] = OrderedDict()
         self._lock = threading.Lock()
@@ -64,21 +68,32 @@ class GpuNetwork:
     def _form(self, shapes: Mapping[str, tuple[int, ...]]) -> _Form:
         key = tuple(sorted(shapes.items()))
         if key not in self._forms:
-            while len(self._forms) >= _FORMS_KEPT:
-                self._forms.popitem(last=False)[1].close()
-            self._forms[key] = _Form(self.device, self.session, shapes)
+            self._keep(_FORMS_KEPT - 1)
+            try:
+                self._forms[key] = self._make(shapes)
+            except (DeviceError, EngineError) as error:
+                if not short_of_memory(error):
+                    raise
+                self._keep(0)
+                self._forms[key] = self._make(shapes)
         self._forms.move_to_end(key)
         return self._forms[key]
+
+    def _make(self, shapes: Mapping[str, tuple[int, ...]]) -> _Form:
+        return _Form(self.device, self.session, self._scratch, shapes)
+
+    def _keep(self, forms: int) -> None:
+        while len(self._forms) > forms:
+            self._forms.popitem(last=False)[1].close()
 
     def close(self) -> None:
         """Give buffers and session back; a second call does nothing."""
         with self._lock:
-            while self._forms:
-                self._forms.popitem()[1].close()
+            self._keep(0)
             for owner in (self._done, self._stream):
                 with contextlib.suppress(DeviceError):  # a broken device takes nothing back
                     owner.close()
-            self.session.close()
+            close_session(self.device, self.session)
 
 
 class FirstOf:
@@ -90,27 +105,37 @@ class FirstOf:
         Raises whatever loading raises.
         """
         self._choices = list(choices)
+        self.make_room: Callable[[], None] | None = (
+            None  # has others give memory back that they can do without
+        )
         self._lock = threading.Lock()
         self._made = [self._choices[0][1]()]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """As `GpuNetwork.run`; raises LaneError where no device is left."""
+        make_room = self.make_room
         while True:
             with self._lock:
                 network = self._here()
             try:
                 return network.run(inputs)
             except (DeviceError, EngineError, LaneError) as error:
+                if short_of_memory(error):
+                    if make_room is None:
+                        raise
+                    make_room()
+                    make_room = None
+                    continue
                 # TensorRT fails on a broken device too, but also for reasons of its own.
                 if isinstance(error, EngineError) and _works(network.device):
                     raise
-                network.device.lost = True
-                if all(device.lost for device, _ in self._choices):
+                network.device.broken = True
+                if not any(device.usable for device, _ in self._choices):
                     raise
 
     def _here(self) -> GpuNetwork:
-        if self._made[-1].device.lost:
-            left = [load for device, load in self._choices if not device.lost]
+        if not self._made[-1].device.usable:
+            left = [load for device, load in self._choices if device.usable]
             if not left:
                 raise LaneError(
                     "every device has failed; load the pipeline again, or see driffusion-trt doctor"
@@ -143,10 +168,15 @@ class _Form:
     """Buffers for inputs of certain shapes, on the device and pinned."""
 
     def __init__(
-        self, device: Device, session: TensorRTSession, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        device: Device,
+        session: TensorRTSession,
+        scratch: Scratch,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         self._owners: list[Owner] = []
-        self._device = device
+        self._device, self._scratch = device, scratch
+        self._bound: BoundEngine | None = None
         self._pinned: dict[str, PinnedMemory] = {}
         try:
             outputs = session.output_shapes(shapes)
@@ -156,7 +186,7 @@ class _Form:
             self._outputs = {
                 name: self._make(name, s, session.outputs[name].dtype) for name, s in outputs.items()
             }
-            self._bound: BoundEngine | None = session.bind(self._inputs, self._outputs)
+            self._bound = session.bind(self._inputs, self._outputs, self._lend)
         except BaseException:
             self.close()
             raise
@@ -168,6 +198,11 @@ class _Form:
         self._pinned[name] = PinnedMemory(self._device, size_bytes)
         self._owners.append(self._pinned[name])
         return DeviceBuffer(memory.address, shape, dtype)
+
+    def _lend(self, size_bytes: int) -> int:
+        loan = self._scratch.lend(size_bytes)
+        self._owners.append(loan)
+        return loan.address
 
     def _array(self, name: str, buffer: DeviceBuffer) -> Array:
         return self._pinned[name].array(buffer.dtype, buffer.shape)
@@ -185,6 +220,8 @@ class _Form:
         return {name: np.array(self._array(name, buffer)) for name, buffer in self._outputs.items()}
 
     def close(self) -> None:
+        if self._device.lost:
+            keep_for_ever(self._bound)
         self._bound = None
         while self._owners:
             with contextlib.suppress(DeviceError):

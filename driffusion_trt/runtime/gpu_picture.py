@@ -14,13 +14,15 @@ from .._errors import DeviceError, EngineError, LaneError
 from ..sampling.plan import Plan
 from ..sampling.skip import draws_noise
 from ..sampling.tables import Column
+from ._device_errors import short_of_memory
 from ._driver import Device
 from ._owner import Owner
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
 from .gpu_links import Lane, LaneLink, requested
+from .gpu_request import Conditioning, Form, Request
 from .gpu_rounds import Compiled, Compiler
 from .gpu_slots import Slots
-from .gpu_worker import Conditioning, Form, Request, Worker
+from .gpu_worker import Worker
 from .kernels import Kernels, gram_partials_bytes
 
 __all__ = ["Lead", "Picture", "WorkerFailed"]
@@ -35,6 +37,11 @@ class WorkerFailed(LaneError):
     def __init__(self, message: str, devices: Sequence[Device]) -> None:
         super().__init__(message)
         self.devices = tuple(devices)
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether there was no room on the device, and nothing else was wrong."""
+        return short_of_memory(self.__cause__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class Picture:
         self._owners: list[Owner] = []
         self.lane_links: dict[tuple[int, int], LaneLink] = {}  # by lane and number of drafts
         self._branches: tuple[Conditioning, ...] = ()
+        self.guidance_scale = 1.0
         self.last: dict[Worker, Event] = {}  # after a worker's last request
         self._ready: list[Event] = []
         self._done: list[dict[Worker, Event]] = []
@@ -119,7 +127,6 @@ class Picture:
             len(self._lanes),
             pictures=pictures,
             elements=self.form.elements,
-            guidance_scale=self.form.guidance_scale,
             timesteps=[float(t) for t in schedule.timesteps],
             scales=[float(scale) for scale in schedule.input_scale],
             noisy_steps=self.noisy_steps,
@@ -190,6 +197,11 @@ class Picture:
                 found.setdefault(stream.device, error)
         return found
 
+    def passed(self, rounds: int) -> int:
+        """How much of the rounds that were enqueued is done: marks that were passed."""
+        marks = [*self._ready[:rounds], *(event for done in self._done[:rounds] for event in done.values())]
+        return sum(_passed(event) for event in marks)
+
     def late(self, rounds: int) -> list[Device]:
         """Devices that hold up what was enqueued: those of the first round that is not done."""
         for ready, done in zip(self._ready[:rounds], self._done[:rounds], strict=True):
@@ -205,6 +217,13 @@ class Picture:
         self._branches = branches
         for link in self.lane_links.values():
             self._prepare(link)
+
+    def guide(self, guidance_scale: float) -> None:
+        """The guidance scale of the next picture, in all launches there are."""
+        if guidance_scale != self.guidance_scale:
+            self.guidance_scale = guidance_scale
+            for item in self.rounds:
+                item.guide(guidance_scale)
 
     def _prepare(self, link: LaneLink) -> None:
         branches = self._branches

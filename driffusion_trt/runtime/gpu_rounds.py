@@ -34,6 +34,11 @@ class Compiled:
     observe: tuple[Launch, ...]
     state: int | None
 
+    def guide(self, guidance_scale: float) -> None:
+        """Another guidance scale, for the messages and for what is combined on the lead."""
+        for launch in (*self.before, *self.combine):
+            launch.guide(guidance_scale)
+
 
 def shares(predictions: int, lanes: int) -> list[int]:
     """How many of a round's predictions each lane gets; the first ones get what does not come out even."""
@@ -53,7 +58,6 @@ class Compiler:
         *,
         pictures: int,
         elements: int,
-        guidance_scale: float,
         timesteps: Sequence[float],
         scales: Sequence[float],
         noisy_steps: Sequence[int],
@@ -66,7 +70,6 @@ class Compiler:
         """
         self._kernels, self._slots, self._link, self._lanes = kernels, slots, link, lanes
         self._pictures, self._elements = pictures, elements
-        self._guidance_scale = guidance_scale
         self._timesteps, self._scales = timesteps, scales
         self._noisy, self._gram = list(noisy_steps), gram
         self._drawn = self._done = 0
@@ -205,7 +208,6 @@ class Compiler:
                     np.eye(len(some)),
                     elements=self._elements,
                     batch=self._pictures,
-                    guidance_scale=self._guidance_scale,
                 )
             )
         return tuple(launches)

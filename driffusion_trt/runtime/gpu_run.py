@@ -15,8 +15,8 @@ from ..sampling.tables import Column, Float64
 from ._driver import Device
 from ._resources import Event
 from .gpu_picture import Picture, WorkerFailed, blame
+from .gpu_request import Conditioning
 from .gpu_rounds import Compiled, Compiler
-from .gpu_worker import Conditioning
 
 __all__ = ["run_picture"]
 
@@ -29,6 +29,7 @@ def run_picture(
     noise: Float32,
     streams: NoiseStreams,
     branches: tuple[Conditioning, ...],
+    guidance_scale: float,
     *,
     deadline_s: float,
     on_round: OnRound | None = None,
@@ -38,11 +39,12 @@ def run_picture(
     branches: what the network reads besides: without and with the prompt, or with it alone.
 
     Raises:
-        WorkerFailed: a device failed, or the picture was not there after `deadline_s`: then those that
-            held it up are marked as lost. Nothing of the picture may be used again.
+        WorkerFailed: a device failed, or nothing of the picture got done in `deadline_s`: then those that
+            hold it up are marked as lost. Nothing of the picture may be used again.
         NonFiniteError: a prediction was not finite; the message says in which round and on which lane.
         Whatever `on_round` raises, once the devices are at rest.
     """
+    picture.guide(guidance_scale)
     return _Run(picture, deadline_s, on_round).run(noise, streams, branches)
 
 
@@ -50,7 +52,7 @@ class _Run:
     def __init__(self, picture: Picture, deadline_s: float, on_round: OnRound | None) -> None:
         self._picture, self._on_round = picture, on_round
         self._deadline_s, self._end = deadline_s, time.monotonic() + deadline_s
-        self._enqueued = self._told = self._state = 0
+        self._enqueued = self._passed = self._state = 0
 
     def run(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> Float32:
         picture = self._picture
@@ -126,6 +128,7 @@ class _Run:
                 return picture.slots[Column("state", picture.plan.schedule.steps)]
             with blame(picture.lead.device):
                 compiled = compiler.compile(item)
+            compiled.guide(picture.guidance_scale)
             self._round(compiled)
             observation = None
             if item.observe is not None:
@@ -193,7 +196,10 @@ class _Run:
     def _wait(self, event: Event) -> None:
         found: dict[Device, DeviceError] = {}
         try:
-            if event.wait(max(0.0, self._end - time.monotonic())):
+            while not event.wait(max(0.0, self._end - time.monotonic())):
+                if not self._goes_on():
+                    break
+            else:
                 return
         except DeviceError as error:
             found[event.device] = error
@@ -204,6 +210,14 @@ class _Run:
             device.lost = True
         names = " and ".join(device.title for device in late)
         raise WorkerFailed(f"{names} did not answer within {self._deadline_s:g} s", late)
+
+    def _goes_on(self) -> bool:
+        """Whether something got done since this was asked last; then there is as much time again."""
+        passed = self._picture.passed(self._enqueued)
+        goes_on, self._passed = passed > self._passed, passed
+        if goes_on:
+            self._end = time.monotonic() + self._deadline_s
+        return goes_on
 
     def _check_finite(self) -> None:
         picture = self._picture

@@ -4,6 +4,7 @@ A *message* is what one peer copy takes to a lane, so that draft and timestep tr
 lane's CUDA graph never changes:
 
     byte 0      float32 timesteps of the message's drafts, MESSAGE_TIMESTEPS at most
+    byte 248    float32 guidance scale
     byte 252    int32 number of the round, for the finite check
     byte 256    the drafts, float32 (drafts, pictures, elements), one after another
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from ._images import find_kernels
 from ._resources import Function, Module, Stream
 
 __all__ = [
+    "MESSAGE_GUIDANCE_OFFSET",
     "MESSAGE_HEADER_BYTES",
     "MESSAGE_ROUND_OFFSET",
     "MESSAGE_TIMESTEPS",
@@ -36,7 +39,8 @@ __all__ = [
     "message_bytes",
 ]
 
-MESSAGE_HEADER_BYTES, MESSAGE_TIMESTEPS, MESSAGE_ROUND_OFFSET = 256, 32, 252
+MESSAGE_HEADER_BYTES, MESSAGE_TIMESTEPS = 256, 32
+MESSAGE_GUIDANCE_OFFSET, MESSAGE_ROUND_OFFSET = 248, 252
 _BLOCK = 128
 _BLOCKS_MOST = 8192  # threads go round after that; a picture of 4 million elements has as many
 
@@ -56,8 +60,7 @@ def gram_partials_bytes(batch: int, rows: int) -> int:
 class Launch:
     """A launch whose arguments are packed; calling it is one driver call, as often as wanted.
 
-    `arguments` may be changed between calls (`round`, `timesteps`): each call, or the capture
-    of a graph, copies them.
+    `arguments` may be changed between calls: each call, or the capture of a graph, copies them.
     """
 
     __slots__ = ("_block", "_function", "_grid", "_parameters", "_pointer", "arguments")
@@ -70,7 +73,8 @@ class Launch:
         batch: int = 1,
         block: int = _BLOCK,
     ) -> None:
-        self.arguments, self._function = arguments, function
+        self.arguments: Any = arguments
+        self._function = function
         blocks = max(1, min(-(-items // block), _BLOCKS_MOST))
         self._grid, self._block = (blocks, max(1, min(batch, 65535)), 1), (block, 1, 1)
         self._parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
@@ -78,6 +82,10 @@ class Launch:
 
     def __call__(self, stream: Stream) -> None:
         self._function.launch(self._grid, self._block, stream, self._pointer)
+
+    def guide(self, guidance_scale: float) -> None:
+        """Another guidance scale for one of `Kernels.linear`."""
+        self.arguments.forms.guidance = guidance_scale
 
 
 class Kernels:
@@ -118,8 +126,9 @@ class Kernels:
             coefficients: float64 (rows, columns), or (batch, rows, columns) where every picture
                 has its own: the device then reads their float32 values at `coefficients_address`,
                 and those given here say which of them are terms.
-            guidance_scale: g of the sources that are guided.
-            round: what the headers of the targets' messages say.
+            guidance_scale: g of the sources that are guided, and what the headers of the targets'
+                messages say; `Launch.guide` changes both.
+            round: what these headers say besides.
         """
         arguments = packed.LinearArguments()
         forms = arguments.forms
@@ -145,21 +154,20 @@ class Kernels:
         unconditional: int,
         conditional: int,
         target: Target,
-        guidance_scale: float,
+        message: int,
         *,
         elements: int,
         batch: int = 1,
         dtype: Dtype = "float32",
     ) -> Launch:
-        """(c − u)·g + u, in the order of the CPU lanes (2207.12598), from two tensors of one dtype."""
-        return self.linear(
-            [Source(unconditional, dtype, conditional)],
-            [target],
-            np.ones((1, 1)),
-            elements=elements,
-            batch=batch,
-            guidance_scale=guidance_scale,
-        )
+        """(c − u)·g + u, in the order of the CPU lanes (2207.12598), from two tensors of one dtype.
+
+        g is what the message's header says when the kernel runs.
+        """
+        source = Source(unconditional, dtype, conditional)
+        launch = self.linear([source], [target], np.ones((1, 1)), elements=elements, batch=batch)
+        launch.arguments.forms.guidance_at = message + MESSAGE_GUIDANCE_OFFSET
+        return launch
 
     def gram(
         self,

@@ -11,8 +11,7 @@ from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
 from ..engines.onnx_session import OnnxSession
 from ..engines.session import Network
-from ..engines.store import PlanStore
-from .devices import Devices, choose_plan
+from .devices import Devices
 from .host import HostLanes
 
 __all__ = ["GpuOptions", "Networks", "load_networks"]
@@ -77,17 +76,19 @@ def _on_gpus(
     from ._driver import Device
     from .cuda import CudaLanes, Engine
     from .gpu_network import FirstOf, GpuNetwork
+    from .gpu_sessions import close_session, load_session
 
     there = {
         gpu: stack.enter_context(Device(gpu.index)) for gpu in dict.fromkeys(devices.gpus)
     }  # in the order that was asked: the first is the lead
-    engines = {
-        gpu: Engine(device, stack.enter_context(_session(folder, "denoiser", gpu, device)))
-        for gpu, device in there.items()
-    }
+    engines = {}
+    for gpu, device in there.items():
+        session = load_session(folder, "denoiser", gpu, device)
+        stack.callback(close_session, device, session)
+        engines[gpu] = Engine(device, session)
 
     def network(name: str, gpu: Gpu) -> GpuNetwork:
-        session = _session(folder, name, gpu, there[gpu])
+        session = load_session(folder, name, gpu, there[gpu])
         return GpuNetwork(there[gpu], session, deadline_s=options.deadline_s)
 
     once = [
@@ -102,15 +103,6 @@ def _on_gpus(
         peer_copies=options.peer_copies,
         deadline_s=options.deadline_s,
     )
+    for one in once:
+        one.make_room = lanes.make_room
     return once[0], once[1], stack.enter_context(lanes)
-
-
-def _session(folder: ModelFolder, network: str, gpu: Gpu, device: Any) -> Any:
-    from ..engines.trt_session import TensorRTSession
-
-    plan, flavour = choose_plan(folder, network, gpu)
-    # TensorRT-RTX's finished kernels, one file for each kind of GPU.
-    cache = plan.path.with_name(f"{plan.path.stem}.{gpu.target}.jit")
-    device.make_current(again=True)
-    with PlanStore(folder.path).open(plan) as data:
-        return TensorRTSession(data, flavour, name=network, jit_cache=cache)

@@ -15,7 +15,7 @@ from .._errors import DeviceError
 from ._driver import Device
 from ._peer_trial import PeerTrial, SilentError
 
-__all__ = ["PeerLink", "can_use", "check_peers"]
+__all__ = ["PeerLink", "can_use", "check_peers", "direct_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,18 @@ class PeerLink:
 def can_use(link: PeerLink) -> bool:
     """Whether messages may be copied directly; else they are staged in pinned memory of the host."""
     return link.access and link.verified
+
+
+def direct_pairs(devices: Sequence[Device]) -> set[tuple[int, int]]:
+    """Pairs of ordinals whose copies brought every byte, in both directions.
+
+    Raises DeviceError where a device does not answer.
+    """
+    links = check_peers(devices) if len(devices) > 1 else {}
+    if any(device.lost for device in devices):
+        raise DeviceError(next(link.problem for link in links.values() if link.problem))
+    good = {pair for pair, link in links.items() if can_use(link)}
+    return {(one, other) for one, other in good if (other, one) in good}
 
 
 def check_peers(

@@ -17,7 +17,7 @@ import standin
 import tiny
 from numpy.typing import NDArray
 
-from driffusion_trt import EngineError, InputError, MissingExtraError
+from driffusion_trt import DeviceError, EngineError, InputError, MissingExtraError
 from driffusion_trt.engines.flavours import FLAVOURS
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.engines.session import Bound, DeviceBuffer, Session
@@ -109,6 +109,36 @@ def test_every_binding_has_a_context_of_its_own(onnx_file: str) -> None:
         session.bind(buffers(arrays(4)), {"out_sample": buffer(np.zeros((4, 4, 16, 16), np.float32))})
         small.enqueue()  # the other binding has not changed its shapes
         assert out.any()
+
+
+def test_bindings_may_share_what_lies_between_their_layers(onnx_file: str) -> None:
+    memory, asked = np.zeros(1 << 16, np.uint8), []
+
+    def scratch(size_bytes: int) -> int:
+        asked.append(size_bytes)
+        return -(-memory.ctypes.data // 256) * 256
+
+    out = [np.zeros((batch, 4, 16, 16), np.float32) for batch in (1, 2)]
+    with load(onnx_file) as session, OnnxSession(onnx_file) as reference:
+        given = [arrays(len(one)) for one in out]
+        bound = [
+            session.bind(buffers(one), {"out_sample": buffer(to)}, scratch)
+            for one, to in zip(given, out, strict=True)
+        ]
+        for one in bound:
+            one.enqueue()
+        for one, made in zip(given, out, strict=True):
+            np.testing.assert_array_equal(made, reference.run(one)["out_sample"])
+    assert len(asked) == 2 and 0 < asked[0] < asked[1]
+    assert memory.any()
+
+
+def test_memory_that_cannot_be_had_is_the_error_of_who_gives_it(onnx_file: str) -> None:
+    def scratch(size_bytes: int) -> int:
+        raise DeviceError("no memory", "CUDA_ERROR_OUT_OF_MEMORY")
+
+    with load(onnx_file) as session, pytest.raises(DeviceError, match="no memory"):
+        session.bind(buffers(arrays()), {"out_sample": buffer(np.zeros((2, 4, 16, 16), np.float32))}, scratch)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +256,19 @@ def test_the_stand_in_has_the_real_names_and_arguments(name: str, monkeypatch: p
             continue
         ours = list(inspect.signature(getattr(getattr(standin, name), member)).parameters)[1:]
         signatures = re.findall(rf"{member}\((.*?)\) ->", there.__doc__)
-        theirs = [re.findall(r"(\w+): ", re.sub(r"\[.*?\]", "", text))[1:] for text in signatures]
+        theirs = [re.findall(r"(\w+): ", re.sub(r"\[.*?\]|<.*?>", "", text))[1:] for text in signatures]
         assert ours in theirs, (member, ours, theirs)
 
 
 @pytest.mark.parametrize(
-    "name", ["TensorIOMode", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy", "DataType"]
+    "name",
+    [
+        "TensorIOMode",
+        "CudaGraphStrategy",
+        "DynamicShapesKernelSpecializationStrategy",
+        "ExecutionContextAllocationStrategy",
+        "DataType",
+    ],
 )
 def test_the_stand_in_has_the_real_enumerations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()

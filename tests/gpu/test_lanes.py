@@ -1,11 +1,12 @@
 """The GPU lanes on real GPUs, beside what tests/runtime shows on the simulated driver: `make test-gpu`.
 
 Pictures are compared with those of the CPU lanes within what fp16 leaves; the same request twice must give
-the same bits. What needs more GPUs than there are is left out, and pytest's summary names it.
+the same bits. What needs more GPUs than there are is left out, and named in the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def test_every_mode(
     with dt.Pipeline.load(reduced_model, devices=devices_of(count, gpus), **options) as pipe:  # type: ignore[arg-type]
         got = picture(pipe, mode=mode, lanes=count)
         again = picture(pipe, mode=mode, lanes=count)
-        assert not getattr(pipe._lanes, "without_graphs", {}), "an engine could not be captured"
+        lanes: Any = pipe._lanes
+        assert lanes.without_graphs == {}, "an engine could not be captured"
     np.testing.assert_array_equal(got.latents, again.latents)
     assert distance(got, wanted[mode, count]) < LIMIT
 
@@ -123,3 +125,35 @@ def test_no_memory_is_lost_over_pictures(reduced_model: Path) -> None:
         for seed in range(20):
             picture(pipe, seed=seed)
         assert device.memory_bytes()[0] >= before - (1 << 20)
+
+
+def test_guidance_scales_take_no_memory_of_their_own(reduced_model: Path) -> None:
+    from driffusion_trt.runtime._driver import Device
+
+    with dt.Pipeline.load(reduced_model, devices=["cuda:0"]) as pipe, Device(0) as device:
+        first = picture(pipe)
+        before, _ = device.memory_bytes()
+        pictures = [picture(pipe, guidance_scale=scale) for scale in (2.0, 5.0, 7.5)]
+        assert device.memory_bytes()[0] >= before - (1 << 20)
+        np.testing.assert_array_equal(picture(pipe).latents, first.latents)
+    assert all((one.latents != first.latents).any() for one in pictures)
+
+
+def test_a_request_without_room_costs_no_gpu(reduced_model: Path) -> None:
+    """All memory but a little is held by somebody else, for a while."""
+    from driffusion_trt.runtime._driver import Device
+    from driffusion_trt.runtime._resources import DeviceMemory
+
+    with dt.Pipeline.load(reduced_model, devices=["cuda:0"]) as pipe, Device(0) as device:
+        first = picture(pipe)
+        held = []
+        for size in (1 << 30, 1 << 24, 1 << 20):
+            with contextlib.suppress(dt.DeviceError):
+                while True:
+                    held.append(DeviceMemory(device, size))
+        with pytest.raises((dt.DeviceError, dt.EngineError)):
+            picture(pipe, num_images=4)
+        while held:
+            held.pop().close()
+        picture(pipe, num_images=4)
+        np.testing.assert_array_equal(picture(pipe).latents, first.latents)

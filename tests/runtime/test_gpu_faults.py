@@ -24,11 +24,11 @@ import driffusion_trt as dt
 from driffusion_trt._errors import DeviceError, InputError, LaneError, ModelError
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
-from driffusion_trt.runtime import cuda
+from driffusion_trt.runtime import peers
 from driffusion_trt.runtime._driver import driver
 from driffusion_trt.runtime.cuda import CudaLanes
 from driffusion_trt.runtime.gpu_links import WorkerLink
-from driffusion_trt.runtime.gpu_worker import Request
+from driffusion_trt.runtime.gpu_request import Request
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
 
@@ -336,8 +336,8 @@ def test_a_lane_that_hangs_in_the_middle_of_a_picture(make: Callable[..., Any]) 
 def test_a_stream_that_hangs(make: Callable[..., Any], which: str) -> None:
     with make() as m:
         m.check()
-        workers = m.lanes._workers
-        stream = {"lane": workers[1].stream, "lead": m.lanes._lead.stream}.get(which, workers[0].stream)
+        workers = m.lanes._team.workers
+        stream = {"lane": workers[1].stream, "lead": m.lanes._team.lead.stream}.get(which, workers[0].stream)
         m.simulator.hang(stream=stream.handle)
         m.fails("GPU 1 " if which == "lane" else "GPU 0 ", "within 0.4 s", left=2)
         m.check()
@@ -351,7 +351,7 @@ def test_a_lane_that_hangs_after_its_last_round(make: Callable[..., Any]) -> Non
         report = WorkerLink.report
 
         def hanging(link: WorkerLink) -> None:
-            if link.worker is m.lanes._workers[2]:
+            if link.worker is m.lanes._team.workers[2]:
                 link.worker.settle()
                 m.simulator.hang(device=2)
             report(link)
@@ -430,7 +430,7 @@ def test_an_engine_that_cannot_be_captured(make: Callable[..., Any], refuses: bo
 
         def enqueue(stream: int, *arguments: Any, **options: Any) -> int:
             _, capturing = driver().cuStreamIsCapturing(stream)
-            if stream == m.lanes._workers[1].stream.pointer and int(capturing):
+            if stream == m.lanes._team.workers[1].stream.pointer and int(capturing):
                 if refuses:
                     return UNSUPPORTED_IN_CAPTURE
                 driver().cuStreamQuery(stream)
@@ -457,7 +457,7 @@ def test_an_engine_that_fails(make: Callable[..., Any], odd: str, words: str, de
 def test_an_engine_that_fails_later(make: Callable[..., Any]) -> None:
     with make(graphs=False) as m:
         m.check()
-        lane = m.lanes._workers[2].stream.pointer
+        lane = m.lanes._team.workers[2].stream.pointer
 
         def refuse(stream: int, *arguments: Any, **options: Any) -> int:
             return 1 if stream == lane else m.simulator.enqueue(stream, *arguments, **options)
@@ -483,7 +483,7 @@ def test_peer_copies_that_cannot_be_trusted(
 def test_predictions_that_are_not_finite(make: Callable[..., Any], number: int) -> None:
     """An error with round and lane, no picture, and lanes that go on."""
     with make() as m:
-        lane, runs = m.lanes._workers[2].stream.pointer, []
+        lane, runs = m.lanes._team.workers[2].stream.pointer, []
         run = standin.IExecutionContext._run
 
         def spoilt(context: standin.IExecutionContext) -> None:
@@ -574,7 +574,7 @@ def test_a_caller_that_stops(make: Callable[..., Any], kind: type[BaseException]
 
         with pytest.raises(kind):
             sample(m.lanes, plan_for(3), on_round=stop)
-        assert not any(m.lanes._workers[k].stream.done() is False for k in range(3))
+        assert not any(m.lanes._team.workers[k].stream.done() is False for k in range(3))
         m.check()
         assert len(m.lanes) == 3
 
@@ -583,10 +583,10 @@ def test_the_keyboard_in_the_middle_of_a_round(make: Callable[..., Any]) -> None
     """One lane has its work by then, and the lead does not wait for it yet."""
     with make() as m:
         m.check()
-        enqueue, streams = Request.enqueue, [worker.stream for worker in m.lanes._workers]
+        enqueue, streams = Request.enqueue, [worker.stream for worker in m.lanes._team.workers]
 
         def interrupted(request: Request) -> None:
-            if request._worker is m.lanes._workers[2]:
+            if request._worker is m.lanes._team.workers[2]:
                 raise KeyboardInterrupt
             enqueue(request)
 
@@ -625,9 +625,9 @@ def test_a_start_that_fails_leaves_nothing(make: Callable[..., Any], entry: str,
 
 
 def test_a_device_that_hangs_at_the_start(make: Callable[..., Any]) -> None:
-    quick = partial(cuda.check_peers, timeout_s=0.2)
+    quick = partial(peers.check_peers, timeout_s=0.2)
     words = r"GPU 1.*did not end in time.*CUDA_VISIBLE_DEVICES"
-    with mock.patch.object(cuda, "check_peers", quick), pytest.raises(DeviceError, match=words):  # noqa: SIM117
+    with mock.patch.object(peers, "check_peers", quick), pytest.raises(DeviceError, match=words):  # noqa: SIM117
         with make(before=lambda simulator: simulator.hang(device=1)):
             pass
 

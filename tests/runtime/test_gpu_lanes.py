@@ -284,8 +284,8 @@ def test_what_is_kept_makes_room_where_memory_is_short(bench: Bench) -> None:
     small = [cudasim.Device(memory_bytes=used * 5 // 2)]
     with gpulanes.machine(small) as simulator:  # two of these fit, and never a third
         with gpulanes.gpu_lanes(bench.folder, bench.kernels) as lanes:
-            for k in (2, 3, 4, 5, 2, 5):
-                bench.check(lanes, replace(asked, guidance_scale=float(k)))
+            for k in (8, 7, 6, 5, 8, 7):
+                bench.check(lanes, replace(asked, pictures=k))
             assert simulator.memory_bytes()["device 0"] > used
         gpulanes.clean(simulator)
 
@@ -295,7 +295,7 @@ def test_plans_made_for_one_call_each(bench: Bench) -> None:
     with bench.lanes(2) as lanes:
         for k in range(30):
             bench.check(lanes, Asked(MODES[k % 4], 2, steps=3 + k % 7))
-            kept = {id(picture.plan): number for (number, _), picture in lanes._pictures.items()}
+            kept = {id(picture.plan): number for (number, _), picture in lanes._team._pictures.items()}
             assert all(place == number for place, number in kept.items()) and len(kept) == min(k + 1, 8)
 
 

@@ -284,12 +284,15 @@ def test_guidance_is_that_of_the_cpu_lanes(module: HostModule, dtype: Any, eleme
     halves = Fenced(stored(rng.standard_normal((2, 2, elements)), dtype))
     out = Fenced(np.zeros((2, elements), np.float32), at_start=True)
     half = halves.array.nbytes // 2
+    header = np.zeros(k.MESSAGE_HEADER_BYTES, np.uint8)
+    header[248:252].view(np.float32)[:] = 5.3
+    message = Fenced(header)
     run(
         kernels(module).guide(
             halves.address,
             halves.address + half,
             Target(out.address),
-            5.3,
+            message.address,
             elements=elements,
             batch=2,
             dtype=dtype,
@@ -300,7 +303,11 @@ def test_guidance_is_that_of_the_cpu_lanes(module: HostModule, dtype: Any, eleme
     guided *= np.float32(5.3)
     guided += both[0]
     assert same_bits(out.array, guided)
-    assert module.reads == [(halves.address, half), (halves.address + half, half)]
+    assert module.reads == [
+        (halves.address, half),
+        (halves.address + half, half),
+        (message.address + 248, 4),
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -313,7 +320,7 @@ def test_input_scaling_serves_both_branches(module: HostModule, dtype: Any) -> N
     assert same_bits(both.array, np.stack([expected, expected]))
 
 
-def test_messages_carry_draft_timestep_and_round(module: HostModule) -> None:
+def test_messages_carry_draft_timestep_guidance_and_round(module: HostModule) -> None:
     rng = np.random.default_rng(5)
     state = Fenced(rng.standard_normal((2, 6)).astype(np.float32))
     size = k.message_bytes(2, 2, 6)
@@ -329,23 +336,28 @@ def test_messages_carry_draft_timestep_and_round(module: HostModule) -> None:
         for slot in range(2)
     ]
     factors = np.array([[1.0], [2.0], [3.0], [4.0]])
-    launch = kernels(module).linear([Source(state.address)], targets, factors, elements=6, batch=2, round=7)
+    launch = kernels(module).linear(
+        [Source(state.address)], targets, factors, elements=6, batch=2, guidance_scale=2.5, round=7
+    )
     run(launch)
     for lane, box in enumerate(outboxes):
         header, drafts = box.array[:256], box.array[256:].view(np.float32).reshape(2, 2, 6)
         assert header[:8].view(np.float32).tolist() == [10.5 * lane, 10.5 * lane + 1]
+        assert header[248:252].view(np.float32).tolist() == [2.5]
         assert header[252:].view(np.int32).tolist() == [7]
-        assert (header[8:252] == 0xAB).all()
+        assert (header[8:248] == 0xAB).all()
         assert same_bits(
             drafts, np.stack([state.array * np.float32(2 * lane + 1 + slot) for slot in range(2)])
         )
-    written = {(box.address + at, 4) for box in outboxes for at in (0, 4, 252)}
+    written = {(box.address + at, 4) for box in outboxes for at in (0, 4, 248, 252)}
     assert written <= set(module.writes)
-    assert len(module.writes) == 4 + 8
+    assert len(module.writes) == 4 + 12
 
     launch.arguments.round = 8
+    launch.guide(1.5)
     run(launch)
     assert outboxes[0].array[252:256].view(np.int32).tolist() == [8]
+    assert outboxes[0].array[248:252].view(np.float32).tolist() == [1.5]
 
 
 # -- sums
