@@ -18,9 +18,10 @@ from driffusion_trt.runtime._resources import Event, GraphExec, Stream
 from driffusion_trt.runtime.cuda import CudaLanes
 from driffusion_trt.runtime.gpu_links import LaneLink, WorkerLink
 from driffusion_trt.runtime.gpu_picture import Picture
-from driffusion_trt.runtime.gpu_request import Request, Worker
+from driffusion_trt.runtime.gpu_request import Request
 from driffusion_trt.runtime.gpu_rounds import Compiled, Compiler
 from driffusion_trt.runtime.gpu_slots import Slots
+from driffusion_trt.runtime.gpu_worker import Worker
 from driffusion_trt.runtime.kernels import Kernels, Launch, Target
 
 COPIES = ("copy_to_device", "copy_to_host", "copy", "copy_peer", "fill")

@@ -195,8 +195,9 @@ class IExecutionContext:
         return True
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """As much as all inputs of float32 take."""
-        return sum(4 * int(np.prod(shape)) for shape in self.shapes.values())
+        """As much as all inputs of float32 take, or what `odd` says."""
+        inputs = sum(4 * int(np.prod(shape)) for shape in self.shapes.values())
+        return int(self.engine.odd.get("scratch", inputs))
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0 and size >= self.update_device_memory_size_for_shapes()
