@@ -88,7 +88,7 @@ def denoiser(schedule: dt.Schedule, mean: Mean) -> Callable[[np.ndarray, np.ndar
 
 
 @cache
-def samples(family: str, model: str, mode: str = "sequential", **options: int) -> np.ndarray:
+def samples(family: str, model: str, mode: str = "sequential", **options: Any) -> np.ndarray:
     """Samples of one model with one plan; the noise is the same for all."""
     file, steps = SCHEDULES[family]
     plan = dt.make_plan(dt.Schedule.from_config(CONFIGS / file, steps), mode=mode, **options)

@@ -116,7 +116,7 @@ class Stages:
 
         # Where the host need not wait for rounds, it does so only to tell somebody.
         told = tick if on_round is not None or not self._devices.gpus else None
-        latents = job.sample(plan, noise, streams, told)
+        latents, _ = job.sample(plan, noise, streams, told)
         if not np.isfinite(latents).all():
             raise NonFiniteError(
                 f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "

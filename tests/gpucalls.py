@@ -87,7 +87,7 @@ class Asked:
         text, empty = (normal(self.seed + k, self.pictures, tiny.LENGTH, tiny.WIDTH) for k in (1, 2))
         job = lanes.job(text, self.guidance_scale, empty)
         noise = normal(self.seed + 3, self.pictures, tiny.CHANNELS, tiny.SIDE, tiny.SIDE)
-        made = job.sample(self.planned(), noise, noise_streams(self.seed, self.pictures), on_round)
+        made = job.sample(self.planned(), noise, noise_streams(self.seed, self.pictures), on_round).latents
         assert np.isfinite(made).all() and made.std() > 0.01
         return made
 
@@ -102,7 +102,8 @@ class Deciding(Plan):
             for item in block:
                 seen = yield item
             at += len(block[-1].predict) + len(block) - 1
-            ahead = self.ahead(seen)
+            ahead = self.ahead(seen[0] if seen else None)
+        return None
 
     @staticmethod
     def ahead(seen: Float64 | None) -> int:
@@ -129,7 +130,7 @@ class Deciding(Plan):
                     tuple(range(at + 1, at + drafted + 1)),
                     Table.of(drafts),
                     Table.of(refiner.results()),
-                    observe=Table.of(rows) if refiner.at < self.schedule.steps else None,
+                    observe=(Table.of(rows),) if refiner.at < self.schedule.steps else (),
                 ),
             ]
         )

@@ -193,7 +193,7 @@ class Trial:
         try:
             job = lanes.job(text, asked.guidance_scale, empty)
             streams = noise_streams(asked.seed, asked.pictures)
-            made = job.sample(asked.planned(), noise, streams)
+            made = job.sample(asked.planned(), noise, streams).latents
         except ModelError:
             return "picture"  # numbers that are not finite
         except Exception:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .._errors import InputError
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
-from ..sampling.sample import RoundDone
+from ..sampling.sample import RoundDone, Sampled
 from .gpu_links import requested
 from .gpu_picture import WorkerFailed
 from .gpu_request import Conditioning, Form
@@ -76,8 +76,8 @@ class CudaJob:
         noise: Float32,
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
-    ) -> Float32:
-        """Run a plan from unit-normal noise (B, C, H, W); returns the final latents, float32.
+    ) -> Sampled:
+        """Run a plan from unit-normal noise (B, C, H, W), as `sampling.run_plan`.
 
         on_round: called after every round; the host then waits for each of them.
 

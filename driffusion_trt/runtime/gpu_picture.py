@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from .._errors import DeviceError, EngineError, LaneError
 from ..sampling.plan import Plan
+from ..sampling.rounds import Observation
 from ..sampling.skip import draws_noise
 from ..sampling.tables import Column
+from ._arguments import MAX_COLUMNS, MAX_ROWS
 from ._device_errors import short_of_memory
 from ._driver import Device
 from ._owner import Owner
@@ -102,7 +104,9 @@ class Picture:
         self.latents = self._own(PinnedMemory(lead, self.latent_bytes))
         self.noises = {step: self._own(PinnedMemory(lead, self.latent_bytes)) for step in self.noisy_steps}
         self.final = self._own(Event(lead, blocking=True))
-        self._gram: tuple[DeviceMemory, PinnedMemory] | None = None
+        self._partials: DeviceMemory | None = None
+        self._grams: list[PinnedMemory] = []
+        self._uploads: list[tuple[DeviceMemory, PinnedMemory]] = []
         self.rounds: list[Compiled] = []
         compiler = self.compiler()
         for item in self.plan.rounds:  # those known beforehand: nothing is made while a picture is
@@ -131,21 +135,35 @@ class Picture:
             scales=[float(scale) for scale in schedule.input_scale],
             noisy_steps=self.noisy_steps,
             gram=self._gram_places,
+            upload=self._upload,
         )
 
-    def _gram_places(self) -> tuple[int, int]:
-        """Scratch memory and result of an observation; most plans make none."""
-        if self._gram is None:
-            lead, pictures = self.lead.device, self.form.pictures
-            scratch = self._own(DeviceMemory(lead, gram_partials_bytes(pictures, _GRAM_ROWS)))
-            self._gram = scratch, self._own(PinnedMemory(lead, 8 * pictures * _GRAM_ROWS**2))
-        return self._gram[0].address, self._gram[1].address
+    def _gram_places(self, number: int) -> tuple[int, int]:
+        """Scratch memory, and the result of one table of an observation; most plans make none."""
+        lead, pictures = self.lead.device, self.form.pictures
+        if self._partials is None:
+            self._partials = self._own(DeviceMemory(lead, gram_partials_bytes(pictures, _GRAM_ROWS)))
+        while len(self._grams) <= number:
+            self._grams.append(self._own(PinnedMemory(lead, 8 * pictures * _GRAM_ROWS**2)))
+        return self._partials.address, self._grams[number].address
 
-    def observed(self, rows: int) -> NDArray[np.float64]:
-        """The inner products of the last observation (B, rows, rows), once they are there."""
-        assert self._gram is not None
-        shape = (self.form.pictures, rows, rows)
-        return np.array(self._gram[1].array(np.float64, shape))
+    def observed(self, rows: Sequence[int]) -> Observation:
+        """The last observation, once it is there: means over the elements, (B, rows, rows) of each table."""
+        shapes = [(self.form.pictures, count, count) for count in rows]
+        sums = zip(self._grams, shapes, strict=False)
+        return tuple(one.array(np.float64, shape) / self.form.elements for one, shape in sums)
+
+    def _upload(self, number: int, coefficients: NDArray[np.float32]) -> tuple[int, int, int]:
+        """Address on the lead, address in pinned memory, and bytes, of coefficients that are there now.
+
+        The same number is the same memory in every picture: what was in it has been read by then.
+        """
+        lead, most = self.lead.device, 4 * self.form.pictures * MAX_ROWS * MAX_COLUMNS
+        while len(self._uploads) <= number:
+            self._uploads.append((self._own(DeviceMemory(lead, most)), self._own(PinnedMemory(lead, most))))
+        target, source = self._uploads[number]
+        source.array(np.float32, coefficients.shape)[...] = coefficients
+        return target.address, source.address, coefficients.nbytes
 
     def link(self, lane: int, drafts: int) -> LaneLink:
         """The way to a lane for requests of so many drafts."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..sampling.rounds import Round
 from ..sampling.tables import Column, Float64, Table
@@ -21,12 +22,14 @@ __all__ = ["Compiled", "Compiler", "shares"]
 class Compiled:
     """One round, ready to be enqueued.
 
-    noises: step noises to upload first: (step, address). before: launches that draft and write the
+    noises: step noises to upload first: (step, address). uploads: coefficients of each picture's own,
+    to upload before that: (address, pinned address, bytes). before: launches that draft and write the
     messages. lanes: for each lane in use its link and where its predictions go. combine: guidance that
     was split. refine, observe: launches afterwards. state: the state that is reached, or None.
     """
 
     noises: tuple[tuple[int, int], ...]
+    uploads: tuple[tuple[int, int, int], ...]
     before: tuple[Launch, ...]
     lanes: tuple[tuple[LaneLink, tuple[int, ...]], ...]
     combine: tuple[Launch, ...]
@@ -61,23 +64,27 @@ class Compiler:
         timesteps: Sequence[float],
         scales: Sequence[float],
         noisy_steps: Sequence[int],
-        gram: Callable[[], tuple[int, int]],
+        gram: Callable[[int], tuple[int, int]],
+        upload: Callable[[int, NDArray[np.float32]], tuple[int, int, int]],
     ) -> None:
         """link: gives the link of a lane for a number of drafts. scales: of what the network sees, by state.
 
         noisy_steps: those that draw noise, in order. gram: gives the addresses of scratch memory and of
-        the result, for rounds that are observed.
+        the result for each table of a round that is observed. upload: puts coefficients, of which a
+        picture has a number, where they can be copied from, and says where they go.
         """
         self._kernels, self._slots, self._link, self._lanes = kernels, slots, link, lanes
         self._pictures, self._elements = pictures, elements
         self._timesteps, self._scales = timesteps, scales
-        self._noisy, self._gram = list(noisy_steps), gram
-        self._drawn = self._done = 0
+        self._noisy, self._gram, self._upload = list(noisy_steps), gram, upload
+        self._drawn = self._done = self._uploaded = 0
+        self._uploads: list[tuple[int, int, int]] = []
 
     def compile(self, item: Round) -> Compiled:
         """The next round."""
         slots = self._slots
         self._done += 1
+        self._uploads = []
         slots.keep(item.keep)
         noises = self._noises((*item.draft.columns, *item.refine.columns))
         before = self._table(item.draft)
@@ -89,9 +96,16 @@ class Compiler:
         combine = self._combine(lanes)
         refine = self._table(item.refine)
         states = [column.number for column in item.refine.targets if column.kind == "state"]
-        observe = self._observe(item.observe) if item.observe is not None else ()
+        observe = tuple(launch for k, table in enumerate(item.observe) for launch in self._observe(k, table))
         return Compiled(
-            noises, tuple(before), lanes, combine, tuple(refine), observe, max(states, default=None)
+            noises,
+            tuple(self._uploads),
+            tuple(before),
+            lanes,
+            combine,
+            tuple(refine),
+            observe,
+            max(states, default=None),
         )
 
     def _noises(self, columns: Sequence[Column]) -> tuple[tuple[int, int], ...]:
@@ -107,14 +121,15 @@ class Compiler:
 
     def _table(self, table: Table) -> list[Launch]:
         """Launches of a table, whose rows then are where their columns say."""
-        assert table.coefficients.ndim == 2, "coefficients of each picture's own come with adaptive plans"
+        coefficients = table.coefficients
+        if coefficients.ndim == 3 and len(coefficients) == 1:
+            coefficients = coefficients[0]
         sources = [Source(self._slots[column]) for column in table.columns]
         places = [self._slots.fresh() for _ in table.targets]
         launches = []
         for first in range(0, len(places), MAX_ROWS):
-            rows = slice(first, first + MAX_ROWS)
-            targets = [Target(place) for place in places[rows]]
-            launches += self._linear(sources, targets, table.coefficients[rows])
+            targets = [Target(place) for place in places[first : first + MAX_ROWS]]
+            launches += self._linear(sources, targets, coefficients[..., first : first + MAX_ROWS, :])
         # All at once and last: a row may read what another replaces.
         for column, place in zip(table.targets, places, strict=True):
             self._slots.put(column, place)
@@ -124,28 +139,35 @@ class Compiler:
         self, sources: Sequence[Source], targets: Sequence[Target], coefficients: Float64
     ) -> list[Launch]:
         """The rows in one launch, or in several where they have more columns than one takes."""
-        columns = [k for k in range(len(sources)) if coefficients[:, k].any()]
+        columns = [k for k in range(len(sources)) if coefficients[..., k].any()]
         if len(columns) > MAX_COLUMNS and len(targets) > 1:
             half = len(targets) // 2
             return [
-                *self._linear(sources, targets[:half], coefficients[:half]),
-                *self._linear(sources, targets[half:], coefficients[half:]),
+                *self._linear(sources, targets[:half], coefficients[..., :half, :]),
+                *self._linear(sources, targets[half:], coefficients[..., half:, :]),
             ]
-        sources, coefficients = [sources[k] for k in columns], coefficients[:, columns]
-        launches = [self._launch(sources[:MAX_COLUMNS], targets, coefficients[:, :MAX_COLUMNS])]
+        sources, coefficients = [sources[k] for k in columns], coefficients[..., columns]
+        launches = [self._launch(sources[:MAX_COLUMNS], targets, coefficients[..., :MAX_COLUMNS])]
         if len(columns) > MAX_COLUMNS:  # one long sum goes on from its own float32, to the same bits
             sources = [Source(targets[0].address), *sources[MAX_COLUMNS:]]
-            more = np.concatenate([np.ones((1, 1)), coefficients[:, MAX_COLUMNS:]], 1)
+            ones = np.ones((*coefficients.shape[:-1], 1))
+            more = np.concatenate([ones, coefficients[..., MAX_COLUMNS:]], -1)
             launches += self._linear(sources, targets, more)
         return launches
 
     def _launch(self, sources: Sequence[Source], targets: Sequence[Target], coefficients: Float64) -> Launch:
+        coefficients, address = np.ascontiguousarray(coefficients), 0
+        if coefficients.ndim == 3:
+            self._uploads.append(self._upload(self._uploaded, coefficients.astype(np.float32)))
+            self._uploaded += 1
+            address = self._uploads[-1][0]
         return self._kernels.linear(
             sources,
             targets,
-            np.ascontiguousarray(coefficients),
+            coefficients,
             elements=self._elements,
             batch=self._pictures,
+            coefficients_address=address,
             round=self._done,
         )
 
@@ -212,8 +234,8 @@ class Compiler:
             )
         return tuple(launches)
 
-    def _observe(self, table: Table) -> tuple[Launch, ...]:
-        partials, target = self._gram()
+    def _observe(self, number: int, table: Table) -> tuple[Launch, ...]:
+        partials, target = self._gram(number)
         return self._kernels.gram(
             [Source(self._slots[column]) for column in table.columns],
             table.coefficients,

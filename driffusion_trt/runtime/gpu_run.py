@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .._errors import DeviceError, NonFiniteError
 from ..sampling.noise import NoiseStreams
-from ..sampling.sample import RoundDone
+from ..sampling.sample import RoundDone, Sampled, Stats
 from ..sampling.tables import Column, Float64
 from ._driver import Device
 from ._resources import Event
@@ -33,8 +33,8 @@ def run_picture(
     *,
     deadline_s: float,
     on_round: OnRound | None = None,
-) -> Float32:
-    """Run a picture's plan from unit-normal noise (B, C, H, W); returns the latents, as `sampling.run_plan`.
+) -> Sampled:
+    """Run a picture's plan from unit-normal noise (B, C, H, W), as `sampling.run_plan`.
 
     branches: what the network reads besides: without and with the prompt, or with it alone.
 
@@ -52,9 +52,10 @@ class _Run:
     def __init__(self, picture: Picture, deadline_s: float, on_round: OnRound | None) -> None:
         self._picture, self._on_round = picture, on_round
         self._deadline_s, self._end = deadline_s, time.monotonic() + deadline_s
-        self._enqueued = self._passed = self._state = 0
+        self._enqueued = self._passed = self._state = self._predictions = 0
+        self._drift: Float64 | None = None
 
-    def run(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> Float32:
+    def run(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> Sampled:
         picture = self._picture
         lead, stream = picture.lead.device, picture.lead.stream
         try:
@@ -84,8 +85,9 @@ class _Run:
             raise _failed(broken)
         self._check_finite()
         if self._on_round is not None:
-            self._tell(self._enqueued)
-        return np.array(picture.latents.array(np.float32, noise.shape))
+            self._tell(self._enqueued, picture.plan.schedule.steps)
+        latents = np.array(picture.latents.array(np.float32, noise.shape))
+        return Sampled(latents, Stats(self._enqueued, self._predictions, self._drift))
 
     def _join(self) -> None:
         """Let the lead's stream, which is current then, wait for all that is on the workers'."""
@@ -118,24 +120,33 @@ class _Run:
         if compiler is None:
             for compiled in picture.rounds:
                 self._round(compiled)
+                if self._on_round is not None:
+                    self._follow(compiled)
             return picture.end
+        return self._decide(compiler)
+
+    def _decide(self, compiler: Compiler) -> int:
+        """The rounds of a plan that decides each from what the last one showed."""
+        picture, lead = self._picture, self._picture.lead
         walk = picture.plan.walk()
-        observation: Float64 | None = None
-        while True:  # a plan that decides its next round from what the last one showed
-            try:
-                item = next(walk) if self._enqueued == 0 else walk.send(observation)
-            except StopIteration:
-                return picture.slots[Column("state", picture.plan.schedule.steps)]
-            with blame(picture.lead.device):
+        item = next(walk)
+        while True:
+            with blame(lead.device):
                 compiled = compiler.compile(item)
             compiled.guide(picture.guidance_scale)
             self._round(compiled)
-            observation = None
-            if item.observe is not None:
-                with blame(picture.lead.device):
-                    picture.final.record(picture.lead.stream)
+            if item.observe or self._on_round is not None:
+                with blame(lead.device):
+                    picture.final.record(lead.stream)
                 self._wait(picture.final)
-                observation = picture.observed(len(item.observe.targets))
+            observation = picture.observed([len(table.targets) for table in item.observe])
+            try:
+                item = walk.send(observation or None)
+            except StopIteration as end:
+                self._drift = end.value
+                return picture.slots[Column("state", picture.plan.schedule.steps)]
+            if self._on_round is not None:
+                self._tell(self._enqueued, item.starts_from())
 
     def _round(self, item: Compiled) -> None:
         picture = self._picture
@@ -143,8 +154,11 @@ class _Run:
         with blame(lead):
             ready, done = picture.events(self._enqueued, item)
         self._enqueued += 1
+        self._predictions += sum(len(places) for _, places in item.lanes)
         with blame(lead):
             lead.make_current()
+            for address, source, size_bytes in item.uploads:
+                stream.copy_to_device(address, source, size_bytes)
             for step, address in item.noises:
                 stream.copy_to_device(address, picture.noises[step].address, picture.latent_bytes)
             for launch in item.before:
@@ -170,20 +184,18 @@ class _Run:
                     one.receive(stream, link.received[k : k + 1] or places)
             for launch in (*item.combine, *item.refine, *item.observe):
                 launch(stream)
-        if self._on_round is not None:
-            self._follow(ready, item)
 
-    def _follow(self, ready: Event, item: Compiled) -> None:
+    def _follow(self, item: Compiled) -> None:
         """Tell of the round before, which is over once this one is ready; the lanes are at work meanwhile."""
         if self._enqueued > 1:
-            self._wait(ready)
-            self._tell(self._enqueued - 1)
+            self._wait(self._picture.events(self._enqueued - 1, item)[0])
+            self._tell(self._enqueued - 1, self._state)
         self._state = item.state if item.state is not None else self._state
 
-    def _tell(self, number: int) -> None:
+    def _tell(self, number: int, state: int) -> None:
         assert self._on_round is not None
         plan = self._picture.plan
-        told = RoundDone(number, plan.sequential_calls, self._state, plan.schedule.steps)
+        told = RoundDone(number, plan.expected_rounds(number, state), state, plan.schedule.steps)
         begun = time.monotonic()
         try:
             self._on_round(told)

@@ -18,7 +18,7 @@ from .._errors import InputError, ModelError
 from ..engines.onnx_session import BoundRun, OnnxSession
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
-from ..sampling.sample import RoundDone, run_plan
+from ..sampling.sample import RoundDone, Sampled, run_plan
 from ._threads import LaneThreads
 
 __all__ = ["HostJob", "HostLanes", "auto_lanes"]
@@ -187,8 +187,8 @@ class HostJob:
         noise: Latents,
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
-    ) -> Latents:
-        """Run a plan from unit-normal noise (B, C, H, W); returns the final latents, as `run_plan` does.
+    ) -> Sampled:
+        """Run a plan from unit-normal noise (B, C, H, W), as `run_plan` does.
 
         Raises:
             LaneError: as `predict` does.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
 from dataclasses import dataclass, replace
 
 from .._errors import InputError, did_you_mean
-from .rounds import Round, aggressive_rounds, conservative_rounds, sequential_rounds
+from . import window
+from .carry import CARRIES
+from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
-from .tables import Float64
 
-MODES = ("sequential", "aggressive", "conservative", "skip")
-
-Walk = Generator[Round, Float64 | None, None]
+MODES = ("sequential", "aggressive", "conservative", "skip", "window", "tolerance")
+TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,16 +37,21 @@ class Plan:
         that adapts decides its next round from that; these plans know all of theirs.
         """
         yield from self.rounds
+        return None
 
     @property
     def sequential_calls(self) -> int:
-        """Network calls that wait for one another: the number of rounds."""
+        """Network calls that wait for one another: the number of rounds; with a tolerance the fewest."""
         return len(self.rounds)
 
     @property
     def model_calls(self) -> int:
-        """Predictions in all, over all lanes."""
+        """Predictions in all, over all lanes; with a tolerance the fewest."""
         return sum(len(item.predict) for item in self.rounds)
+
+    def expected_rounds(self, done: int, state: int) -> int:
+        """How many rounds there will be, after so many that have come to this state."""
+        return self.sequential_calls
 
     @property
     def ideal_speedup(self) -> float:
@@ -69,17 +74,75 @@ class Plan:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class WindowPlan(Plan):
+    """A plan of mode `window` or `tolerance`, whose tables depend on what the rounds show."""
+
+    settings: window.Settings
+
+    def walk(self) -> Walk:
+        return window.walk(self.schedule, self.lanes, self.settings)
+
+    @property
+    def sequential_calls(self) -> int:
+        if self.settings.strides is not None:
+            return len(self.settings.strides)
+        exact = self.lanes == 1 or not self.settings.tolerance
+        return self.steps if exact else window.least_rounds(self.steps, self.lanes)
+
+    @property
+    def model_calls(self) -> int:
+        if self.settings.strides is None:
+            return self.steps
+        starts = [sum(self.settings.strides[:k]) for k in range(1, len(self.settings.strides))]
+        return 1 + sum(min(self.lanes, self.steps - start) for start in starts)
+
+    def expected_rounds(self, done: int, state: int) -> int:
+        if self.settings.strides is not None:
+            return self.sequential_calls
+        ahead = self.lanes if self.settings.tolerance else 1
+        return done + math.ceil((self.steps - state) / ahead)
+
+    def with_lanes(self, lanes: int) -> Plan:
+        strides, rounds = self.settings.strides, None
+        if strides is not None:
+            rounds = max(len(strides), window.least_rounds(self.steps, lanes))
+        return make_plan(
+            self.schedule,
+            mode=self.mode,
+            lanes=lanes,
+            rounds=rounds,
+            order=self.settings.order,
+            carry=self.settings.carry,
+            tolerance=self.settings.tolerance if self.mode == "tolerance" else None,
+        )
+
+
 def make_plan(
-    schedule: Schedule, *, mode: str = "sequential", lanes: int = 1, rounds: int | None = None
+    schedule: Schedule,
+    *,
+    mode: str = "sequential",
+    lanes: int = 1,
+    rounds: int | None = None,
+    order: int | str = "auto",
+    carry: str = "auto",
+    tolerance: float | None = None,
 ) -> Plan:
     """Plan the sampling of one schedule.
 
     schedule: noise levels and timesteps, `Schedule.from_config(...)`.
     mode: `sequential`, the scheduler as it is; `aggressive` or `conservative`, the two
-        modes of DRiffusion (2603.25872, section 3); `skip`, the same scheduler with only
-        `rounds` steps, the baseline that spends as many sequential calls.
+        modes of DRiffusion (2603.25872, section 3); `window`, overlapping drafts in any number of
+        rounds; `tolerance`, the same in as many rounds as the picture needs; `skip`, the same
+        scheduler with only `rounds` steps, the baseline that spends as many sequential calls.
     lanes: noises that can be predicted at once, the paper's n; at least 1.
-    rounds: for `skip` only; by default as many as `aggressive` needs with these lanes.
+    rounds: for `skip` and `window` only; by default as many as `aggressive` needs with these lanes.
+    order: of the extrapolation in `window` and `tolerance`: 0, 1 or 2; "auto" is 1, and 0 for
+        schedules with step noises.
+    carry: what `window` and `tolerance` carry from a draft to other states: "G" = ε̂ − x̂0, or "x0";
+        "auto" is G for `window` and x0 for `tolerance`.
+    tolerance: for mode `tolerance`: how far a draft that is used may be from the refined state, as a
+        share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 6.
 
     Raises InputError for an unknown mode, or numbers that cannot be.
     """
@@ -88,11 +151,17 @@ def make_plan(
     if mode not in MODES:
         raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
     _whole("lanes", lanes, 1, None)
-    if rounds is not None and mode != "skip":
-        raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} has a fixed number; leave it out")
+    if rounds is not None and mode not in ("skip", "window"):
+        why = "takes as many as the picture needs" if mode == "tolerance" else "has a fixed number"
+        raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} {why}; leave it out")
+    if mode in ("window", "tolerance"):
+        return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
+    for name, given in (("order", order), ("carry", carry), ("tolerance", tolerance)):
+        if given not in ("auto", None):
+            raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
     steps = schedule.steps
     if mode == "skip":
-        count = rounds if rounds is not None else 1 + -(-(steps - 1) // lanes)
+        count = rounds if rounds is not None else window.least_rounds(steps, lanes)
         _whole("rounds", count, 1, steps)
         schedule = schedule.with_steps(count)
         return Plan(schedule, mode, lanes, steps, sequential_rounds(schedule))
@@ -105,6 +174,44 @@ def make_plan(
     else:
         built = sequential_rounds(schedule)
     return Plan(schedule, mode, lanes, steps, built)
+
+
+def _window_plan(
+    schedule: Schedule,
+    mode: str,
+    lanes: int,
+    rounds: int | None,
+    order: int | str,
+    carry: str,
+    tolerance: float | None,
+) -> Plan:
+    steps = schedule.steps
+    if order == "auto":
+        order = 0 if schedule.eta else 1
+    if order not in (0, 1, 2) or not isinstance(order, int) or isinstance(order, bool):
+        raise InputError(f"order must be 0, 1, 2 or 'auto', not {order!r}")
+    if carry == "auto":
+        carry = "x0" if mode == "tolerance" else "G"
+    if carry not in CARRIES:
+        raise InputError(f"carry must be one of {', '.join(CARRIES)} or 'auto', not {carry!r}")
+    if mode == "tolerance":
+        settings = window.Settings(carry, order, None, _tolerance(tolerance))
+        return WindowPlan(schedule, mode, lanes, steps, (), settings)
+    if tolerance is not None:
+        raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance'")
+    least = window.least_rounds(steps, lanes)
+    count = least if rounds is None else rounds
+    _whole("rounds", count, least, steps)
+    strides = window.strides(steps, count, short_last=schedule.solver == "flow" and count == least)
+    return WindowPlan(schedule, mode, lanes, steps, (), window.Settings(carry, order, strides))
+
+
+def _tolerance(given: object) -> float:
+    if given is None:
+        return TOLERANCE
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+        raise InputError(f"tolerance must be a number of at least 0, not {given!r}")
+    return float(given)
 
 
 def default_lanes(devices: int, steps: int) -> int:

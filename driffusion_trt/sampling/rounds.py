@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 
 from . import skip
 from .schedule import Schedule
-from .tables import Column, Form, Table
+from .tables import Column, Float64, Form, Table
+
+Observation = tuple[Float64, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,15 +21,15 @@ class Round:
         there is no such row the network sees `state` i.
     refine: rows `state` j (and `x0` j for multistep solvers) from what is known by then.
     keep: columns of earlier rounds that this round or a later one reads; the rest is let go.
-    observe: forms whose inner products, a (batch, rows, rows) float64 matrix, are sent
-        back to the plan before it decides its next round; None where it need not know.
+    observe: tables of at most 4 rows, whose inner products are sent back to the plan before it
+        decides its next round: for each (batch, rows, rows) float64, the mean over the elements.
     """
 
     predict: tuple[int, ...]
     draft: Table
     refine: Table
     keep: frozenset[Column] = frozenset()
-    observe: Table | None = None
+    observe: tuple[Table, ...] = ()
 
     def reads(self) -> set[Column]:
         """Columns that the round needs and does not make itself."""
@@ -35,14 +37,22 @@ class Round:
         made |= {Column("input", i) for i in self.predict}
         wanted = {*self.draft.columns, *self.refine.columns}
         wanted |= {Column("state", i) for i in self.predict if Column("input", i) not in self.draft.targets}
-        if self.observe is not None:
-            wanted |= set(self.observe.columns) - set(self.refine.targets)
+        for table in self.observe:
+            wanted |= set(table.columns) - set(self.refine.targets)
         return wanted - made
+
+    def starts_from(self) -> int:
+        """The state that was reached before the round."""
+        return max(column.number for column in self.reads() if column.kind == "state")
 
     def writes(self) -> set[Column]:
         """Columns that are there once the round has ended."""
         predictions = {Column(kind, i) for i in self.predict for kind in ("input", "output")}
         return {*self.draft.targets, *self.refine.targets, *predictions}
+
+
+# Yields rounds and is sent what they observed; returns how far accepted drafts were off (B,), or None.
+Walk = Generator[Round, Observation | None, Float64 | None]
 
 
 class Refiner:
@@ -77,10 +87,11 @@ class Refiner:
         now, first = self.prediction(), self.at + 1
         carry = skip.carried(self.schedule, self.at)
         if self.at in self._exact:
-            raw = {Column("output", self.at): 1.0}
+            raw: Form = {Column("output", self.at): 1.0}
             carry = raw if self.schedule.prediction_type == "flow_prediction" else now.eps
         forms = skip.skip_steps(self.schedule, self.at, last, self.x, now, carry, self.x0)
-        self._drafted_from = {first: {Column("input", first): 1.0}}
+        own: Form = {Column("input", first): 1.0}
+        self._drafted_from = {first: own}
         self._exact.add(first)
         return {Column("input", first + k): form for k, form in enumerate(forms)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from .._errors import InputError
 from .noise import NoiseStreams, noise_streams
 from .plan import Plan
-from .rounds import Round
+from .rounds import Observation, Round
 from .skip import draws_noise
-from .tables import Column, Float32, Float64
+from .tables import Column, Float32, Float64, Table
 
 Denoiser = Callable[[Float32, Float32], NDArray[Any]]
 Predict = Callable[[Sequence[tuple[Float32, float]]], Sequence[Float32]]
@@ -22,7 +22,10 @@ Predict = Callable[[Sequence[tuple[Float32, float]]], Sequence[Float32]]
 
 @dataclass(frozen=True, slots=True)
 class RoundDone:
-    """What `on_round` is told: `round` of `rounds` has ended and `state` of `steps` is reached."""
+    """What `on_round` is told: `round` of `rounds` has ended and `state` of `steps` is reached.
+
+    With a tolerance `rounds` is the fewest that there may still be.
+    """
 
     round: int
     rounds: int
@@ -30,6 +33,27 @@ class RoundDone:
     steps: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a run took: rounds, predictions over all lanes, and how far off its drafts were.
+
+    drift: for each picture (B,) the furthest that an accepted draft was from the refined state, as
+        `tolerance` counts it; None for plans that do not look.
+    """
+
+    rounds: int
+    predictions: int
+    drift: Float64 | None = None
+
+
+class Sampled(NamedTuple):
+    """Final latents, float32 (B, *shape), and what they took."""
+
+    latents: Float32
+    stats: Stats
+
+
+@overload
 def sample(
     plan: Plan,
     denoiser: Denoiser,
@@ -37,7 +61,27 @@ def sample(
     *,
     seed: int | Sequence[int] = 0,
     on_round: Callable[[RoundDone], None] | None = None,
-) -> Float32:
+    return_stats: Literal[False] = False,
+) -> Float32: ...
+@overload
+def sample(
+    plan: Plan,
+    denoiser: Denoiser,
+    noise: NDArray[Any],
+    *,
+    seed: int | Sequence[int] = 0,
+    on_round: Callable[[RoundDone], None] | None = None,
+    return_stats: Literal[True],
+) -> Sampled: ...
+def sample(
+    plan: Plan,
+    denoiser: Denoiser,
+    noise: NDArray[Any],
+    *,
+    seed: int | Sequence[int] = 0,
+    on_round: Callable[[RoundDone], None] | None = None,
+    return_stats: bool = False,
+) -> Float32 | Sampled:
     """Run a plan on any denoiser; returns the final latents, float32 (B, *shape).
 
     plan: from `make_plan`.
@@ -50,6 +94,7 @@ def sample(
         stream after a starting noise of this shape: an int is one generator for the whole
         batch, a sequence is one for each picture. Deterministic schedules do not use it.
     on_round: called after every round.
+    return_stats: return (latents, stats), a `Sampled`.
 
     Raises InputError for noise or predictions of a wrong shape or kind. Errors of the
     denoiser pass through as they are.
@@ -67,7 +112,8 @@ def sample(
     def predict(requests: Sequence[tuple[Float32, float]]) -> list[Float32]:
         return [_asked(denoiser, latents, timestep) for latents, timestep in requests]
 
-    return run_plan(plan, predict, start, streams, on_round)
+    made = run_plan(plan, predict, start, streams, on_round)
+    return made if return_stats else made.latents
 
 
 def _asked(denoiser: Denoiser, latents: Float32, timestep: float) -> Float32:
@@ -86,27 +132,29 @@ def run_plan(
     noise: Float32,
     streams: NoiseStreams,
     on_round: Callable[[RoundDone], None] | None = None,
-) -> Float32:
+) -> Sampled:
     """The loop itself. `predict` answers all requests of a round, (latents, timestep) each, in parallel.
 
     `streams` stands right after the starting noise. Latents are never written to once made.
     """
     latents = _Latents(plan, streams, noise)
     walk = plan.walk()
-    observation: Float64 | None = None
-    done, state = 0, 0
+    observation: Observation | None = None
+    rounds = predictions = 0
+    item = next(walk)
     while True:
-        try:
-            item = next(walk) if done == 0 else walk.send(observation)
-        except StopIteration:
-            return latents.held[Column("state", plan.schedule.steps)]
         observation = latents.run(item, predict)
-        done += 1
-        if on_round is not None:
-            state = max(
-                (column.number for column in item.refine.targets if column.kind == "state"), default=state
-            )
-            on_round(RoundDone(done, plan.sequential_calls, state, plan.schedule.steps))
+        rounds, predictions = rounds + 1, predictions + len(item.predict)
+        state = plan.schedule.steps
+        try:
+            item = walk.send(observation)
+            state = item.starts_from()
+        except StopIteration as end:
+            return Sampled(latents.held[Column("state", state)], Stats(rounds, predictions, end.value))
+        finally:
+            if on_round is not None:
+                expected = plan.expected_rounds(rounds, state)
+                on_round(RoundDone(rounds, expected, state, plan.schedule.steps))
 
 
 class _Latents:
@@ -122,7 +170,7 @@ class _Latents:
         start = noise * np.float32(schedule.initial_sigma) if schedule.initial_sigma != 1 else noise
         self.held: dict[Column, Float32] = {Column("state", 0): start}
 
-    def run(self, item: Round, predict: Predict) -> Float64 | None:
+    def run(self, item: Round, predict: Predict) -> Observation | None:
         for column in self.held.keys() - item.keep:
             del self.held[column]
         self._draw_for((*item.draft.columns, *item.refine.columns))
@@ -136,11 +184,11 @@ class _Latents:
             self.held[Column("output", i)] = output
         for target, refined in zip(item.refine.targets, item.refine.apply(self.held), strict=True):
             self.held[target] = refined
-        if item.observe is None:
-            return None
-        rows = np.stack([row.reshape(len(row), -1) for row in item.observe.apply(self.held)], 1)
-        wide = rows.astype(np.float64)
-        gram: Float64 = np.einsum("brd,bsd->brs", wide, wide)
+        return tuple(self._gram(table) for table in item.observe) or None
+
+    def _gram(self, table: Table) -> Float64:
+        rows = np.stack([row.reshape(len(row), -1) for row in table.apply(self.held)], 1).astype(np.float64)
+        gram: Float64 = np.einsum("brd,bsd->brs", rows, rows) / rows.shape[-1]
         return gram
 
     def _request(self, i: int) -> tuple[Float32, float]:

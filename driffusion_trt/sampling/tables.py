@@ -1,7 +1,8 @@
 """Small coefficient tables: everything between two network calls is one of them.
 
-A form is a linear combination of named latents, in float64; a table is a few forms that
-are evaluated together. docs/method.md says why this is all that a sampler needs.
+A form is a linear combination of named latents, in float64, perhaps with coefficients of each
+picture's own; a table is a few forms that are evaluated together. docs/method.md says why this is
+all that a sampler needs.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ class Column(NamedTuple):
     number: int
 
 
-Form = dict[Column, float]
+Number = float | Float64  # one for all pictures, or (B,) with one for each
+Form = dict[Column, Number]
 
 
-def total(*parts: tuple[float, Mapping[Column, float]]) -> Form:
+def total(*parts: tuple[Number, Mapping[Column, Number]]) -> Form:
     """Sum of (factor, form) pairs; what cancels exactly or is multiplied by 0 is left out."""
     out: Form = {}
     for factor, form in parts:
         for column, coefficient in form.items():
-            out[column] = out.get(column, 0.0) + float(factor) * coefficient
-    return {column: value for column, value in out.items() if value != 0.0}
+            out[column] = out.get(column, 0.0) + factor * coefficient
+    return {column: value for column, value in out.items() if not isinstance(value, float) or value != 0.0}
 
 
 _ORDER: dict[Kind, int] = {"state": 0, "input": 1, "output": 2, "x0": 3, "noise": 4}
@@ -78,10 +80,12 @@ class Table:
         names = {column for form in forms.values() for column in form}
         columns = tuple(sorted(names, key=lambda column: (_ORDER[column.kind], column.number)))
         place = {column: at for at, column in enumerate(columns)}
-        coefficients = np.zeros((len(forms), len(columns)))
+        values = [value for form in forms.values() for value in form.values()]
+        batch = {len(value) for value in values if not isinstance(value, float)}
+        coefficients = np.zeros((*batch, len(forms), len(columns)))
         for row, form in enumerate(forms.values()):
             for column, value in form.items():
-                coefficients[row, place[column]] = value
+                coefficients[..., row, place[column]] = value
         return cls(tuple(forms), columns, coefficients)
 
     def apply(self, latents: Mapping[Column, Float32]) -> list[Float32]:

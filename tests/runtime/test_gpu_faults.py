@@ -72,7 +72,7 @@ def plan_for(lanes: int) -> dt.Plan:
 def sample(lanes: CudaLanes | HostLanes, plan: dt.Plan, **options: Any) -> Floats:
     text, empty = (normal(seed, 1, tiny.LENGTH, tiny.WIDTH) for seed in (1, 2))
     noise = normal(3, 1, tiny.CHANNELS, tiny.SIDE, tiny.SIDE)
-    return lanes.job(text, GUIDANCE, empty).sample(plan, noise, noise_streams(0, 1), **options)
+    return lanes.job(text, GUIDANCE, empty).sample(plan, noise, noise_streams(0, 1), **options).latents
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,131 @@
+"""Many pictures of the demo at once, each with a plan of its own, their predictions in common batches.
+
+Plans that adapt decide for one picture, as a service runs them; one after another would take hours. A batch
+changes the last bits of a prediction and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+import driffusion_trt as dt
+from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.engines.onnx_session import OnnxSession
+from driffusion_trt.prompts import PromptEncoder
+from driffusion_trt.sampling.noise import noise_streams
+from driffusion_trt.sampling.sample import Stats, run_plan
+
+from .demo_quality import prompt
+
+_ROWS = 16  # of one call of the network
+Latents = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One picture: latents (C, H, W) and what they took."""
+
+    latents: Latents
+    stats: Stats
+
+
+class Demo:
+    """The demo's networks, for bench programs; one thread for each core."""
+
+    def __init__(self, model: str = "demo", threads: int = 2) -> None:
+        folder = ModelFolder.open(model)
+        self.folder, self.shape = folder, folder.latent_shape
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(
+            folder.network("denoiser"), options, providers=["CPUExecutionProvider"]
+        )
+        self._pool = ThreadPoolExecutor(threads)
+        with OnnxSession(folder.network("text_encoder")) as session:
+            self._encoder = PromptEncoder(folder.tokenizer(), session)
+            self._empty = self._encoder.encode("")[0]
+            self._known: dict[int, Latents] = {}
+            for index in range(2000):
+                self._known[index] = self._encoder.encode(prompt(index)[0])[0]
+
+    def schedule(self, steps: int = 50) -> dt.Schedule:
+        return dt.Schedule.from_config(self.folder.scheduler_config(), steps)
+
+    def noise(self, seed: int) -> Latents:
+        return noise_streams([seed], 1).draw(self.shape)
+
+    def predict(self, rows: Sequence[tuple[Latents, float, int]], scale: float) -> list[Latents]:
+        """Guided predictions of (latents (1, C, H, W), timestep, prompt's index), all in parallel."""
+        chunks = [rows[k : k + _ROWS] for k in range(0, len(rows), _ROWS)]
+        return [one for chunk in self._pool.map(lambda c: self._chunk(c, scale), chunks) for one in chunk]
+
+    def _chunk(self, rows: Sequence[tuple[Latents, float, int]], scale: float) -> list[Latents]:
+        sample = np.concatenate([latents for latents, _, _ in rows])
+        timestep = np.array([t for _, t, _ in rows], np.float32)
+        text = np.stack([self._known[index] for _, _, index in rows])
+        if scale != 1:
+            sample, timestep = np.concatenate([sample] * 2), np.concatenate([timestep] * 2)
+            text = np.concatenate([np.stack([self._empty] * len(rows)), text])
+        given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": text}
+        (out,) = self._session.run(None, given)
+        if scale != 1:
+            empty, full = out[: len(rows)], out[len(rows) :]
+            out = (full - empty) * np.float32(scale) + empty
+        return [out[k : k + 1] for k in range(len(rows))]
+
+
+def make_pictures(
+    demo: Demo, plan: dt.Plan, indices: Sequence[int], scale: float, told: Callable[[], None] = lambda: None
+) -> list[Made]:
+    """Pictures of the prompts and seeds of these numbers, in step with one another."""
+    return _Crowd(demo, plan, indices, scale, told).run()
+
+
+class _Crowd:
+    """A thread for each picture; the last of them to ask runs the network for all."""
+
+    def __init__(
+        self, demo: Demo, plan: dt.Plan, indices: Sequence[int], scale: float, told: Callable[[], None]
+    ) -> None:
+        self._demo, self._plan, self._indices, self._scale, self._told = demo, plan, indices, scale, told
+        self._lock = threading.Condition()
+        self._at_work = len(indices)
+        self._asked: list[tuple[int, list[tuple[Latents, float, int]]]] = []
+        self._answers: dict[int, list[Latents]] = {}
+
+    def run(self) -> list[Made]:
+        with ThreadPoolExecutor(len(self._indices)) as pool:
+            return list(pool.map(self._picture, self._indices))
+
+    def _picture(self, index: int) -> Made:
+        def predict(requests: Sequence[tuple[Latents, float]]) -> list[Latents]:
+            with self._lock:
+                self._asked.append((index, [(latents, t, index) for latents, t in requests]))
+                self._answer()
+                self._lock.wait_for(lambda: index in self._answers)
+                return self._answers.pop(index)
+
+        try:
+            made = run_plan(self._plan, predict, self._demo.noise(index), noise_streams([index], 1))
+            return Made(made.latents[0], made.stats)
+        finally:
+            with self._lock:
+                self._at_work -= 1
+                self._answer()
+                self._told()
+
+    def _answer(self) -> None:
+        if not self._asked or len(self._asked) < self._at_work:
+            return
+        rows = [row for _, some in self._asked for row in some]
+        made = iter(self._demo.predict(rows, self._scale))
+        for index, some in self._asked:
+            self._answers[index] = [next(made) for _ in some]
+        self._asked = []
+        self._lock.notify_all()

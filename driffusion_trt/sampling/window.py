@@ -1,0 +1,189 @@
+"""Windows: every round predicts at the state reached and at drafts after it, and takes some of the steps.
+
+docs/method.md sections 5 and 6. A *window* plan takes a number of steps that is fixed beforehand; one with a
+*tolerance* takes those whose drafts turned out to be near the refined states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .carry import Carried, Carry, Theta, fit_rows, fitted
+from .rounds import Observation, Round, Walk
+from .schedule import Schedule
+from .skip import predicted, solver_step
+from .tables import Column, Float64, Form, Table
+
+__all__ = ["Settings", "least_rounds", "strides", "walk"]
+
+OBSERVED_ROWS = 4  # of one table
+
+# A distance is the root mean square of draft − refined state, over that of the state, √(a² + s²), and over
+# the signal's share a/√(a² + s²) to this power: errors near the noise decide what the picture becomes, and
+# grow. At 1 it would be an error of the clean latents. Found on the demo: docs/method.md section 6.
+SIGNAL_POWER = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a window works.
+
+    carry, order: what is carried, and how it is extrapolated.
+    strides: solver steps of each round, for a window; None with a tolerance.
+    tolerance: how far a draft may be from the refined state; see `SIGNAL_POWER`.
+    """
+
+    carry: Carry
+    order: int
+    strides: tuple[int, ...] | None = None
+    tolerance: float = 0.0
+
+
+def least_rounds(steps: int, lanes: int) -> int:
+    """The fewest rounds of a window: one at the start, then as many steps as there are lanes."""
+    return 1 + -(-(steps - 1) // lanes)
+
+
+def strides(steps: int, rounds: int, *, short_last: bool) -> tuple[int, ...]:
+    """Solver steps of each round: one, then the others as evenly as can be."""
+    if rounds == 1:
+        return (steps,)
+    base, more = divmod(steps - 1, rounds - 1)
+    even = [base] * (rounds - 1 - more) + [base + 1] * more
+    return (1, *(reversed(even) if short_last else even))
+
+
+def walk(schedule: Schedule, lanes: int, settings: Settings) -> Walk:
+    """The rounds, one after another; returns how far drafts were off that were taken, per picture."""
+    window = _Window(schedule, lanes, settings)
+    while window.at < schedule.steps:
+        observation = yield window.next_round()
+        window.ended(observation or ())
+    return window.drift
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a round observes, in this order: sums for θ, then distances.
+
+    fitted: how far behind the last known prediction each was that had to be extrapolated.
+    drafted: states whose drafts are compared with the refined ones.
+    """
+
+    fitted: tuple[int, ...]
+    drafted: tuple[int, ...]
+    tables: tuple[Table, ...]
+
+
+class _Window:
+    def __init__(self, schedule: Schedule, lanes: int, settings: Settings) -> None:
+        self._schedule, self._lanes, self._settings = schedule, lanes, settings
+        self._carried = Carried(schedule, settings.carry, settings.order)
+        self._theta = Theta()
+        self._round = self.at = 0
+        self._predict = range(0)
+        self._asked = _Asked((), (), ())
+        self.drift: Float64 | None = None
+
+    def next_round(self) -> Round:
+        """Draft from what is known, predict, refine as far as may be needed."""
+        known, exact = self._carried.known, self._settings.strides is None and not self._settings.tolerance
+        ahead = self._lanes if known and not exact else 1  # at first there is nothing to draft with
+        self._predict = range(self.at, min(self.at + ahead, self._schedule.steps))
+        differences = self._carried.differences() if known else []
+        drafts = self._drafts(differences)
+        self._asked = self._observed(differences)
+        item = Round(
+            tuple(self._predict), Table.of(drafts), Table.of(self._refined()), observe=self._asked.tables
+        )
+        kept = {Column(kind, i) for i in known for kind in ("input", "output")}
+        return replace(item, keep=frozenset(item.reads() | kept))
+
+    def _memory(self) -> Form | None:
+        """x̂0 of the step before, where the next one is of second order."""
+        second = self.at > 0 and self._schedule.orders[self.at] == 2
+        return {Column("x0", self.at - 1): 1.0} if second else None
+
+    def _drafts(self, differences: list[Form]) -> dict[Column, Form]:
+        """Chained solver steps from the state reached, with what was predicted before, or is expected."""
+        carried = self._carried
+        x: Form = {Column("state", self.at): 1.0}
+        before, made = self._memory(), {}
+        for i in self._predict[:-1]:
+            known = i in carried.known
+            quantity = carried.quantity(i) if known else carried.extrapolated(i, differences, self._theta)
+            now = carried.at(i, x, quantity)
+            x, before = solver_step(self._schedule, i, x, now, before), now.x0
+            made[Column("input", i + 1)] = x
+        return made
+
+    def _refined(self) -> dict[Column, Form]:
+        """The states that may be reached, and what a multistep solver remembers there."""
+        schedule, at, before = self._schedule, self.at, self._memory()
+        strides = self._settings.strides
+        wanted = range(at + 1, self._predict[-1] + 2)
+        if strides is not None:
+            wanted = range(at + strides[self._round], at + strides[self._round] + 1)
+        targets: dict[Column, Form] = {}
+        x: Form = {Column("state", at): 1.0}
+        now = predicted(schedule, at, x, {Column("output", at): 1.0})  # exact: the sequential step
+        for i in range(at, wanted[-1]):
+            if i > at:
+                now = self._carried.at(i, x, self._carried.quantity(i))
+            x, before = solver_step(schedule, i, x, now, before), now.x0
+            if i + 1 in wanted:
+                targets[Column("state", i + 1)] = x
+                if i + 1 < schedule.steps and schedule.orders[i + 1] == 2:
+                    targets[Column("x0", i)] = before
+        return targets
+
+    def _observed(self, differences: list[Form]) -> _Asked:
+        carried, predict = self._carried, self._predict
+        new = [i for i in predict if i > carried.last] if len(differences) > 1 else []
+        tables = [_table(fit_rows(carried, differences, new))] if new else []
+        drafted = tuple(predict[1:]) if self._settings.strides is None else ()
+        gaps: list[Form] = [{Column("state", i): 1.0, Column("input", i): -1.0} for i in drafted]
+        tables += [_table(gaps[k : k + OBSERVED_ROWS]) for k in range(0, len(gaps), OBSERVED_ROWS)]
+        return _Asked(tuple(i - carried.last for i in new), drafted, tuple(tables))
+
+    def ended(self, observation: Observation) -> None:
+        """Learn from what was observed, and go on from the last state that can be trusted."""
+        asked, strides = self._asked, self._settings.strides
+        if asked.fitted:
+            self._theta = fitted(observation[0], asked.fitted, self._theta)
+            observation = observation[1:]
+        taken = self._accepted(self._distances(observation)) if strides is None else strides[self._round]
+        carried = self._carried
+        carried.known = {i for i in (*carried.known, *self._predict) if i >= self.at - 2}
+        self.at, self._round = self.at + taken, self._round + 1
+
+    def _distances(self, observation: Observation) -> Float64:
+        """Of each draft from its refined state (B, drafts)."""
+        squares = [np.diagonal(gram, axis1=1, axis2=2) for gram in observation]
+        if not squares:
+            return np.zeros((1, 0))
+        at = list(self._asked.drafted)
+        sizes = self._schedule.a[at] ** 2 + self._schedule.s[at] ** 2
+        share = self._schedule.a[at] / np.sqrt(sizes)
+        found: Float64 = np.sqrt(np.concatenate(squares, 1) / sizes) / share**SIGNAL_POWER
+        return found
+
+    def _accepted(self, distances: Float64) -> int:
+        """Steps that are taken: one, and one for each draft that was near, up to the first that was not.
+
+        The pictures of a batch go on together: as far as the one whose drafts were the worst.
+        """
+        tolerance = self._settings.tolerance
+        worst = np.maximum.accumulate(np.nan_to_num(distances, nan=np.inf).max(0, initial=0.0))
+        near = int((worst <= tolerance).sum())
+        drift = distances[:, :near].max(1, initial=0.0)
+        self.drift = drift if self.drift is None else np.maximum(self.drift, drift)
+        return 1 + near
+
+
+def _table(rows: Sequence[Form]) -> Table:
+    """A table that is only observed: the names of its rows say nothing."""
+    return Table.of({Column("x0", -1 - k): row for k, row in enumerate(rows)})
