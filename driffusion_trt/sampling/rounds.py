@@ -43,7 +43,8 @@ class Round:
 
     def starts_from(self) -> int:
         """The state that was reached before the round."""
-        return max(column.number for column in self.reads() if column.kind == "state")
+        states = (column.number for column in self.reads() if column.kind == "state")
+        return max(states, default=self.predict[0] - 1)  # at pure noise a step may not read its state
 
     def writes(self) -> set[Column]:
         """Columns that are there once the round has ended."""
