@@ -6,18 +6,19 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._call import LaneWarning, Request, Timings
+from ._call import LaneWarning, Timings
 from ._errors import InputError, LaneError, NonFiniteError, did_you_mean
+from ._request import Request
+from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
 from .pictures import to_images
-from .prompts import PromptEncoder
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions, load_networks
 from .sampling.noise import noise_streams
@@ -71,14 +72,14 @@ class Stages:
         self.folder, self._devices = folder, devices
         with contextlib.ExitStack() as stack:
             networks = stack.enter_context(load_networks(folder, devices, options))
-            self.prompts = PromptEncoder(folder.tokenizer(), networks.text)
+            self.conditioner = Conditioner(folder, networks.text)
             self._decoder, self.lanes = networks.decoder, networks.lanes
             self._resources = stack.pop_all()
 
-    def warm_up(self, batch: int) -> None:
-        """One prediction on every lane, of `batch` pictures with guidance."""
-        embeddings = self.embed([""] * batch)
-        self.lanes.job(embeddings, 2.0, embeddings).warm_up(self.folder.latent_shape)
+    def warm_up(self, request: Request) -> None:
+        """One prediction on every lane, as the request's would be."""
+        given, without = self.conditioner(request)
+        self.lanes.job(given, self._scale(request), without).warm_up(self._shape(request))
 
     def run(self, request: Request, plan: Plan, on_round: OnRound | None) -> Made:
         """Run it, and again without the devices that fail, for as long as there are others.
@@ -101,11 +102,9 @@ class Stages:
     def _run(self, request: Request, plan: Plan, on_round: OnRound | None) -> Made:
         marks = [time.perf_counter()]
         streams = noise_streams(request.seed, len(request.prompts))
-        conditioning = self.embed(request.prompts)
-        negative = (request.negative_prompt,) * len(request.prompts)
-        unconditional = self.embed(negative) if request.guided else None
-        job = self.lanes.job(conditioning, request.guidance_scale if request.guided else 1.0, unconditional)
-        noise = streams.draw(self.folder.latent_shape)
+        given, without = self.conditioner(request)
+        job = self.lanes.job(given, self._scale(request), without)
+        noise = streams.draw(self._shape(request))
         marks.append(time.perf_counter())
         ticks = [marks[-1]]
 
@@ -130,15 +129,13 @@ class Stages:
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
         return Made(plan, latents, images, Timings(encode, denoise, decode, rounds_ms))
 
-    def embed(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings (B, L, C) float32 of prompts; equal ones are encoded once."""
-        known = {prompt: self.prompts.encode(prompt) for prompt in dict.fromkeys(prompts)}
-        embeddings = np.concatenate([known[prompt] for prompt in prompts])
-        if not np.isfinite(embeddings).all():
-            raise NonFiniteError(
-                "the text encoder gave numbers that are not finite; build the model in bf16 or fp32"
-            )
-        return embeddings
+    @staticmethod
+    def _scale(request: Request) -> float:
+        return request.guidance_scale if request.guided else 1.0
+
+    def _shape(self, request: Request) -> tuple[int, int, int]:
+        spec = self.folder.spec
+        return (spec.latent_channels, *spec.latent_size(request.height, request.width))
 
     def _decode(self, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
         manifest = self.folder.manifest

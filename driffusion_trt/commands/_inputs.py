@@ -14,7 +14,15 @@ from ..pictures import read_settings
 # Settings of a picture that are options by the same name, and of which type. A picture may come
 # from anywhere, so nothing in it is trusted to be what we would have written.
 _REPLAYED: dict[str, tuple[type, ...]] = {
-    "negative_prompt": (str,),
+    "prompt_2": (str,),
+    "prompt_3": (str,),
+    "negative_prompt": (str, type(None)),
+    "negative_prompt_2": (str,),
+    "negative_prompt_3": (str,),
+    "height": (int,),
+    "width": (int,),
+    "eta": (int, float),
+    "clip_skip": (int,),
     "steps": (int,),
     "guidance_scale": (int, float),
     "seed": (int,),

@@ -10,24 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .._call import Request, Timings
+from .._call import Timings
 from .._errors import InputError
+from .._planner import Planner, planned
+from .._request import Request
 from ..engines.manifest import ModelFolder
 from ..models import ModelSpec
 from ..pictures import save_png
 from ..pipeline import Pipeline
 from ..runtime.devices import Asked, choose_devices
 from ..sampling.noise import noise_streams
-from ..sampling.plan import Plan, default_lanes, make_plan
+from ..sampling.plan import Plan, default_lanes
 from ..sampling.sample import RoundDone
 from ._compare import HOW_MEASURED, Comparison, compare
 from ._console import Console, Tick
 from ._inputs import fill_from_picture, read_prompts
 from ._output import check_writable, comparison, places
-from ._planning import read_schedule
 
 # Options that `Pipeline.__call__` takes by the same name.
-_SETTINGS = ("negative_prompt", "steps", "guidance_scale", "mode", "lanes", "rounds", "scheduler")
+_SETTINGS = (
+    *("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "height", "width"),
+    *("steps", "guidance_scale", "mode", "lanes", "rounds", "scheduler", "eta", "clip_skip"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +114,15 @@ def _checked(args: argparse.Namespace) -> _Job:
     if size < 1:
         raise InputError(f"batch-size={size} was asked; it must be at least 1")
     model = args.model or "demo"
-    schedule = read_schedule(model, args.steps, args.scheduler)
-    mode = args.mode or "aggressive"
     folder = ModelFolder.open(model)
-    lanes, devices = _width(args, folder, schedule.steps)
-    plan = make_plan(schedule, mode=mode, lanes=lanes, rounds=args.rounds)
-    pictures = _pictures(args, folder.spec)
+    settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
+    planner = Planner(folder)
+    lanes, devices = _width(args, folder, planner.schedule(**planned(settings)).steps)
+    plan = planner.plan(lanes, **planned({**settings, "lanes": lanes}))
+    pictures = _pictures(args, folder.spec, planner.own_size, settings)
     paths = [picture.path for picture in pictures]
     extra = [comparison(path) for path in paths] if args.compare else []
     check_writable([*paths, *extra], make_folder=args.output is not None and args.output.endswith("/"))
-    settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     batches = [pictures[at : at + size] for at in range(0, len(pictures), size)]
     options = {
         "split_guidance": args.split_guidance,
@@ -140,19 +143,15 @@ def _width(args: argparse.Namespace, folder: ModelFolder, steps: int) -> tuple[i
     return lanes, each * min(count, lanes) if asked == "auto" else asked
 
 
-def _pictures(args: argparse.Namespace, spec: ModelSpec) -> list[_Picture]:
+def _pictures(
+    args: argparse.Namespace, spec: ModelSpec, own_size: tuple[int, int], settings: dict[str, Any]
+) -> list[_Picture]:
     prompts = read_prompts(args.words, args.prompts_file)
     images = 1 if args.num_images is None else args.num_images
     first = 0 if args.seed is None else args.seed
-    request = Request.check(
-        prompts,
-        num_images=images,
-        negative_prompt=args.negative_prompt or "",
-        guidance_scale=spec.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        seed=first,
-    )
+    request = Request.check(spec, own_size, prompts, {**settings, "num_images": images, "seed": first})
     noise_streams(first + len(request.prompts) - 1, 1)  # the last seed can be too large
-    named = [(prompt, first + k) for k, prompt in enumerate(request.prompts)]
+    named = [(texts[0], first + k) for k, texts in enumerate(request.prompts)]
     paths = places(args.output, named)
     return [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
 
@@ -194,7 +193,7 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
         for number, batch in enumerate(job.batches):
             label = "" if len(job.batches) == 1 else f"batch {number + 1} of {len(job.batches)}, "
             ask = {"prompt": [p.prompt for p in batch], "seed": [p.seed for p in batch], **job.settings}
-            result = pipe(**ask, on_round=_watch(tick, each * number, label))
+            result = pipe(**ask, callback_on_round_end=_watch(tick, each * number, label))
             for picture, image, facts in zip(batch, result.images, result.settings, strict=True):
                 save_png(image, picture.path, facts)
                 done.paths.append(picture.path)
@@ -205,7 +204,7 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
                     "mode": "sequential"
                 }
                 sequential = pipe(
-                    **exact, on_round=_watch(tick, each * number + rounds, f"{label}sequential ")
+                    **exact, callback_on_round_end=_watch(tick, each * number + rounds, f"{label}sequential ")
                 )
                 found = compare(result, sequential, [comparison(picture.path) for picture in batch])
                 done.comparisons += found

@@ -131,6 +131,19 @@ class Schedule:
         return Schedule.from_config(self.config, steps, eta=eta, scheduler=self.scheduler, mu=self.mu)
 
 
+def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float | None:
+    """The `mu` of pictures of so many tokens, as diffusers' StableDiffusion3Pipeline has it.
+
+    Linear in the tokens (2403.03206, section 5.3.2). None for a config without `use_dynamic_shifting`.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+    slope = (high - low) / (many - few)
+    return float(tokens * slope + (low - slope * few))
+
+
 def _check_steps(steps: object, train: int) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise InputError(f"steps must be a whole number from 1 to {train}, not {steps!r}")

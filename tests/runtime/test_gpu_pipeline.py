@@ -72,7 +72,7 @@ def test_the_picture_of_the_cpu_lanes(planned: Path, machine: Any, mode: str) ->
 def test_rounds_are_told_where_somebody_listens(planned: Path) -> None:
     told: list[int] = []
     with dt.Pipeline.load(planned, devices=["cuda:0", "cuda:1"]) as pipe:
-        result = picture(pipe, on_round=lambda done: told.append(done.round))
+        result = picture(pipe, callback_on_round_end=lambda done: told.append(done.round))
     assert told == list(range(1, result.plan.sequential_calls + 1))
     assert len(result.timings.rounds_ms) == len(told)
 
