@@ -51,6 +51,7 @@ class Request:
     clip_skip: int = 0
     sizes: Sizes | None = None
     negative_sizes: Sizes | None = None
+    vae_tiling: bool | int | None = None
 
     @classmethod
     def check(cls, spec: ModelSpec, own_size: Size, prompt: object, settings: Mapping[str, Any]) -> Self:
@@ -81,6 +82,7 @@ class Request:
             whole("clip_skip", settings.get("clip_skip") or 0, 0),
             sizes,
             negative_sizes,
+            settings.get("vae_tiling"),
         )
 
     @property
@@ -110,6 +112,7 @@ class Request:
             **({"eta": plan.schedule.eta} if plan.schedule.solver == "ddim" and plan.schedule.eta else {}),
             **({"clip_skip": self.clip_skip} if self.clip_skip else {}),
             **self._size_settings(),
+            **({} if self.vae_tiling is None else {"vae_tiling": self.vae_tiling}),
             "sequential_calls": plan.sequential_calls,
             **model,
             "version": __version__,

@@ -37,6 +37,7 @@ class Settings(PlanSettings, total=False):
     negative_original_size: Size | None
     negative_crops_coords_top_left: Size
     negative_target_size: Size | None
+    vae_tiling: bool | int | None
     callback_on_round_end: Callable[[RoundDone], None] | None
     cancel: threading.Event | None
 

@@ -16,11 +16,12 @@ from PIL import Image
 from ._call import LaneWarning, Timings
 from ._errors import InputError, LaneError, NonFiniteError, did_you_mean
 from ._request import Request
+from .autoencoder import Autoencoder, Tile
 from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
 from .pictures import to_images
 from .runtime.devices import Devices
-from .runtime.networks import GpuOptions, load_networks
+from .runtime.networks import GpuOptions, Networks, load_networks
 from .sampling.noise import noise_streams
 from .sampling.plan import Plan
 from .sampling.sample import RoundDone
@@ -73,8 +74,14 @@ class Stages:
         with contextlib.ExitStack() as stack:
             networks = stack.enter_context(load_networks(folder, devices, options))
             self.conditioner = Conditioner(folder, networks.text)
-            self._decoder, self.lanes = networks.decoder, networks.lanes
+            self.lanes = networks.lanes
+            self._autoencoder = _autoencoder(folder, networks)
             self._resources = stack.pop_all()
+
+    def check(self, request: Request) -> None:
+        """Raises InputError where the networks cannot do what the request asks; nothing runs."""
+        self.conditioner.check(request)
+        self._tile(request)
 
     def warm_up(self, request: Request) -> None:
         """One prediction on every lane, as the request's would be."""
@@ -123,7 +130,7 @@ class Stages:
                 "more steps, or use mode 'sequential'"
             )
         marks.append(time.perf_counter())
-        images = self._decode(latents)
+        images = self._decode(latents, self._tile(request))
         marks.append(time.perf_counter())
         encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
@@ -137,20 +144,28 @@ class Stages:
         spec = self.folder.spec
         return (spec.latent_channels, *spec.latent_size(request.height, request.width))
 
-    def _decode(self, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
-        manifest = self.folder.manifest
-        with np.errstate(over="ignore"):  # told below
-            scaled = latents / np.float32(manifest.scaling_factor) + np.float32(manifest.shift_factor)
-        images: list[Image.Image] = []
-        for one in scaled:  # one by one: the bits of a picture do not depend on its batch
-            (decoded,) = self._decoder.run({"latents": one[None]}).values()
-            if not np.isfinite(decoded).all():  # it would be a black picture
-                raise NonFiniteError(
-                    "the decoder gave numbers that are not finite; build the model in bf16 or fp32"
-                )
-            images += to_images(decoded)
-        return tuple(images)
+    def _tile(self, request: Request) -> Tile | None:
+        return self._autoencoder.tile_for(request.height, request.width, request.vae_tiling)
+
+    def _decode(self, latents: NDArray[np.float32], tile: Tile | None) -> tuple[Image.Image, ...]:
+        # One by one: the bits of a picture do not depend on its batch.
+        decoded = (self._autoencoder.decode(one[None], tile) for one in latents)
+        return tuple(image for one in decoded for image in to_images(one))
 
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""
         self._resources.close()
+
+
+def _autoencoder(folder: ModelFolder, networks: Networks) -> Autoencoder:
+    manifest, spec = folder.manifest, folder.spec
+    return Autoencoder(
+        networks.decoder,
+        networks.encoder,
+        channels=spec.latent_channels,
+        downscale=spec.downscale,
+        scaling_factor=manifest.scaling_factor,
+        shift_factor=manifest.shift_factor,
+        tile=min(manifest.shapes["picture"][1:]),
+        profile=networks.vae_profile,
+    )

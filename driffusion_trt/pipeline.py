@@ -159,6 +159,8 @@ class Pipeline:
                 width) or (top, left) in pixels; by default the picture's own size, and no crop.
             negative_original_size, negative_crops_coords_top_left, negative_target_size: the same
                 for the negative prompt; by default as for the prompt.
+            vae_tiling: True, or the side of a tile in pixels, to decode in tiles, which takes less memory;
+                False for never; None for pictures that the plans do not take, or of over 2 million pixels.
             callback_on_round_end: called after every round, for progress; what it raises ends the call.
             cancel: once it is set, the call ends after the round under way, with CancelledError.
 
@@ -169,7 +171,7 @@ class Pipeline:
             CancelledError: `cancel` was set.
         """
         request = Request.check(self.spec, self._planner.own_size, prompt, settings)
-        self._stages.conditioner.check(request)
+        self._stages.check(request)
         plan = self._planner.plan(self.devices, **planned(settings))
         on_round = settings.get("callback_on_round_end")
         if on_round is not None and not callable(on_round):

@@ -30,13 +30,19 @@ ROOMS: dict[str, set[str]] = {
     "export": {"_errors", "models", "_manifest", "_child", "_widen"},
     "runtime": (RUNTIME := ENGINES | {"sampling", "engines"}),
     "pictures": {"_errors"},
+    "_tiles": set(),
+    "autoencoder": ENGINES | {"engines", "_tiles"},
     "_call": {"_errors", "sampling"},
     "_planner": (PLANNER := ENGINES | {"engines", "sampling"}),
     "_settings": PLANNER | {"_planner"},
     "_request": (REQUEST := PLANNER | {"_planner", "_settings"}),
     "prompts": ENGINES | {"engines"},
     "conditioning": REQUEST | {"_request", "prompts"},
-    "_stages": (STAGES := REQUEST | RUNTIME | {"runtime", "pictures", "conditioning", "_request", "_call"}),
+    "_stages": (
+        STAGES := REQUEST
+        | RUNTIME
+        | {"runtime", "pictures", "_tiles", "autoencoder", "conditioning", "_request", "_call"}
+    ),
     "pipeline": (PIPELINE := STAGES | {"_stages"}),
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},

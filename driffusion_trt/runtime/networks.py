@@ -12,6 +12,7 @@ from typing import Any, Self
 from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
 from ..engines.onnx_session import OnnxSession
+from ..engines.profiles import Profile
 from ..engines.session import Network
 from ..engines.store import PlanStore
 from ..models import ON_HOST
@@ -38,13 +39,16 @@ class Networks:
     """What a pipeline runs; closing it stops the lanes and gives all memory back.
 
     text: the text encoders by name.
-    encoder: loads the VAE's encoder at its first call, since few pictures are made from others.
+    encoder: loads the VAE's encoder at its first call, since few pictures are made from others; None
+        where the model has none.
+    vae_profile: the sizes that the VAE's plans take; None where its networks take any.
     lanes: HostLanes, or CudaLanes, which is loaded only where there is a GPU.
     """
 
     text: Mapping[str, Network]
     decoder: Network
-    encoder: Callable[[], Network]
+    encoder: Callable[[], Network] | None
+    vae_profile: Profile | None
     lanes: Any
     _resources: contextlib.ExitStack = field(repr=False)
 
@@ -80,8 +84,9 @@ def load_networks(folder: ModelFolder, devices: Devices, options: GpuOptions) ->
             lanes = stack.enter_context(HostLanes(folder.network("denoiser"), devices.count))
         names = [name for name in folder.networks if name.startswith("text_encoder")]
         text = {name: (on_host if name in ON_HOST else load)(name) for name in names}
-        encoder = _Once(partial(load, "vae_encoder"))
-        return Networks(text, load("vae_decoder"), encoder, lanes, stack)
+        encoder = _Once(partial(load, "vae_encoder")) if "vae_encoder" in folder.networks else None
+        profile = _vae_profile(folder, devices.gpus[0]) if devices.gpus else None
+        return Networks(text, load("vae_decoder"), encoder, profile, lanes, stack)
     except BaseException:
         stack.close()
         raise
@@ -148,6 +153,11 @@ def _on_gpus(
         deadline_s=options.deadline_s,
     )
     return load, stack.enter_context(lanes)
+
+
+def _vae_profile(folder: ModelFolder, gpu: Gpu) -> Profile | None:
+    plan, _ = choose_plan(folder, "vae_decoder", gpu)
+    return None if plan.key is None else plan.key.profile
 
 
 def _session(folder: ModelFolder, network: str, gpu: Gpu, device: Any) -> Any:
