@@ -13,7 +13,10 @@ from ._errors import InputError
 from .sampling.plan import Plan
 
 # Facts beside the arguments of `Pipeline.__call__` in a picture's settings.
-_FACTS = ("batch_seed", "picture", "batch", "sequential_calls", "model", "model_hash", "version")
+_FACTS = (
+    *("batch_seed", "picture", "batch", "sequential_calls", "model", "model_hash", "version"),
+    *("image_hash", "mask_hash"),
+)
 
 
 class PromptWarning(UserWarning):
@@ -63,6 +66,8 @@ class Result:
 
     def call(self, picture: int = 0) -> dict[str, Any]:
         """The arguments of `Pipeline.__call__` that make one of the pictures again, alone.
+
+        What it was started from, `image` and `mask_image`, is not kept: give it beside them.
 
         Raises InputError where the whole batch came from one random stream (an int seed).
         """

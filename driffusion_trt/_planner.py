@@ -28,6 +28,7 @@ class PlanSettings(TypedDict, total=False):
     eta: float | None
     height: int | None
     width: int | None
+    strength: float | None
 
 
 class Planner:
@@ -54,13 +55,12 @@ class Planner:
         steps, scheduler = settings.get("steps"), settings.get("scheduler")
         if scheduler is not None and not isinstance(scheduler, str):
             raise InputError(f"scheduler must be a name, not {scheduler!r}")
-        return Schedule.from_config(
-            self._config,
-            self._spec.steps if steps is None else steps,
-            eta=settings.get("eta"),
-            scheduler=scheduler,
-            mu=self._mu(settings),
+        count = self._spec.steps if steps is None else steps
+        whole = Schedule.from_config(
+            self._config, count, eta=settings.get("eta"), scheduler=scheduler, mu=self._mu(settings)
         )
+        strength = settings.get("strength")
+        return whole if strength is None else self._late(whole, count, strength)
 
     def plan(self, devices: int, **settings: Unpack[PlanSettings]) -> Plan:
         """The plan for these settings on so many devices. Raises as `schedule` and `make_plan` do."""
@@ -81,6 +81,19 @@ class Planner:
             self._plans.move_to_end(key)
             return self._plans[key]
 
+    def _late(self, whole: Schedule, steps: int, strength: object) -> Schedule:
+        """The share of a schedule that diffusers' pipelines run at this strength.
+
+        Those of SD3 round the steps up, the others down.
+        """
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+            raise InputError(f"strength must be a number above 0, and at most 1, not {strength!r}")
+        share = steps * strength
+        first = int(steps - share) if self._spec.architecture == "sd3" else steps - int(share)
+        if first >= whole.steps:
+            raise InputError(f"strength={strength} of {steps} steps leaves none to run; take more of either")
+        return whole.starting_at(first)
+
     def _mu(self, settings: PlanSettings) -> float | None:
         """The shift for pictures of this size, where the model's scheduler depends on it."""
         if self._spec.architecture != "sd3":
@@ -94,6 +107,12 @@ class Planner:
 
 
 def planned(settings: Mapping[str, Any]) -> PlanSettings:
-    """Those of a call's settings that its plan depends on."""
+    """Those of a call's settings that its plan depends on.
+
+    Inpainting at strength 1 begins with noise alone, as a call without a picture does.
+    """
     names = PlanSettings.__annotations__
-    return cast(PlanSettings, {name: value for name, value in settings.items() if name in names})
+    found = {name: value for name, value in settings.items() if name in names}
+    if settings.get("mask_image") is not None and found.get("strength") == 1:
+        del found["strength"]
+    return cast(PlanSettings, found)

@@ -9,6 +9,7 @@ from typing import Any, Self
 from . import __version__
 from ._errors import InputError
 from ._settings import Seed, Size, check_names, pair, scale, seeds, texts, whole
+from ._source import Source
 from .models import ModelSpec
 from .sampling.plan import Plan
 
@@ -40,6 +41,7 @@ class Request:
     negative: the same for the negative prompts; None is the family's own rule for none.
     seed: an int is one random stream for the whole batch, a tuple has one for each picture.
     sizes, negative_sizes: for SDXL; None for the others.
+    source: the picture to start from; None for noise.
     """
 
     prompts: tuple[Texts, ...]
@@ -52,10 +54,11 @@ class Request:
     sizes: Sizes | None = None
     negative_sizes: Sizes | None = None
     vae_tiling: bool | int | None = None
+    source: Source | None = None
 
     @classmethod
     def check(cls, spec: ModelSpec, own_size: Size, prompt: object, settings: Mapping[str, Any]) -> Self:
-        """The request that these arguments of `Pipeline.__call__` make.
+        """The request that these arguments of `Pipeline.__call__` make, after `_source.resolved`.
 
         own_size: height and width of the model's pictures where nobody asks for another.
 
@@ -83,6 +86,7 @@ class Request:
             sizes,
             negative_sizes,
             settings.get("vae_tiling"),
+            Source.check(spec, settings, len(prompts), images, (height, width)),
         )
 
     @property
@@ -113,6 +117,7 @@ class Request:
             **({"clip_skip": self.clip_skip} if self.clip_skip else {}),
             **self._size_settings(),
             **({} if self.vae_tiling is None else {"vae_tiling": self.vae_tiling}),
+            **({} if self.source is None else self.source.settings()),
             "sequential_calls": plan.sequential_calls,
             **model,
             "version": __version__,

@@ -8,6 +8,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from ._errors import InputError, did_you_mean
 from ._planner import PlanSettings
 from .sampling.noise import noise_streams
@@ -17,6 +21,7 @@ __all__ = ["Seed", "Settings", "Size", "check_names", "pair", "scale", "seeds", 
 
 Seed = int | tuple[int, ...]
 Size = tuple[int, int]
+Picture = Image.Image | Sequence[Image.Image] | NDArray[np.floating[Any]]
 
 
 class Settings(PlanSettings, total=False):
@@ -37,6 +42,8 @@ class Settings(PlanSettings, total=False):
     negative_original_size: Size | None
     negative_crops_coords_top_left: Size
     negative_target_size: Size | None
+    image: Picture | None
+    mask_image: Picture | None
     vae_tiling: bool | int | None
     callback_on_round_end: Callable[[RoundDone], None] | None
     cancel: threading.Event | None

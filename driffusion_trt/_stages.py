@@ -16,13 +16,16 @@ from PIL import Image
 from ._call import LaneWarning, Timings
 from ._errors import InputError, LaneError, NonFiniteError, did_you_mean
 from ._request import Request
-from .autoencoder import Autoencoder, Tile
+from ._starting import start
+from ._tiles import Tile
+from .autoencoder import Autoencoder
 from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
 from .pictures import to_images
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions, Networks, load_networks
-from .sampling.noise import noise_streams
+from .sampling.known import Known
+from .sampling.noise import NoiseStreams, noise_streams
 from .sampling.plan import Plan
 from .sampling.sample import RoundDone
 
@@ -79,9 +82,22 @@ class Stages:
             self._resources = stack.pop_all()
 
     def check(self, request: Request) -> None:
-        """Raises InputError where the networks cannot do what the request asks; nothing runs."""
+        """Refuse what the networks cannot do; nothing runs.
+
+        Raises:
+            InputError: the lanes or the size of the plans do not suit the request.
+            ModelError: a picture was given to start from, and the model has no encoder.
+        """
         self.conditioner.check(request)
         self._tile(request)
+        if request.source is None:
+            return
+        self._autoencoder.check_encodes()
+        if request.source.repaint is not None and self._devices.gpus:
+            raise InputError(
+                "mask_image was given, and GPU lanes cannot keep a part of a picture yet; load the model "
+                "with devices=['cpu', 'cpu']"
+            )
 
     def warm_up(self, request: Request) -> None:
         """One prediction on every lane, as the request's would be."""
@@ -111,7 +127,7 @@ class Stages:
         streams = noise_streams(request.seed, len(request.prompts))
         given, without = self.conditioner(request)
         job = self.lanes.job(given, self._scale(request), without)
-        noise = streams.draw(self._shape(request))
+        noise, known = self._start(request, plan, streams)
         marks.append(time.perf_counter())
         ticks = [marks[-1]]
 
@@ -122,7 +138,7 @@ class Stages:
 
         # Where the host need not wait for rounds, it does so only to tell somebody.
         told = tick if on_round is not None or not self._devices.gpus else None
-        latents = job.sample(plan, noise, streams, told)
+        latents = job.sample(plan, noise, streams, told, known)
         if not np.isfinite(latents).all():
             raise NonFiniteError(
                 f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
@@ -135,6 +151,13 @@ class Stages:
         encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
         return Made(plan, latents, images, Timings(encode, denoise, decode, rounds_ms))
+
+    def _start(
+        self, request: Request, plan: Plan, streams: NoiseStreams
+    ) -> tuple[NDArray[np.float32], Known | None]:
+        if request.source is None:
+            return streams.draw(self._shape(request)), None
+        return start(request.source, self._autoencoder, self._tile(request), plan.schedule, streams)
 
     @staticmethod
     def _scale(request: Request) -> float:

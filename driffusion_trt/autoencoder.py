@@ -60,10 +60,17 @@ class Autoencoder:
         self._tile = tile // downscale
         self._sides(Tile(tile, tile))
 
-    @property
-    def can_encode(self) -> bool:
-        """Whether there is an encoder, loaded or not."""
-        return self._encoder is not None
+    def check_encodes(self) -> None:
+        """Raises ModelError where there is no encoder; it is not loaded here."""
+        self._have_encoder()
+
+    def _have_encoder(self) -> Callable[[], Network]:
+        if self._encoder is None:
+            raise ModelError(
+                "this model has no encoder for pictures (vae_encoder), so it can start from noise only; "
+                "build one from a checkpoint with the whole autoencoder"
+            )
+        return self._encoder
 
     def tile_for(self, height: int, width: int, vae_tiling: bool | int | None = None) -> Tile | None:
         """How a picture of `height` x `width` pixels is coded: in tiles of this size, or None for whole.
@@ -158,12 +165,7 @@ class Autoencoder:
             NonFiniteError: the encoder gave numbers that are not finite.
         """
         _check_shape("picture", picture, 3, self._downscale)
-        if self._encoder is None:
-            raise ModelError(
-                "this model has no encoder for pictures (vae_encoder), so it can start from noise only; "
-                "build one from a checkpoint with the whole autoencoder"
-            )
-        encoder = self._encoder()
+        encoder = self._have_encoder()()
 
         def encode(part: Array) -> tuple[Array, Array]:
             out = encoder.run({"pictures": np.ascontiguousarray(part)})
@@ -191,7 +193,7 @@ class Autoencoder:
         """The sampler's latents of an encoded picture: diffusers' `retrieve_latents`, shifted and scaled.
 
         Args:
-            mean, std: what `encode` gave, (1, C, h, w).
+            mean, std: what `encode` gave, (B or 1, C, h, w).
             noise: unit normal, (B, C, h, w); None takes the mean, which is the most likely latent.
         """
         latents = mean if noise is None else mean + std * noise

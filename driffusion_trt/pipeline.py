@@ -16,6 +16,7 @@ from ._errors import DriffusionError, InputError, LaneError, ModelError, NonFini
 from ._planner import Planner, PlanSettings, planned
 from ._request import Request
 from ._settings import Settings
+from ._source import resolved
 from ._stages import Made, Stages, single_precision
 from .engines.manifest import ModelFolder
 from .models import ModelSpec
@@ -141,7 +142,13 @@ class Pipeline:
             negative_prompt: what guidance leads away from: one text, or one for each prompt. None
                 is what the model was trained with for none, which for SDXL is not an empty text.
             negative_prompt_2, negative_prompt_3: as `prompt_2` and `prompt_3`.
-            height, width: of the pictures in pixels; by default the model's.
+            image: start from this picture instead of noise: a PIL image or a sequence with one for each
+                prompt, which are resized, or floats from 0 to 1, (B, H, W, 3).
+            mask_image: the part of `image` to make anew is white here; the rest stays as it is. PIL
+                images, or floats (B, H, W).
+            strength: share of the steps that is run, and so of `image` that is lost: above 0, at most 1. By
+                default 0.8 for SD2.1, 0.3 for SDXL, 0.6 for SD3, and with a mask 1, 0.9999 and 0.6.
+            height, width: of the pictures in pixels; by default those of `image`, or the model's.
             steps: solver steps; by default what the model's authors recommend.
             guidance_scale: of classifier-free guidance (2207.12598); 1 or less is none.
             seed: an int is one random stream for the whole batch, as in diffusers; a
@@ -166,13 +173,15 @@ class Pipeline:
 
         Raises:
             InputError: a setting that cannot be; nothing has run by then.
+            ModelError: `image` was given, and the model has no encoder.
             LaneError: a lane failed, or the pipeline is closed.
             NonFiniteError: the networks gave numbers that are not finite.
             CancelledError: `cancel` was set.
         """
-        request = Request.check(self.spec, self._planner.own_size, prompt, settings)
+        checked = resolved(self.spec, settings)
+        request = Request.check(self.spec, self._planner.own_size, prompt, checked)
         self._stages.check(request)
-        plan = self._planner.plan(self.devices, **planned(settings))
+        plan = self._planner.plan(self.devices, **planned(checked))
         on_round = settings.get("callback_on_round_end")
         if on_round is not None and not callable(on_round):
             raise InputError(f"callback_on_round_end must be a function of one argument, not {on_round!r}")

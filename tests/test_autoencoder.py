@@ -210,7 +210,8 @@ def test_wrong_arrays_are_refused() -> None:
 
 def test_a_model_without_encoder_says_so() -> None:
     ours, _ = enlarging()
-    assert not ours.can_encode
+    with pytest.raises(ModelError, match="no encoder for pictures"):
+        ours.check_encodes()
     with pytest.raises(ModelError, match="no encoder for pictures"):
         ours.encode(picture(64, 64))
 

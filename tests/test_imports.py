@@ -35,13 +35,15 @@ ROOMS: dict[str, set[str]] = {
     "_call": {"_errors", "sampling"},
     "_planner": (PLANNER := ENGINES | {"engines", "sampling"}),
     "_settings": PLANNER | {"_planner"},
-    "_request": (REQUEST := PLANNER | {"_planner", "_settings"}),
+    "_source": {"_errors", "models"},
+    "_request": (REQUEST := PLANNER | {"_planner", "_settings", "_source"}),
     "prompts": ENGINES | {"engines"},
+    "_starting": {"_source", "_tiles", "autoencoder", "sampling"},
     "conditioning": REQUEST | {"_request", "prompts"},
     "_stages": (
         STAGES := REQUEST
         | RUNTIME
-        | {"runtime", "pictures", "_tiles", "autoencoder", "conditioning", "_request", "_call"}
+        | {"runtime", "pictures", "_tiles", "_starting", "autoencoder", "conditioning", "_request", "_call"}
     ),
     "pipeline": (PIPELINE := STAGES | {"_stages"}),
     "server": PIPELINE | {"pipeline"},

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._errors import InputError, LaneError
+from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone
@@ -76,18 +77,22 @@ class CudaJob:
         noise: Float32,
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
+        known: Known | None = None,
     ) -> Float32:
         """Run a plan from unit-normal noise (B, C, H, W); returns the final latents, float32.
 
         on_round: called after every round; the host then waits for each of them.
+        known: must be None: the kernels cannot keep a part of a picture yet.
 
         Raises:
-            InputError: the engines' plans were not built for this size.
+            InputError: the engines' plans were not built for this size, or `known` was given.
             LaneError: a device failed or did not answer; it is not used again, and `lanes_left` says
                 whether the call can be made again without it.
             NonFiniteError: a prediction was not finite.
         """
         lanes = self._lanes
+        if known is not None:
+            raise InputError("GPU lanes cannot keep a part of a picture yet; use CPU lanes")
         if noise.dtype != np.float32 or noise.ndim != 4 or len(noise) != self.batch:
             raise InputError(
                 f"noise is {noise.dtype} of shape {noise.shape}, expected float32 (B, C, H, W) with the "

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .._errors import InputError, ModelError
 from ..engines.onnx_session import BoundRun, OnnxSession
+from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone, run_plan
@@ -191,13 +192,16 @@ class HostJob:
         noise: Latents,
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
+        known: Known | None = None,
     ) -> Latents:
         """Run a plan from unit-normal noise (B, C, H, W); returns the final latents, as `run_plan` does.
+
+        known: the part of the picture that stays.
 
         Raises:
             LaneError: as `predict` does.
         """
-        return run_plan(plan, self.predict, noise, streams, on_round)
+        return run_plan(plan, self.predict, noise, streams, on_round, known)
 
     def warm_up(self, shape: tuple[int, ...]) -> None:
         """One prediction on every lane at once, of latents of this shape (C, H, W)."""
