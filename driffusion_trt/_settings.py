@@ -25,7 +25,19 @@ Picture = Image.Image | Sequence[Image.Image] | NDArray[np.floating[Any]]
 
 
 class Settings(PlanSettings, total=False):
-    """What a call may say beside its prompt; `Pipeline.__call__` explains each."""
+    """What a call may say beside its prompt; `Pipeline.__call__` explains each, but for these.
+
+    image: start from this picture instead of noise (SDEdit, 2108.01073): a PIL image or a sequence with
+        one for each prompt, which are resized, or floats from 0 to 1, (H, W, 3) or (B, H, W, 3).
+    mask_image: where it is white `image` is made anew, the rest stays as it is (inpainting). PIL images,
+        or floats (H, W) or (B, H, W).
+    strength: share of the steps that is run, and so of `image` that is lost: above 0, at most 1. As in
+        diffusers it is by default 0.8 for SD2.1, 0.3 for SDXL and 0.6 for SD3, and with a mask 1,
+        0.9999 and 0.6.
+    vae_tiling: True, or the side of a tile in pixels, for the tiles of diffusers' `enable_tiling`; False
+        for none; None for tiles where the plans do not take the picture whole, or it has more than two
+        million pixels. The picture differs a little.
+    """
 
     prompt_2: str | Sequence[str] | None
     prompt_3: str | Sequence[str] | None

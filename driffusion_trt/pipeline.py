@@ -142,12 +142,7 @@ class Pipeline:
             negative_prompt: what guidance leads away from: one text, or one for each prompt. None
                 is what the model was trained with for none, which for SDXL is not an empty text.
             negative_prompt_2, negative_prompt_3: as `prompt_2` and `prompt_3`.
-            image: start from this picture instead of noise: a PIL image or a sequence with one for each
-                prompt, which are resized, or floats from 0 to 1, (B, H, W, 3).
-            mask_image: the part of `image` to make anew is white here; the rest stays as it is. PIL
-                images, or floats (B, H, W).
-            strength: share of the steps that is run, and so of `image` that is lost: above 0, at most 1. By
-                default 0.8 for SD2.1, 0.3 for SDXL, 0.6 for SD3, and with a mask 1, 0.9999 and 0.6.
+            image, mask_image, strength: start from a picture instead of noise; see `Settings`.
             height, width: of the pictures in pixels; by default those of `image`, or the model's.
             steps: solver steps; by default what the model's authors recommend.
             guidance_scale: of classifier-free guidance (2207.12598); 1 or less is none.
@@ -166,8 +161,7 @@ class Pipeline:
                 width) or (top, left) in pixels; by default the picture's own size, and no crop.
             negative_original_size, negative_crops_coords_top_left, negative_target_size: the same
                 for the negative prompt; by default as for the prompt.
-            vae_tiling: True, or the side of a tile in pixels, to decode in tiles, which takes less memory;
-                False for never; None for pictures that the plans do not take, or of over 2 million pixels.
+            vae_tiling: decode in tiles, which takes less memory; see `Settings`.
             callback_on_round_end: called after every round, for progress; what it raises ends the call.
             cancel: once it is set, the call ends after the round under way, with CancelledError.
 

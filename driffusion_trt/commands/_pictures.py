@@ -14,6 +14,7 @@ from .._call import Timings
 from .._errors import InputError
 from .._planner import Planner, planned
 from .._request import Request
+from .._source import resolved
 from ..engines.manifest import ModelFolder
 from ..models import ModelSpec
 from ..pictures import save_png
@@ -24,7 +25,7 @@ from ..sampling.plan import Plan, default_lanes
 from ..sampling.sample import RoundDone
 from ._compare import HOW_MEASURED, Comparison, compare
 from ._console import Console, Tick
-from ._inputs import fill_from_picture, read_prompts
+from ._inputs import fill_from_picture, read_prompts, read_start
 from ._output import check_writable, comparison, places
 
 # Options that `Pipeline.__call__` takes by the same name.
@@ -52,6 +53,7 @@ class _Job:
     options: dict[str, Any]
     plan: Plan
     settings: dict[str, Any]
+    start: dict[str, str]  # hashes of what it starts from
     batches: list[list[_Picture]]
     compare: bool
 
@@ -92,7 +94,7 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
             done.devices = pipe.devices
             load_ms = 1e3 * (time.perf_counter() - start)
             _say_first(job, pipe, console)
-            _say_replayed(args, pipe, console)
+            _say_replayed(args, job, pipe, console)
             try:
                 _make(job, pipe, console, done)
             finally:  # also after Ctrl-C: these are whole
@@ -116,10 +118,11 @@ def _checked(args: argparse.Namespace) -> _Job:
     model = args.model or "demo"
     folder = ModelFolder.open(model)
     settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
+    settings = dict(resolved(folder.spec, settings | read_start(args)))
     planner = Planner(folder)
     lanes, devices = _width(args, folder, planner.schedule(**planned(settings)).steps)
     plan = planner.plan(lanes, **planned({**settings, "lanes": lanes}))
-    pictures = _pictures(args, folder.spec, planner.own_size, settings)
+    pictures, start = _pictures(args, folder.spec, planner.own_size, settings)
     paths = [picture.path for picture in pictures]
     extra = [comparison(path) for path in paths] if args.compare else []
     check_writable([*paths, *extra], make_folder=args.output is not None and args.output.endswith("/"))
@@ -131,7 +134,7 @@ def _checked(args: argparse.Namespace) -> _Job:
         "nan_policy": args.nan_policy or "error",
         "fp32_model": args.fp32_model,
     }
-    return _Job(model, devices, options, plan, settings, batches, args.compare)
+    return _Job(model, devices, options, plan, settings, start, batches, args.compare)
 
 
 def _width(args: argparse.Namespace, folder: ModelFolder, steps: int) -> tuple[int, Asked]:
@@ -145,7 +148,8 @@ def _width(args: argparse.Namespace, folder: ModelFolder, steps: int) -> tuple[i
 
 def _pictures(
     args: argparse.Namespace, spec: ModelSpec, own_size: tuple[int, int], settings: dict[str, Any]
-) -> list[_Picture]:
+) -> tuple[list[_Picture], dict[str, str]]:
+    """The pictures to make, and the hashes of what they start from."""
     prompts = read_prompts(args.words, args.prompts_file)
     images = 1 if args.num_images is None else args.num_images
     first = 0 if args.seed is None else args.seed
@@ -153,7 +157,8 @@ def _pictures(
     noise_streams(first + len(request.prompts) - 1, 1)  # the last seed can be too large
     named = [(texts[0], first + k) for k, texts in enumerate(request.prompts)]
     paths = places(args.output, named)
-    return [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
+    pictures = [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
+    return pictures, {} if request.source is None else request.source.facts
 
 
 def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
@@ -172,10 +177,10 @@ def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
     )
 
 
-def _say_replayed(args: argparse.Namespace, pipe: Pipeline, console: Console) -> None:
-    """The same settings make the same picture with the same weights and code only."""
+def _say_replayed(args: argparse.Namespace, job: _Job, pipe: Pipeline, console: Console) -> None:
+    """The same settings make the same picture with the same start, weights and code only."""
     was: dict[str, Any] = getattr(args, "replayed", {})
-    for name, now in (("model_hash", pipe.model_hash), ("version", __version__)):
+    for name, now in (*job.start.items(), ("model_hash", pipe.model_hash), ("version", __version__)):
         if name in was and was[name] != now:
             console.warn(
                 f"{args.from_picture} was made with {name.replace('_', ' ')} {was[name]!r}, this is {now!r}; "

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         aliases=["--num-images-per-prompt"],
     )
     option(group, "--seed", "N", "seed of the first picture (default: 0)", type=whole)
+    _from_image(group)
     option(group, "--from-picture", "FILE", "take what is not given here from a PNG that `run` wrote")
 
     group = parser.add_argument_group("how")
@@ -84,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else to stdout")
     group.add_argument("-q", "--quiet", action="store_true", help="print paths, warnings and errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="print more, and tracebacks of errors")
+
+
+def _from_image(group: argparse._ArgumentGroup) -> None:
+    option(group, "--image", "FILE", "start from this picture instead of noise")
+    option(group, "--mask", "FILE", "make anew what is white here, and keep the rest of --image")
+    option(group, "--strength", "X", "share of the steps to run from --image, 0 to 1", type=number)
 
 
 def _on_gpus(group: argparse._ArgumentGroup) -> None:
