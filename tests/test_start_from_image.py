@@ -271,7 +271,7 @@ def test_the_command_starts_from_files(
         assert made.size == (96, 160) and np.array_equal(np.asarray(made), np.asarray(wanted.images[0]))
 
     assert main(["run", "--from-picture", out, "--image", image, *model]) == 2
-    assert "made from another picture, which is not in it; give it by --mask" in capsys.readouterr().err
+    assert "made from another picture, which it does not hold; give --mask" in capsys.readouterr().err
     assert main(["run", "--from-picture", out, *start, "-o", again, *model]) == 0
     assert "may differ" not in capsys.readouterr().err
     assert Path(again).read_bytes() == Path(out).read_bytes()
@@ -289,7 +289,7 @@ def test_the_command_starts_from_files(
         (["--strength", "0.5"], "strength was given without a picture to start from"),
         (
             ["--image", "{image}", "--strength", "2"],
-            "strength must be a number above 0, and at most 1, not 2.0",
+            "a number above 0, and at most 1, not 2.0",
         ),
         (["--image", "{image}", "--strength", "x"], "'x' is not a number"),
     ],
