@@ -14,7 +14,9 @@ from parity import Both, Made, assert_same, call
 from PIL import Image
 
 from driffusion_trt import InputError, ModelError, Pipeline
+from driffusion_trt._source import Source
 from driffusion_trt.cli import main
+from driffusion_trt.models import get_spec
 
 # diffusers' Euler asks torch for an array in a way that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings(
@@ -305,3 +307,19 @@ def test_the_command_refuses_wrong_starts(
     except SystemExit as stopped:
         code = int(stopped.code or 0)
     assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(128, 128), (96, 160), (256, 64)])
+def test_pixels_are_those_of_diffusers(size: tuple[int, int]) -> None:
+    from diffusers.image_processor import VaeImageProcessor
+
+    rng = np.random.default_rng(2)
+    busy = Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8))
+    settings = {"image": busy, "mask_image": busy, "strength": 0.5, "steps": 4}
+    got = Source.check(get_spec("sdxl"), settings, 1, 1, size)
+    assert got is not None and got.repaint is not None
+    pixels = VaeImageProcessor().preprocess(busy, *size)
+    np.testing.assert_allclose(got.pictures, pixels.numpy(), atol=1e-6)
+    masks = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    small = torch.nn.functional.interpolate(masks.preprocess(busy, *size), size=(size[0] // 8, size[1] // 8))
+    assert np.array_equal(got.repaint, small.numpy() == 1)
