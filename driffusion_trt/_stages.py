@@ -85,19 +85,13 @@ class Stages:
         """Refuse what the networks cannot do; nothing runs.
 
         Raises:
-            InputError: the lanes or the size of the plans do not suit the request.
+            InputError: the request does not suit the tokenizers, or the sizes of the plans.
             ModelError: a picture was given to start from, and the model has no encoder.
         """
         self.conditioner.check(request)
         self._tile(request)
-        if request.source is None:
-            return
-        self._autoencoder.check_encodes()
-        if request.source.repaint is not None and self._devices.gpus:
-            raise InputError(
-                "mask_image was given, and GPU lanes cannot keep a part of a picture yet; load the model "
-                "with devices=['cpu', 'cpu']"
-            )
+        if request.source is not None:
+            self._autoencoder.check_encodes()
 
     def warm_up(self, request: Request) -> None:
         """One prediction on every lane, as the request's would be."""

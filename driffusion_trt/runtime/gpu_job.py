@@ -82,17 +82,15 @@ class CudaJob:
         """Run a plan from unit-normal noise (B, C, H, W); returns the final latents, float32.
 
         on_round: called after every round; the host then waits for each of them.
-        known: must be None: the kernels cannot keep a part of a picture yet.
+        known: for inpainting, the part of the picture that stays.
 
         Raises:
-            InputError: the engines' plans were not built for this size, or `known` was given.
+            InputError: the engines' plans were not built for this size.
             LaneError: a device failed or did not answer; it is not used again, and `lanes_left` says
                 whether the call can be made again without it.
             NonFiniteError: a prediction was not finite.
         """
         lanes = self._lanes
-        if known is not None:
-            raise InputError("GPU lanes cannot keep a part of a picture yet; use CPU lanes")
         if noise.dtype != np.float32 or noise.ndim != 4 or len(noise) != self.batch:
             raise InputError(
                 f"noise is {noise.dtype} of shape {noise.shape}, expected float32 (B, C, H, W) with the "
@@ -103,7 +101,13 @@ class CudaJob:
             try:
                 picture = lanes.picture(plan, form)
                 return run_picture(
-                    picture, noise, streams, self._branches, deadline_s=lanes.deadline_s, on_round=on_round
+                    picture,
+                    noise,
+                    streams,
+                    self._branches,
+                    deadline_s=lanes.deadline_s,
+                    on_round=on_round,
+                    known=known,
                 )
             except WorkerFailed as error:
                 lanes.lose(error.devices)

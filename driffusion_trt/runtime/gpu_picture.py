@@ -17,6 +17,7 @@ from ..sampling.tables import Column
 from ._driver import Device
 from ._owner import Owner
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
+from .gpu_kept import Kept
 from .gpu_links import Lane, LaneLink, requested
 from .gpu_rounds import Compiled, Compiler
 from .gpu_slots import Slots
@@ -71,6 +72,7 @@ class Picture:
         self._owners: list[Owner] = []
         self.lane_links: dict[tuple[int, int], LaneLink] = {}  # by lane and number of drafts
         self._branches: tuple[Conditioning, ...] = ()
+        self._kept: Kept | None = None
         self.last: dict[Worker, Event] = {}  # after a worker's last request
         self._ready: list[Event] = []
         self._done: list[dict[Worker, Event]] = []
@@ -133,6 +135,13 @@ class Picture:
             scratch = self._own(DeviceMemory(lead, gram_partials_bytes(pictures, _GRAM_ROWS)))
             self._gram = scratch, self._own(PinnedMemory(lead, 8 * pictures * _GRAM_ROWS**2))
         return self._gram[0].address, self._gram[1].address
+
+    def kept(self) -> Kept:
+        """For inpainting; made at the first call, since most pictures keep nothing."""
+        if self._kept is None:
+            lead = self.lead
+            self._kept = Kept(lead.device, lead.kernels, self.plan.schedule, self.latent_bytes, self._own)
+        return self._kept
 
     def observed(self, rows: int) -> NDArray[np.float64]:
         """The inner products of the last observation (B, rows, rows), once they are there."""

@@ -10,6 +10,7 @@ import numpy as np
 from ..sampling.rounds import Round
 from ..sampling.tables import Column, Float64, Table
 from ._arguments import MAX_COLUMNS, MAX_ROWS
+from .gpu_kept import Places
 from .gpu_links import LaneLink
 from .gpu_slots import Slots
 from .kernels import MESSAGE_HEADER_BYTES, Kernels, Launch, Source, Target
@@ -21,16 +22,20 @@ __all__ = ["Compiled", "Compiler", "shares"]
 class Compiled:
     """One round, ready to be enqueued.
 
-    noises: step noises to upload first: (step, address). before: launches that draft and write the
-    messages. lanes: for each lane in use its link and where its predictions go. combine: guidance that
-    was split. refine, observe: launches afterwards. state: the state that is reached, or None.
+    noises: step noises to upload first: (step, address). draft, messages: launches that draft, and that
+    write the messages. lanes: for each lane in use its link and where its predictions go. combine:
+    guidance that was split. refine, observe: launches afterwards. state: the state that is reached, or
+    None. drafted, refined: where the drafts and states are that were made, for inpainting.
     """
 
     noises: tuple[tuple[int, int], ...]
-    before: tuple[Launch, ...]
+    draft: tuple[Launch, ...]
+    drafted: Places
+    messages: tuple[Launch, ...]
     lanes: tuple[tuple[LaneLink, tuple[int, ...]], ...]
     combine: tuple[Launch, ...]
     refine: tuple[Launch, ...]
+    refined: Places
     observe: tuple[Launch, ...]
     state: int | None
 
@@ -77,18 +82,25 @@ class Compiler:
         self._done += 1
         slots.keep(item.keep)
         noises = self._noises((*item.draft.columns, *item.refine.columns))
-        before = self._table(item.draft)
+        draft, drafted = self._table(item.draft)
         for i in item.predict:
             if Column("input", i) not in item.draft.targets:  # an older draft of it may still be kept
                 slots.put(Column("input", i), slots[Column("state", i)])
         lanes = self._requests(item.predict)
-        before += self._messages(item.predict, [link for link, _ in lanes])
+        messages = self._messages(item.predict, [link for link, _ in lanes])
         combine = self._combine(lanes)
-        refine = self._table(item.refine)
-        states = [column.number for column in item.refine.targets if column.kind == "state"]
-        observe = self._observe(item.observe) if item.observe is not None else ()
+        refine, refined = self._table(item.refine)
         return Compiled(
-            noises, tuple(before), lanes, combine, tuple(refine), observe, max(states, default=None)
+            noises,
+            tuple(draft),
+            drafted,
+            tuple(messages),
+            lanes,
+            combine,
+            tuple(refine),
+            refined,
+            self._observe(item.observe) if item.observe is not None else (),
+            max((state for state, _ in refined), default=None),
         )
 
     def _noises(self, columns: Sequence[Column]) -> tuple[tuple[int, int], ...]:
@@ -102,8 +114,8 @@ class Compiler:
             self._drawn += 1
         return tuple(made)
 
-    def _table(self, table: Table) -> list[Launch]:
-        """Launches of a table, whose rows then are where their columns say."""
+    def _table(self, table: Table) -> tuple[list[Launch], Places]:
+        """Launches of a table, whose rows then are where their columns say, and the states among them."""
         assert table.coefficients.ndim == 2, "coefficients of each picture's own come with adaptive plans"
         sources = [Source(self._slots[column]) for column in table.columns]
         places = [self._slots.fresh() for _ in table.targets]
@@ -115,7 +127,8 @@ class Compiler:
         # All at once and last: a row may read what another replaces.
         for column, place in zip(table.targets, places, strict=True):
             self._slots.put(column, place)
-        return launches
+        made = zip(table.targets, places, strict=True)
+        return launches, tuple((column.number, place) for column, place in made if column.kind != "x0")
 
     def _linear(
         self, sources: Sequence[Source], targets: Sequence[Target], coefficients: Float64
