@@ -193,7 +193,7 @@ def test_large_pictures_are_made_in_tiles_of_the_plans_size(encoding: Path, mach
         autoencoder = pipe._stages._autoencoder
         latents = np.random.default_rng(5).standard_normal((1, 4, 24, 20)).astype(np.float32)
         tile = autoencoder.tile_for(96, 80)
-            assert tile == Tile(64, 64)
+        assert tile == Tile(64, 64)
         tiled = autoencoder.decode(latents, tile)
     with dt.Pipeline.load(encoding, devices=["cpu"]) as pipe:
         whole = pipe._stages._autoencoder.decode(latents)
