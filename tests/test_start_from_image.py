@@ -14,6 +14,7 @@ from parity import Both, Made, assert_same, call
 from PIL import Image
 
 from driffusion_trt import InputError, ModelError, Pipeline
+from driffusion_trt._planner import Planner
 from driffusion_trt._source import Source
 from driffusion_trt.cli import main
 from driffusion_trt.models import get_spec
@@ -52,14 +53,18 @@ def mask(width: int = SIDE, height: int = SIDE) -> Image.Image:
     return Image.fromarray(np.clip(128 + 8 * (x - width / 2 + y / 4), 0, 255).astype(np.uint8))
 
 
+def diffusers_pipe(made: Made, family: str, *, masked: bool) -> Any:
+    kind = getattr(diffusers, CLASSES[family, masked])
+    pipe = kind.from_pipe(made.theirs, **({"requires_safety_checker": False} if family == "sd21" else {}))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def theirs_made(
     made: Made, family: str, seed: int | list[int], settings: dict[str, Any]
 ) -> list[Image.Image]:
     masked = "mask_image" in settings
-    kind = getattr(diffusers, CLASSES[family, masked])
-    pipe = kind.from_pipe(made.theirs, **({"requires_safety_checker": False} if family == "sd21" else {}))
-    pipe.set_progress_bar_config(disable=True)
-    settings = dict(settings)
+    pipe, settings = diffusers_pipe(made, family, masked=masked), dict(settings)
     if name := settings.pop("scheduler", None):
         pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(made.theirs.scheduler.config)
     if (family, masked) != ("sd3", True):
@@ -307,6 +312,23 @@ def test_the_command_refuses_wrong_starts(
     except SystemExit as stopped:
         code = int(stopped.code or 0)
     assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["sd21", "sdxl", "sd3"])
+def test_as_many_steps_are_run_as_in_diffusers(both: Both, family: str) -> None:
+    """Also where steps times strength is a whole number but for rounding."""
+    made = both(family)
+    planner = Planner(made.ours.folder)
+    pipe = diffusers_pipe(made, family, masked=False)
+    for steps in (1, 7, 10, 28, 50):
+        pipe.scheduler.set_timesteps(steps)
+        for strength in (0.01, 0.1, 0.29, 0.3, 0.57, 0.6, 0.7, 0.9999, 1.0):
+            wanted = pipe.get_timesteps(steps, strength, "cpu")[0].numpy()
+            if not len(wanted):
+                with pytest.raises(InputError, match="leaves none to run"):
+                    planner.schedule(steps=steps, strength=strength)
+                continue
+            np.testing.assert_allclose(planner.schedule(steps=steps, strength=strength).timesteps, wanted)
 
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (256, 64)])
