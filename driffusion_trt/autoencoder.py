@@ -13,7 +13,7 @@ from ._tiles import LEAST_TILE, Tile, in_tiles
 from .engines.profiles import Profile
 from .engines.session import Network
 
-__all__ = ["Autoencoder", "Tile"]
+__all__ = ["Autoencoder"]
 
 Array = NDArray[np.float32]
 
@@ -189,15 +189,14 @@ class Autoencoder:
         even = self._profile is not None
         return in_tiles(run, source, self._sides(tile), grow=grow, shrink=shrink, even=even)
 
-    def latents_of(self, mean: Array, std: Array, noise: Array | None) -> Array:
+    def latents_of(self, mean: Array, std: Array, noise: Array) -> Array:
         """The sampler's latents of an encoded picture: diffusers' `retrieve_latents`, shifted and scaled.
 
         Args:
             mean, std: what `encode` gave, (B or 1, C, h, w).
-            noise: unit normal, (B, C, h, w); None takes the mean, which is the most likely latent.
+            noise: unit normal, (B, C, h, w).
         """
-        latents = mean if noise is None else mean + std * noise
-        return (latents - self._shift) * self._scale
+        return (mean + std * noise - self._shift) * self._scale
 
 
 def _check_shape(name: str, value: Array, channels: int, multiple: int) -> None:
