@@ -40,8 +40,9 @@ class Manifest:
 
     `family` is a row of `driffusion_trt.models.MODELS`; `shapes` has lists of ints by name;
     `precision` says how weights are stored and in what they are multiplied; `parity` has the
-    relative L2 of each network against its source, null where they were not compared; `files`
-    are relative paths with slashes.
+    relative L2 of each network against its source, null where they were not compared; `options`
+    are settings of the checkpoint's pipeline, such as "force_zeros_for_empty_prompt" of SDXL; `files` are
+    relative paths with slashes.
     """
 
     format: int
@@ -53,6 +54,7 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, FileEntry]
     parity: dict[str, float | None] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def sha256(path: Path) -> str:
@@ -80,6 +82,7 @@ def write_manifest(
     scaling_factor: float,
     shift_factor: float = 0.0,
     parity: Mapping[str, float | None] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Hash everything in `folder` and write its manifest: the last act of a build.
 
@@ -101,6 +104,7 @@ def write_manifest(
         versions=dict(versions),
         files={name: FileEntry(sha256(path), path.stat().st_size) for name, path in _content(folder)},
         parity=dict(parity or {}),
+        options=dict(options or {}),
     )
     text = json.dumps(asdict(manifest), indent=2) + "\n"
     descriptor, temporary = tempfile.mkstemp(prefix=f".{MANIFEST}.", suffix=".partial", dir=folder)
@@ -152,6 +156,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
     "files": dict,
     "parity": dict,
+    "options": dict,
 }
 
 
@@ -161,7 +166,7 @@ def _parse(path: Path, data: dict[str, Any]) -> Manifest:
         if key not in known:
             raise ModelError(f"{path} has an unknown entry {key!r}{did_you_mean(key, known)}")
     for key, kind in _TYPES.items():
-        if key != "parity" and key not in data:
+        if key not in ("parity", "options") and key not in data:
             raise ModelError(f"{path} lacks {key!r}; build the model again")
         if key in data and not isinstance(data[key], kind):
             raise ModelError(f"{path}: {key!r} is {data[key]!r}, of the wrong type; build the model again")

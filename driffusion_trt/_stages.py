@@ -6,21 +6,26 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._call import LaneWarning, Request, Timings
+from ._call import LaneWarning, Timings
 from ._errors import InputError, LaneError, NonFiniteError, did_you_mean
+from ._request import Request
+from ._starting import start
+from ._tiles import Tile
+from .autoencoder import Autoencoder
+from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
 from .pictures import to_images
-from .prompts import PromptEncoder
 from .runtime.devices import Devices
-from .runtime.networks import GpuOptions, load_networks
-from .sampling.noise import noise_streams
+from .runtime.networks import GpuOptions, Networks, load_networks
+from .sampling.known import Known
+from .sampling.noise import NoiseStreams, noise_streams
 from .sampling.plan import Plan
 from .sampling.sample import RoundDone
 
@@ -71,14 +76,27 @@ class Stages:
         self.folder, self._devices = folder, devices
         with contextlib.ExitStack() as stack:
             networks = stack.enter_context(load_networks(folder, devices, options))
-            self.prompts = PromptEncoder(folder.tokenizer(), networks.text)
-            self._decoder, self.lanes = networks.decoder, networks.lanes
+            self.conditioner = Conditioner(folder, networks.text)
+            self.lanes = networks.lanes
+            self._autoencoder = _autoencoder(folder, networks)
             self._resources = stack.pop_all()
 
-    def warm_up(self, batch: int) -> None:
-        """One prediction on every lane, of `batch` pictures with guidance."""
-        embeddings = self.embed([""] * batch)
-        self.lanes.job(embeddings, 2.0, embeddings).warm_up(self.folder.latent_shape)
+    def check(self, request: Request) -> None:
+        """Refuse what the networks cannot do; nothing runs.
+
+        Raises:
+            InputError: the request does not suit the tokenizers, or the sizes of the plans.
+            ModelError: a picture was given to start from, and the model has no encoder.
+        """
+        self.conditioner.check(request)
+        self._tile(request)
+        if request.source is not None:
+            self._autoencoder.check_encodes()
+
+    def warm_up(self, request: Request) -> None:
+        """One prediction on every lane, as the request's would be."""
+        given, without = self.conditioner(request)
+        self.lanes.job(given, self._scale(request), without).warm_up(self._shape(request))
 
     def run(self, request: Request, plan: Plan, on_round: OnRound | None) -> Made:
         """Run it, and again without the devices that fail, for as long as there are others.
@@ -101,11 +119,9 @@ class Stages:
     def _run(self, request: Request, plan: Plan, on_round: OnRound | None) -> Made:
         marks = [time.perf_counter()]
         streams = noise_streams(request.seed, len(request.prompts))
-        conditioning = self.embed(request.prompts)
-        negative = (request.negative_prompt,) * len(request.prompts)
-        unconditional = self.embed(negative) if request.guided else None
-        job = self.lanes.job(conditioning, request.guidance_scale if request.guided else 1.0, unconditional)
-        noise = streams.draw(self.folder.latent_shape)
+        given, without = self.conditioner(request)
+        job = self.lanes.job(given, self._scale(request), without)
+        noise, known = self._start(request, plan, streams)
         marks.append(time.perf_counter())
         ticks = [marks[-1]]
 
@@ -116,7 +132,7 @@ class Stages:
 
         # Where the host need not wait for rounds, it does so only to tell somebody.
         told = tick if on_round is not None or not self._devices.gpus else None
-        latents, _ = job.sample(plan, noise, streams, told)
+        latents, _ = job.sample(plan, noise, streams, told, known)
         if not np.isfinite(latents).all():
             raise NonFiniteError(
                 f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
@@ -124,36 +140,49 @@ class Stages:
                 "more steps, or use mode 'sequential'"
             )
         marks.append(time.perf_counter())
-        images = self._decode(latents)
+        images = self._decode(latents, self._tile(request))
         marks.append(time.perf_counter())
         encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
         return Made(plan, latents, images, Timings(encode, denoise, decode, rounds_ms))
 
-    def embed(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings (B, L, C) float32 of prompts; equal ones are encoded once."""
-        known = {prompt: self.prompts.encode(prompt) for prompt in dict.fromkeys(prompts)}
-        embeddings = np.concatenate([known[prompt] for prompt in prompts])
-        if not np.isfinite(embeddings).all():
-            raise NonFiniteError(
-                "the text encoder gave numbers that are not finite; build the model in bf16 or fp32"
-            )
-        return embeddings
+    def _start(
+        self, request: Request, plan: Plan, streams: NoiseStreams
+    ) -> tuple[NDArray[np.float32], Known | None]:
+        if request.source is None:
+            return streams.draw(self._shape(request)), None
+        return start(request.source, self._autoencoder, self._tile(request), plan.schedule, streams)
 
-    def _decode(self, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
-        manifest = self.folder.manifest
-        with np.errstate(over="ignore"):  # told below
-            scaled = latents / np.float32(manifest.scaling_factor) + np.float32(manifest.shift_factor)
-        images: list[Image.Image] = []
-        for one in scaled:  # one by one: the bits of a picture do not depend on its batch
-            (decoded,) = self._decoder.run({"latents": one[None]}).values()
-            if not np.isfinite(decoded).all():  # it would be a black picture
-                raise NonFiniteError(
-                    "the decoder gave numbers that are not finite; build the model in bf16 or fp32"
-                )
-            images += to_images(decoded)
-        return tuple(images)
+    @staticmethod
+    def _scale(request: Request) -> float:
+        return request.guidance_scale if request.guided else 1.0
+
+    def _shape(self, request: Request) -> tuple[int, int, int]:
+        spec = self.folder.spec
+        return (spec.latent_channels, *spec.latent_size(request.height, request.width))
+
+    def _tile(self, request: Request) -> Tile | None:
+        return self._autoencoder.tile_for(request.height, request.width, request.vae_tiling)
+
+    def _decode(self, latents: NDArray[np.float32], tile: Tile | None) -> tuple[Image.Image, ...]:
+        # One by one: the bits of a picture do not depend on its batch.
+        decoded = (self._autoencoder.decode(one[None], tile) for one in latents)
+        return tuple(image for one in decoded for image in to_images(one))
 
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""
         self._resources.close()
+
+
+def _autoencoder(folder: ModelFolder, networks: Networks) -> Autoencoder:
+    manifest, spec = folder.manifest, folder.spec
+    return Autoencoder(
+        networks.decoder,
+        networks.encoder,
+        channels=spec.latent_channels,
+        downscale=spec.downscale,
+        scaling_factor=manifest.scaling_factor,
+        shift_factor=manifest.shift_factor,
+        tile=min(manifest.shapes["picture"][1:]),
+        profile=networks.vae_profile,
+    )

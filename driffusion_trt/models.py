@@ -8,9 +8,12 @@ from typing import Literal
 
 from ._errors import InputError, did_you_mean
 
-__all__ = ["MODELS", "ModelSpec", "TextEncoderSpec", "get_spec"]
+__all__ = ["MODELS", "ON_HOST", "ModelSpec", "TextEncoderSpec", "get_spec"]
 
 Architecture = Literal["sd21", "sdxl", "sd3"]
+
+# No plans are built of these: T5-XXL would take 9.5 GB of a GPU to run once for a picture.
+ON_HOST = ("text_encoder_3",)
 
 _UNET = ("sample", "timestep", "encoder_hidden_states")
 _SD3 = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")

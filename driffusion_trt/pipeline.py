@@ -7,25 +7,27 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
-from ._call import LaneWarning, PrecisionWarning, PromptWarning, Request, Result, Timings
+from ._call import LaneWarning, PrecisionWarning, PromptWarning, Result, Timings
 from ._errors import DriffusionError, InputError, LaneError, ModelError, NonFiniteError
+from ._planner import Planner, PlanSettings, planned
+from ._request import Request
+from ._settings import Settings
+from ._source import resolved
 from ._stages import Made, Stages, single_precision
 from .engines.manifest import ModelFolder
 from .models import ModelSpec
 from .runtime.devices import Asked, Devices, choose_devices
 from .runtime.networks import GpuOptions
-from .sampling.plan import Plan, default_lanes, make_plan
+from .sampling.plan import Plan
 from .sampling.sample import RoundDone
-from .sampling.schedule import Schedule
 
 __all__ = ["LaneWarning", "Pipeline", "PrecisionWarning", "PromptWarning", "Result", "Timings"]
 
 _HASHED_BYTES = 64 << 20  # up to here hashing a whole model takes a moment, so it is always done
-_PLANS_KEPT = 64
 
 
 class Pipeline:
@@ -37,8 +39,7 @@ class Pipeline:
         self.folder, self._devices, self._options = folder, devices, options
         self._single, self._again = single, contextlib.ExitStack()
         self._in_single: Stages | None = None
-        self._config = folder.scheduler_config()
-        self._plans: dict[str, Plan] = {}
+        self._planner = Planner(folder)
         self._lock = threading.Lock()
         self._closed = False
         self._stages = Stages(folder, devices, options)
@@ -108,71 +109,41 @@ class Pipeline:
 
     def complaints(self, prompt: str) -> list[str]:
         """What of a prompt the model cannot read, in words; empty where it reads all."""
-        return self._stages.prompts.complaints(prompt)
+        return self._stages.conditioner.complaints((prompt,) * len(self.spec.text_encoders))
 
-    def plan(
-        self,
-        *,
-        steps: int | None = None,
-        mode: str = "aggressive",
-        lanes: int | None = None,
-        rounds: int | None = None,
-        scheduler: str | None = None,
-    ) -> Plan:
+    def plan(self, **settings: Unpack[PlanSettings]) -> Plan:
         """The plan that a call with these settings runs; see `Pipeline.__call__`."""
-        for name, value in (("mode", mode), ("scheduler", "" if scheduler is None else scheduler)):
-            if not isinstance(value, str):
-                raise InputError(f"{name} must be a name, not {value!r}")
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise InputError(f"steps must be a whole number of at least 1, not {steps!r}")
-        key = repr((steps, mode, lanes, rounds, scheduler))  # by equality True would be 1
-        with self._lock:
-            if key not in self._plans:
-                count = self.spec.steps if steps is None else steps
-                schedule = Schedule.from_config(self._config, count, scheduler=scheduler)
-                width = default_lanes(self.devices, count) if lanes is None else lanes
-                if len(self._plans) >= _PLANS_KEPT:
-                    del self._plans[next(iter(self._plans))]
-                self._plans[key] = make_plan(schedule, mode=mode, lanes=width, rounds=rounds)
-            return self._plans[key]
+        return self._planner.plan(self.devices, **settings)
 
-    def warm_up(self, batch: int = 1) -> float:
+    def warm_up(self, batch: int = 1, height: int | None = None, width: int | None = None) -> float:
         """One prediction on every lane at once, of `batch` pictures with guidance; returns milliseconds.
 
         The first prediction after loading is slower than later ones; this is for who
-        measures, or serves.
+        measures, or serves. height, width: of the pictures; by default the model's.
 
         Raises:
-            InputError: `batch` is not a positive whole number.
+            InputError: `batch` is not a positive whole number, or there are no pictures of this size.
             LaneError: a lane failed, or the pipeline is closed.
         """
         self._check_open()
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise InputError(f"batch must be a whole number of at least 1, not {batch!r}")
+        settings = {"num_images": batch, "height": height, "width": width, "guidance_scale": 2.0}
+        request = Request.check(self.spec, self._planner.own_size, "", settings)
         start = time.perf_counter()
-        self._stages.warm_up(batch)
+        self._stages.warm_up(request)
         return 1e3 * (time.perf_counter() - start)
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative_prompt: str = "",
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | Iterable[int] = 0,
-        num_images: int = 1,
-        mode: str = "aggressive",
-        lanes: int | None = None,
-        rounds: int | None = None,
-        scheduler: str | None = None,
-        on_round: Callable[[RoundDone], None] | None = None,
-    ) -> Result:
+    def __call__(self, prompt: str | Sequence[str], **settings: Unpack[Settings]) -> Result:
         """Make pictures, all prompts and images in one batch.
 
         Args:
             prompt: one prompt or several.
-            negative_prompt: what guidance leads away from.
+            prompt_2, prompt_3: for the second and third text encoder, where the family has them; by
+                default `prompt`.
+            negative_prompt: what guidance leads away from: one text, or one for each prompt. None
+                is what the model was trained with for none, which for SDXL is not an empty text.
+            negative_prompt_2, negative_prompt_3: as `prompt_2` and `prompt_3`.
+            image, mask_image, strength: start from a picture instead of noise; see `Settings`.
+            height, width: of the pictures in pixels; by default those of `image`, or the model's.
             steps: solver steps; by default what the model's authors recommend.
             guidance_scale: of classifier-free guidance (2207.12598); 1 or less is none.
             seed: an int is one random stream for the whole batch, as in diffusers; a
@@ -184,35 +155,47 @@ class Pipeline:
                 devices, so name them where it must be the same on every machine.
             rounds: for mode "skip".
             scheduler: another solver than the model's own, by its name in `Schedule.from_config`.
-            on_round: called after every round, for progress; what it raises ends the call.
+            eta: share of fresh noise in a step of DDIM.
+            clip_skip: layers of CLIP to stop before the usual one, for the prompt.
+            original_size, crops_coords_top_left, target_size: what SDXL is told of sizes, (height,
+                width) or (top, left) in pixels; by default the picture's own size, and no crop.
+            negative_original_size, negative_crops_coords_top_left, negative_target_size: the same
+                for the negative prompt; by default as for the prompt.
+            vae_tiling: decode in tiles, which takes less memory; see `Settings`.
+            callback_on_round_end: called after every round, for progress; what it raises ends the call.
+            cancel: once it is set, the call ends after the round under way, with CancelledError.
 
         Raises:
             InputError: a setting that cannot be; nothing has run by then.
+            ModelError: `image` was given, and the model has no encoder.
             LaneError: a lane failed, or the pipeline is closed.
             NonFiniteError: the networks gave numbers that are not finite.
+            CancelledError: `cancel` was set.
         """
-        request = Request.check(
-            prompt,
-            num_images=num_images,
-            negative_prompt=negative_prompt,
-            guidance_scale=self.spec.guidance_scale if guidance_scale is None else guidance_scale,
-            seed=seed,
-        )
-        plan = self.plan(steps=steps, mode=mode, lanes=lanes, rounds=rounds, scheduler=scheduler)
+        checked = resolved(self.spec, settings)
+        request = Request.check(self.spec, self._planner.own_size, prompt, checked)
+        self._stages.check(request)
+        plan = self._planner.plan(self.devices, **planned(checked))
+        on_round = settings.get("callback_on_round_end")
         if on_round is not None and not callable(on_round):
-            raise InputError(f"on_round must be a function of one argument, not {on_round!r}")
+            raise InputError(f"callback_on_round_end must be a function of one argument, not {on_round!r}")
         self._check_open()
-        for text in dict.fromkeys((*request.prompts, negative_prompt)):
-            for complaint in self.complaints(text):
-                warnings.warn(f"{text!r}: {complaint}", PromptWarning, stacklevel=2)
+        self._complain(request)
         try:
             made = self._made(request, plan, on_round)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error
             raise
-        settings = request.settings(made.plan, scheduler or plan.schedule.solver, self._model())
-        return Result(made.images, made.latents, made.timings, made.plan, settings)
+        solver = settings.get("scheduler") or plan.schedule.solver
+        facts = request.settings(made.plan, solver, self._model())
+        return Result(made.images, made.latents, made.timings, made.plan, facts)
+
+    def _complain(self, request: Request) -> None:
+        texts = dict.fromkeys((*request.prompts, *(request.negative or ())))
+        for row in texts:
+            for complaint in self._stages.conditioner.complaints(row):
+                warnings.warn(f"{row[0]!r}: {complaint}", PromptWarning, stacklevel=3)
 
     def _check_open(self) -> None:
         if self._closed:

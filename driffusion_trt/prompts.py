@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,17 @@ from tokenizers import Encoding, Tokenizer
 
 from ._errors import ModelError
 from .engines.session import Network
+
+__all__ = ["Embedded", "PromptEncoder"]
+
+Float32 = NDArray[np.float32]
+
+
+class Embedded(NamedTuple):
+    """Of one prompt: hidden (1, L, C), and pooled (1, P) where the encoder has it."""
+
+    hidden: Float32
+    pooled: Float32 | None = None
 
 
 class PromptEncoder:
@@ -27,12 +39,18 @@ class PromptEncoder:
         except Exception as error:  # this package's errors are bare Exception: nothing narrower to name
             raise ModelError(f"{tokenizer} is no tokenizer ({error}); build the model again") from error
         self._network = network
+        self.skips_layers = "clip_skip" in network.inputs
 
-    def encode(self, prompt: str) -> NDArray[np.float32]:
-        """Embeddings (1, L, C) float32. One prompt a call, so that its bits depend on nothing else."""
-        ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
-        (embeddings,) = self._network.run({"input_ids": ids}).values()
-        return embeddings
+    def encode(self, prompt: str, clip_skip: int = 0) -> Embedded:
+        """One prompt a call, so that its bits depend on nothing else.
+
+        clip_skip: layers to stop before the usual one; an encoder that does not skip is run as ever.
+        """
+        inputs = {"input_ids": np.array([self._tokenizer.encode(prompt).ids], np.int64)}
+        if self.skips_layers:
+            inputs["clip_skip"] = np.array([clip_skip], np.int64)
+        hidden, *pooled = self._network.run(inputs).values()
+        return Embedded(hidden, *pooled)
 
     def complaints(self, prompt: str) -> list[str]:
         """What of a prompt this model cannot read: unknown words, and words past its length."""

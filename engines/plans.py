@@ -12,6 +12,7 @@ from typing import Any
 
 from .._child import Children
 from .._errors import DriffusionError, MissingExtraError, ModelError
+from ..models import ON_HOST
 from .flavours import Flavour
 from .gpus import Gpu
 from .key import PlanKey, Platform, onnx_hash
@@ -29,9 +30,6 @@ __all__ = [
     "plan_requests",
 ]
 
-
-# T5 alone is larger than the rest of SD3, runs once per prompt, and SD3 can do without it.
-_NOT_PLANNED = ("text_encoder_3",)
 # From builds of SD2.1, SDXL and SD3 with TensorRT-RTX on two cores of an x86 server; plain TensorRT tries its
 # kernels out on the GPU, which takes longer.
 _SECONDS, _SECONDS_PER_GB = 3.0, {"tensorrt-rtx": 16.0, "tensorrt": 60.0}
@@ -51,7 +49,7 @@ class Cost:
 
 def plan_cost(network: str, onnx_bytes: int, flavour: str) -> Cost | None:
     """The cost of the plan of a network whose ONNX files are this large; None where none is built."""
-    if network in _NOT_PLANNED:
+    if network in ON_HOST:
         return None
     return Cost(
         _SECONDS + onnx_bytes / 1e9 * _SECONDS_PER_GB[flavour],

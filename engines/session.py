@@ -33,6 +33,10 @@ class DeviceBuffer:
 class Network(Protocol):
     """What runs a network on arrays, one call after another."""
 
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """Dtype and sides of each input; a side that may vary has a name, or None."""
+
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Arrays by input name to fresh arrays by output name.
 

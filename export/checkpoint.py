@@ -63,6 +63,14 @@ class Checkpoint:
         return "fp32" if precision == "fp16" and component.part.name == "vae" and upcast else precision
 
     @property
+    def force_zeros_for_empty_prompt(self) -> bool:
+        """Whether zeros stand for no negative prompt, as SDXL was trained; the default is diffusers'."""
+        if self.spec.architecture != "sdxl":
+            return False
+        index = self.folder / "model_index.json"
+        return bool(read_json(index).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
+
+    @property
     def scheduler(self) -> Path:
         return self.folder / "scheduler" / "scheduler_config.json"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -29,3 +31,20 @@ hypothesis.settings.load_profile("repeatable")
 def root() -> Path:
     """The top folder of the sources."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+    """A family's pipeline here, and diffusers', from one reduced checkpoint; each is built once (40 s)."""
+    import parity  # brings torch
+
+    made: dict[str, parity.Made] = {}
+
+    def make(family: str) -> parity.Made:
+        if family not in made:
+            made[family] = parity.make(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    yield make
+    for one in made.values():
+        one.ours.close()

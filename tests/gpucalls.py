@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import driffusion_trt as dt
 from driffusion_trt.runtime.cuda import CudaLanes
 from driffusion_trt.runtime.host import HostLanes
+from driffusion_trt.sampling.known import Known
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.plan import Plan, Walk
 from driffusion_trt.sampling.rounds import Refiner, Round, with_keeps
@@ -71,11 +72,14 @@ class Asked:
     guidance_scale: float = 3.0
     pictures: int = 1
     seed: int = 0
+    first: int | None = None  # the state to start at, from a picture
+    inpaint: bool = False
     plan: Plan | None = field(default=None, compare=False)
 
     def planned(self) -> Plan:
         config, eta = SCHEDULES[self.schedule]
         schedule = dt.Schedule.from_config(config, self.steps, eta=eta)
+        schedule = schedule if self.first is None else schedule.starting_at(self.first)
         return self.plan or dt.make_plan(schedule, mode=self.mode, lanes=self.lanes)
 
     def again(self) -> Asked:
@@ -87,9 +91,16 @@ class Asked:
         text, empty = (normal(self.seed + k, self.pictures, tiny.LENGTH, tiny.WIDTH) for k in (1, 2))
         job = lanes.job(text, self.guidance_scale, empty)
         noise = normal(self.seed + 3, self.pictures, tiny.CHANNELS, tiny.SIDE, tiny.SIDE)
-        made = job.sample(self.planned(), noise, noise_streams(self.seed, self.pictures), on_round).latents
+        known, streams = self.known(noise) if self.inpaint else None, noise_streams(self.seed, self.pictures)
+        made = job.sample(self.planned(), noise, streams, on_round, known).latents
         assert np.isfinite(made).all() and made.std() > 0.01
         return made
+
+    def known(self, noise: Floats) -> Known:
+        """A picture, and the part of it that is made anew; each of a batch has its own."""
+        random = np.random.default_rng(self.seed + 4)
+        repaint = random.random((self.pictures, 1, *noise.shape[2:])) < 0.5
+        return Known(normal(self.seed + 5, *noise.shape), noise, repaint)
 
 
 class Deciding(Plan):

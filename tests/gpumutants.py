@@ -69,8 +69,15 @@ class Steps:
         }
         names |= {event: f"{self._worker(worker)}'s report" for worker, event in picture.last.items()}
         self._names |= {id(event): name for event, name in names.items()}
-        for what in ("before", "combine", "refine", "observe"):
-            self._names |= {id(launch): f"the lead computes: {what}" for launch in getattr(item, what)}
+        computed = {
+            what: getattr(item, what) for what in ("draft", "messages", "combine", "refine", "observe")
+        }
+        if picture._kept is not None:
+            computed["what is kept"] = [
+                launch for places in (item.drafted, item.refined) for launch in picture._kept.launches(places)
+            ]
+        for what, launches in computed.items():
+            self._names |= {id(launch): f"the lead computes: {what}" for launch in launches}
 
     @contextmanager
     def watched(self) -> Iterator[Steps]:

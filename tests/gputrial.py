@@ -70,6 +70,8 @@ SETUPS = {
         {"split_guidance": True, "peer_copies": False}, TWO, (*SHARED, *TWO_DEVICES)
     ),
     "one device twice": Setup({"devices": [0, 0]}, FOUR, (*SHARED[1:], *ONE_DEVICE, *LANES, PLACES)),
+    # In this mode networks see every refined state; in the other, only what is drafted and the end matter.
+    "inpainting": Setup({}, Asked("conservative", 2, "ddpm", steps=7, seed=10, first=1, inpaint=True)),
     "a plan that adapts": Setup({}, Asked("", 2, "ddpm", steps=12, seed=10)),
 }
 
@@ -193,7 +195,8 @@ class Trial:
         try:
             job = lanes.job(text, asked.guidance_scale, empty)
             streams = noise_streams(asked.seed, asked.pictures)
-            made = job.sample(asked.planned(), noise, streams).latents
+            known = asked.known(noise) if asked.inpaint else None
+            made = job.sample(asked.planned(), noise, streams, known=known).latents
         except ModelError:
             return "picture"  # numbers that are not finite
         except Exception:

@@ -30,9 +30,21 @@ ROOMS: dict[str, set[str]] = {
     "export": {"_errors", "models", "_manifest", "_child", "_widen"},
     "runtime": (RUNTIME := ENGINES | {"sampling", "engines"}),
     "pictures": {"_errors"},
+    "_tiles": set(),
+    "autoencoder": ENGINES | {"engines", "_tiles"},
     "_call": {"_errors", "sampling"},
+    "_planner": (PLANNER := ENGINES | {"engines", "sampling"}),
+    "_settings": PLANNER | {"_planner"},
+    "_source": {"_errors", "models"},
+    "_request": (REQUEST := PLANNER | {"_planner", "_settings", "_source"}),
     "prompts": ENGINES | {"engines"},
-    "_stages": (STAGES := RUNTIME | {"runtime", "pictures", "prompts", "_call"}),
+    "_starting": {"_source", "_tiles", "autoencoder", "sampling"},
+    "conditioning": REQUEST | {"_request", "prompts"},
+    "_stages": (
+        STAGES := REQUEST
+        | RUNTIME
+        | {"runtime", "pictures", "_tiles", "_starting", "autoencoder", "conditioning", "_request", "_call"}
+    ),
     "pipeline": (PIPELINE := STAGES | {"_stages"}),
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},

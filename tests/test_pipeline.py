@@ -244,7 +244,7 @@ def test_without_guidance_there_is_no_unconditional_pass(
 
 def test_timings_add_up_and_rounds_are_told(pipe: Pipeline) -> None:
     told: list[RoundDone] = []
-    result = pipe(PROMPT, steps=STEPS, mode="aggressive", on_round=told.append)
+    result = pipe(PROMPT, steps=STEPS, mode="aggressive", callback_on_round_end=told.append)
     timings = result.timings
     assert timings.total_ms == timings.encode_ms + timings.denoise_ms + timings.decode_ms
     assert len(timings.rounds_ms) == result.plan.sequential_calls == len(told)
@@ -262,7 +262,7 @@ def test_what_progress_raises_ends_the_call_and_harms_nothing(pipe: Pipeline) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe(PROMPT, steps=STEPS, on_round=stop)
+        pipe(PROMPT, steps=STEPS, callback_on_round_end=stop)
     assert same(expected, pipe(PROMPT, steps=STEPS))
 
 
@@ -332,7 +332,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a fox", 5]}, "prompt must be a text, not 5"),
     ({"prompt": "a \udcff fox"}, "not valid Unicode"),
     ({"negative_prompt": None}, "negative_prompt must be a text, not None"),
-    ({"on_round": 5}, "on_round must be a function"),
+    ({"callback_on_round_end": 5}, "callback_on_round_end must be a function"),
 ]
 
 
@@ -433,7 +433,7 @@ def test_closing_during_a_call_ends_it_as_a_failure_of_the_lanes(folder: Path, a
             pipe.close()
 
     with pytest.raises(LaneError, match="closed"):
-        pipe(PROMPT, steps=STEPS, mode="aggressive", on_round=close)
+        pipe(PROMPT, steps=STEPS, mode="aggressive", callback_on_round_end=close)
 
 
 def test_a_failing_lane_reaches_the_caller_and_the_next_call_works(tmp_path: Path) -> None:

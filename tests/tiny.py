@@ -60,8 +60,8 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
-    def save(self, path: Path, inputs: Sequence[onnx.ValueInfoProto], output: onnx.ValueInfoProto) -> Path:
-        graph = helper.make_graph(self.nodes, path.stem, list(inputs), [output], self.constants)
+    def save(self, path: Path, inputs: Sequence[onnx.ValueInfoProto], *outputs: onnx.ValueInfoProto) -> Path:
+        graph = helper.make_graph(self.nodes, path.stem, list(inputs), list(outputs), self.constants)
         # The IR version that ONNX Runtime 1.20 reads.
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         onnx.checker.check_model(model, full_check=True)
@@ -124,6 +124,21 @@ def make_vae_decoder(path: Path, seed: int = 2) -> Path:
     )
 
 
+def make_vae_encoder(path: Path, seed: int = 3) -> Path:
+    """pictures (B, 3, 4h, 4w) -> mean and std (B, 4, h, w), float32."""
+    graph = _Graph(seed)
+    for name, scale in (("mean", 0.4), ("spread", 0.1)):
+        kernel = graph.weight(f"{name}_kernel", (CHANNELS, 3, 4, 4), scale)
+        graph.op("Conv", ["pictures", kernel], name, strides=[4, 4])
+    graph.op("Exp", ["spread"], "std")
+    latents = ("batch", CHANNELS, "height", "width")
+    return graph.save(
+        path,
+        [helper.make_tensor_value_info("pictures", _FLOAT, ("batch", 3, "picture_height", "picture_width"))],
+        *(helper.make_tensor_value_info(name, _FLOAT, latents) for name in ("mean", "std")),
+    )
+
+
 def make_tokenizer() -> Tokenizer:
     """One token a word of `WORDS`, in the form of the demo's own."""
     words = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
@@ -140,11 +155,18 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def make_model_folder(folder: Path, scheduler: dict[str, Any] | None = None) -> Path:
-    """A complete model folder; `scheduler` is its scheduler config (the demo's where None)."""
+def make_model_folder(
+    folder: Path, scheduler: dict[str, Any] | None = None, *, encoder: bool = False
+) -> Path:
+    """A complete model folder; `scheduler` is its scheduler config (the demo's where None).
+
+    encoder: with one for pictures, which the demo has not.
+    """
     make_denoiser(folder / "onnx" / "denoiser.onnx")
     make_text_encoder(folder / "onnx" / "text_encoder.onnx")
     make_vae_decoder(folder / "onnx" / "vae_decoder.onnx")
+    if encoder:
+        make_vae_encoder(folder / "onnx" / "vae_encoder.onnx")
     (folder / "tokenizer").mkdir()
     make_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
     (folder / "scheduler").mkdir()

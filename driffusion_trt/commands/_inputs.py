@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageOps
+
 from .._errors import InputError
 from ..engines.manifest import BUNDLED
 from ..pictures import read_settings
@@ -14,12 +16,21 @@ from ..pictures import read_settings
 # Settings of a picture that are options by the same name, and of which type. A picture may come
 # from anywhere, so nothing in it is trusted to be what we would have written.
 _REPLAYED: dict[str, tuple[type, ...]] = {
-    "negative_prompt": (str,),
+    "prompt_2": (str,),
+    "prompt_3": (str,),
+    "negative_prompt": (str, type(None)),
+    "negative_prompt_2": (str,),
+    "negative_prompt_3": (str,),
+    "height": (int,),
+    "width": (int,),
+    "eta": (int, float),
+    "clip_skip": (int,),
     "steps": (int,),
     "guidance_scale": (int, float),
     "seed": (int,),
     "lanes": (int,),
     "scheduler": (str,),
+    "strength": (int, float),
     "model": (str,),
 }
 _MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), "rounds": (int,)}
@@ -55,6 +66,27 @@ def _text(file: str, name: str) -> str:
         raise InputError(f"the prompts file {name} is not UTF-8 text ({error.reason})") from error
 
 
+def read_start(args: argparse.Namespace) -> dict[str, Any]:
+    """What of `Pipeline.__call__` the options --image, --mask and --strength stand for.
+
+    Raises InputError where a file cannot be read as a picture.
+    """
+    given = {
+        "image": None if args.image is None else _image(args.image),
+        "mask_image": None if args.mask is None else _image(args.mask),
+        "strength": args.strength,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)  # cameras turn pictures by a note in the file
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for broken files
+        raise InputError(f"{path} cannot be read as a picture ({error})") from error
+
+
 def fill_from_picture(args: argparse.Namespace) -> None:
     """Take from the picture's settings what the command line leaves open.
 
@@ -69,6 +101,11 @@ def fill_from_picture(args: argparse.Namespace) -> None:
             f"{args.from_picture} is one of {settings.get('batch')} pictures made from one random stream; "
             f"only all of them together can be made again, in Python: seed={settings['batch_seed']}"
         )
+    for option, hash_ in (("image", "image_hash"), ("mask", "mask_hash")):
+        if hash_ in settings and getattr(args, option) is None:
+            raise InputError(
+                f"{args.from_picture} was made from another picture, which it does not hold; give --{option}"
+            )
     if not args.words and args.prompts_file is None:
         args.words = [_checked(settings, "prompt", args.from_picture)]
     if args.mode is None:  # a number of rounds belongs to its mode

@@ -10,24 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .._call import Request, Timings
+from .._call import Timings
 from .._errors import InputError
+from .._planner import Planner, planned
+from .._request import Request
+from .._source import resolved
 from ..engines.manifest import ModelFolder
 from ..models import ModelSpec
 from ..pictures import save_png
 from ..pipeline import Pipeline
 from ..runtime.devices import Asked, choose_devices
 from ..sampling.noise import noise_streams
-from ..sampling.plan import Plan, default_lanes, make_plan
+from ..sampling.plan import Plan, default_lanes
 from ..sampling.sample import RoundDone
 from ._compare import HOW_MEASURED, Comparison, compare
 from ._console import Console, Tick
-from ._inputs import fill_from_picture, read_prompts
+from ._inputs import fill_from_picture, read_prompts, read_start
 from ._output import check_writable, comparison, places
-from ._planning import read_schedule
 
 # Options that `Pipeline.__call__` takes by the same name.
-_SETTINGS = ("negative_prompt", "steps", "guidance_scale", "mode", "lanes", "rounds", "scheduler")
+_SETTINGS = (
+    *("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "height", "width"),
+    *("steps", "guidance_scale", "mode", "lanes", "rounds", "scheduler", "eta", "clip_skip"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class _Job:
     options: dict[str, Any]
     plan: Plan
     settings: dict[str, Any]
+    start: dict[str, str]  # hashes of what it starts from
     batches: list[list[_Picture]]
     compare: bool
 
@@ -88,7 +94,7 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
             done.devices = pipe.devices
             load_ms = 1e3 * (time.perf_counter() - start)
             _say_first(job, pipe, console)
-            _say_replayed(args, pipe, console)
+            _say_replayed(args, job, pipe, console)
             try:
                 _make(job, pipe, console, done)
             finally:  # also after Ctrl-C: these are whole
@@ -110,16 +116,16 @@ def _checked(args: argparse.Namespace) -> _Job:
     if size < 1:
         raise InputError(f"batch-size={size} was asked; it must be at least 1")
     model = args.model or "demo"
-    schedule = read_schedule(model, args.steps, args.scheduler)
-    mode = args.mode or "aggressive"
     folder = ModelFolder.open(model)
-    lanes, devices = _width(args, folder, schedule.steps)
-    plan = make_plan(schedule, mode=mode, lanes=lanes, rounds=args.rounds)
-    pictures = _pictures(args, folder.spec)
+    settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
+    settings = dict(resolved(folder.spec, settings | read_start(args)))
+    planner = Planner(folder)
+    lanes, devices = _width(args, folder, planner.schedule(**planned(settings)).steps)
+    plan = planner.plan(lanes, **planned({**settings, "lanes": lanes}))
+    pictures, start = _pictures(args, folder.spec, planner.own_size, settings)
     paths = [picture.path for picture in pictures]
     extra = [comparison(path) for path in paths] if args.compare else []
     check_writable([*paths, *extra], make_folder=args.output is not None and args.output.endswith("/"))
-    settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     batches = [pictures[at : at + size] for at in range(0, len(pictures), size)]
     options = {
         "split_guidance": args.split_guidance,
@@ -128,7 +134,7 @@ def _checked(args: argparse.Namespace) -> _Job:
         "nan_policy": args.nan_policy or "error",
         "fp32_model": args.fp32_model,
     }
-    return _Job(model, devices, options, plan, settings, batches, args.compare)
+    return _Job(model, devices, options, plan, settings, start, batches, args.compare)
 
 
 def _width(args: argparse.Namespace, folder: ModelFolder, steps: int) -> tuple[int, Asked]:
@@ -140,21 +146,19 @@ def _width(args: argparse.Namespace, folder: ModelFolder, steps: int) -> tuple[i
     return lanes, each * min(count, lanes) if asked == "auto" else asked
 
 
-def _pictures(args: argparse.Namespace, spec: ModelSpec) -> list[_Picture]:
+def _pictures(
+    args: argparse.Namespace, spec: ModelSpec, own_size: tuple[int, int], settings: dict[str, Any]
+) -> tuple[list[_Picture], dict[str, str]]:
+    """The pictures to make, and the hashes of what they start from."""
     prompts = read_prompts(args.words, args.prompts_file)
     images = 1 if args.num_images is None else args.num_images
     first = 0 if args.seed is None else args.seed
-    request = Request.check(
-        prompts,
-        num_images=images,
-        negative_prompt=args.negative_prompt or "",
-        guidance_scale=spec.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        seed=first,
-    )
+    request = Request.check(spec, own_size, prompts, {**settings, "num_images": images, "seed": first})
     noise_streams(first + len(request.prompts) - 1, 1)  # the last seed can be too large
-    named = [(prompt, first + k) for k, prompt in enumerate(request.prompts)]
+    named = [(texts[0], first + k) for k, texts in enumerate(request.prompts)]
     paths = places(args.output, named)
-    return [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
+    pictures = [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
+    return pictures, {} if request.source is None else request.source.facts
 
 
 def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
@@ -173,10 +177,10 @@ def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
     )
 
 
-def _say_replayed(args: argparse.Namespace, pipe: Pipeline, console: Console) -> None:
-    """The same settings make the same picture with the same weights and code only."""
+def _say_replayed(args: argparse.Namespace, job: _Job, pipe: Pipeline, console: Console) -> None:
+    """The same settings make the same picture with the same start, weights and code only."""
     was: dict[str, Any] = getattr(args, "replayed", {})
-    for name, now in (("model_hash", pipe.model_hash), ("version", __version__)):
+    for name, now in (*job.start.items(), ("model_hash", pipe.model_hash), ("version", __version__)):
         if name in was and was[name] != now:
             console.warn(
                 f"{args.from_picture} was made with {name.replace('_', ' ')} {was[name]!r}, this is {now!r}; "
@@ -194,7 +198,7 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
         for number, batch in enumerate(job.batches):
             label = "" if len(job.batches) == 1 else f"batch {number + 1} of {len(job.batches)}, "
             ask = {"prompt": [p.prompt for p in batch], "seed": [p.seed for p in batch], **job.settings}
-            result = pipe(**ask, on_round=_watch(tick, each * number, label))
+            result = pipe(**ask, callback_on_round_end=_watch(tick, each * number, label))
             for picture, image, facts in zip(batch, result.images, result.settings, strict=True):
                 save_png(image, picture.path, facts)
                 done.paths.append(picture.path)
@@ -205,7 +209,7 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
                     "mode": "sequential"
                 }
                 sequential = pipe(
-                    **exact, on_round=_watch(tick, each * number + rounds, f"{label}sequential ")
+                    **exact, callback_on_round_end=_watch(tick, each * number + rounds, f"{label}sequential ")
                 )
                 found = compare(result, sequential, [comparison(picture.path) for picture in batch])
                 done.comparisons += found

@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what")
     option(group, "--prompts-file", "FILE", "more prompts, one a line, # for comments; - is stdin")
     option(group, "--negative-prompt", "TEXT", "what guidance leads away from")
+    for which, place in ((2, "second"), (3, "third")):
+        option(group, f"--prompt-{which}", "TEXT", f"for the {place} text encoder (default: PROMPT)")
+        option(group, f"--negative-prompt-{which}", "TEXT", "the same, to lead away from")
+    option(group, "--height", "N", "of the pictures in pixels (default: the model's)", type=whole)
+    option(group, "--width", "N", "of the pictures in pixels (default: the model's)", type=whole)
     option(group, "--model", "NAME", "a model folder, or the bundled model (default: demo)")
     option(
         group,
@@ -40,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         aliases=["--num-images-per-prompt"],
     )
     option(group, "--seed", "N", "seed of the first picture (default: 0)", type=whole)
+    _from_image(group)
     option(group, "--from-picture", "FILE", "take what is not given here from a PNG that `run` wrote")
 
     group = parser.add_argument_group("how")
@@ -63,6 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=devices,
     )
     option(group, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
+    option(group, "--eta", "X", "share of fresh noise in a step of ddim, 0 to 1 (default: 0)", type=number)
+    option(group, "--clip-skip", "N", "layers of CLIP to stop before the usual one", type=whole)
     option(group, "--batch-size", "N", "pictures in one network call (default: 1)", type=whole)
 
     _on_gpus(parser.add_argument_group("on GPUs"))
@@ -77,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else to stdout")
     group.add_argument("-q", "--quiet", action="store_true", help="print paths, warnings and errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="print more, and tracebacks of errors")
+
+
+def _from_image(group: argparse._ArgumentGroup) -> None:
+    option(group, "--image", "FILE", "start from this picture instead of noise")
+    option(group, "--mask", "FILE", "make anew what is white here, and keep the rest of --image")
+    option(group, "--strength", "X", "share of the steps to run from --image, 0 to 1", type=number)
 
 
 def _on_gpus(group: argparse._ArgumentGroup) -> None:

@@ -79,6 +79,19 @@ struct ToPixelsArguments {
     int aligned;
 };
 
+// Latents of which a part is known, one row for each.
+struct KeepArguments {
+    Address targets[MAX_ROWS];  // float32 (elements), as all here
+    Address latents;
+    Address noise;
+    Address repaint;     // 0 where the picture is known, 1 elsewhere
+    long long elements;  // of all pictures together
+    float a[MAX_ROWS];   // levels: the known part is a * latents + s * noise
+    float s[MAX_ROWS];
+    int rows;
+    int aligned;
+};
+
 struct FillTimestepArguments {
     Address message;
     Address timesteps;  // float32 (branches, drafts, pictures)

@@ -67,6 +67,16 @@ static void ranges(const ToPixelsArguments &a, const Reporter &report) {
     report.writes(a.pixels, 3 * a.batch * a.plane);
 }
 
+static void ranges(const KeepArguments &a, const Reporter &report) {
+    report.reads(a.latents, 4 * a.elements);
+    report.reads(a.noise, 4 * a.elements);
+    report.reads(a.repaint, 4 * a.elements);
+    for (int r = 0; r < a.rows; ++r) {
+        report.reads(a.targets[r], 4 * a.elements);
+        report.writes(a.targets[r], 4 * a.elements);
+    }
+}
+
 static void ranges(const FillTimestepArguments &a, const Reporter &report) {
     report.reads(a.message, 4LL * a.drafts);
     report.writes(a.timesteps, 4LL * a.branches * a.drafts * a.pictures);
@@ -88,4 +98,5 @@ KERNEL(gram_partial, GramPartialArguments)
 KERNEL(gram_total, GramTotalArguments)
 KERNEL(nonfinite, NonfiniteArguments)
 KERNEL(to_pixels, ToPixelsArguments)
+KERNEL(keep, KeepArguments)
 KERNEL(fill_timestep, FillTimestepArguments)

@@ -173,6 +173,29 @@ extern "C" __global__ void __launch_bounds__(128) to_pixels(const __grid_constan
     }
 }
 
+// Inpainting: targets[r] = a[r] latents + s[r] noise where `repaint` is 0, as sampling/known.py does it.
+// Moved: 4 n (3 + 2 rows).
+extern "C" __global__ void __launch_bounds__(128) keep(const __grid_constant__ KeepArguments a) {
+    const long long groups = (a.elements + 3) / 4;
+    for (long long group = thread_x(); group < groups; group += threads_x()) {
+        const long long at = 4 * group;
+        const int width = width_of(a.elements, group);
+        float latents[4], noise[4], repaint[4];
+        load(latents, a.latents, FLOAT32, at, width, a.aligned);
+        load(noise, a.noise, FLOAT32, at, width, a.aligned);
+        load(repaint, a.repaint, FLOAT32, at, width, a.aligned);
+        for (int r = 0; r < a.rows; ++r) {
+            float values[4];
+            load(values, a.targets[r], FLOAT32, at, width, a.aligned);
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                if (repaint[e] == 0.0f)
+                    values[e] = __fadd_rn(__fmul_rn(a.a[r], latents[e]), __fmul_rn(a.s[r], noise[e]));
+            store(values, a.targets[r], FLOAT32, at, width, a.aligned);
+        }
+    }
+}
+
 // timesteps (branches, drafts, pictures): draft d of every branch and picture gets the message's d-th.
 // Moved: 4 drafts + 4 branches drafts pictures.
 extern "C" __global__ void __launch_bounds__(128) fill_timestep(const __grid_constant__ FillTimestepArguments a) {

@@ -21,6 +21,7 @@ __all__ = [
     "Forms",
     "GramPartialArguments",
     "GramTotalArguments",
+    "KeepArguments",
     "LinearArguments",
     "NonfiniteArguments",
     "Source",
@@ -122,6 +123,20 @@ class ToPixelsArguments(ctypes.Structure):
         ("plane", ctypes.c_int64),
         ("batch", ctypes.c_int),
         ("kind", ctypes.c_int),
+        ("aligned", ctypes.c_int),
+    )
+
+
+class KeepArguments(ctypes.Structure):
+    _fields_ = (
+        ("targets", ctypes.c_uint64 * MAX_ROWS),
+        ("latents", ctypes.c_uint64),
+        ("noise", ctypes.c_uint64),
+        ("repaint", ctypes.c_uint64),
+        ("elements", ctypes.c_int64),
+        ("a", ctypes.c_float * MAX_ROWS),
+        ("s", ctypes.c_float * MAX_ROWS),
+        ("rows", ctypes.c_int),
         ("aligned", ctypes.c_int),
     )
 

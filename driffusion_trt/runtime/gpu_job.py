@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._errors import InputError
+from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone, Sampled
@@ -76,10 +77,12 @@ class CudaJob:
         noise: Float32,
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
+        known: Known | None = None,
     ) -> Sampled:
         """Run a plan from unit-normal noise (B, C, H, W), as `sampling.run_plan`.
 
         on_round: called after every round; the host then waits for each of them.
+        known: for inpainting, the part of the picture that stays.
 
         Raises:
             InputError: the engines' plans were not built for this size.
@@ -106,6 +109,7 @@ class CudaJob:
                     self.guidance_scale,
                     deadline_s=lanes.deadline_s,
                     on_round=on_round,
+                    known=known,
                 )
             except WorkerFailed as error:
                 raise lanes.failed(error, plan, form) from error

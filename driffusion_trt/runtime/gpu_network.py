@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._errors import DeviceError, EngineError, InputError, LaneError
-from ..engines.session import DeviceBuffer
+from ..engines.session import DeviceBuffer, TensorInfo
 from ..engines.trt_session import BoundEngine, TensorRTSession
 from ._device_errors import short_of_memory
 from ._driver import Device
@@ -110,6 +110,11 @@ class FirstOf:
         )
         self._lock = threading.Lock()
         self._made = [self._choices[0][1]()]
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """As those of a session."""
+        return self._made[-1].inputs
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """As `GpuNetwork.run`; raises LaneError where no device is left."""

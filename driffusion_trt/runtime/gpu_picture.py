@@ -20,6 +20,7 @@ from ._device_errors import short_of_memory
 from ._driver import Device
 from ._owner import Owner
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
+from .gpu_kept import Kept
 from .gpu_links import Lane, LaneLink, requested
 from .gpu_request import Conditioning, Form, Request
 from .gpu_rounds import Compiled, Compiler
@@ -81,6 +82,7 @@ class Picture:
         self.lane_links: dict[tuple[int, int], LaneLink] = {}  # by lane and number of drafts
         self._branches: tuple[Conditioning, ...] = ()
         self.guidance_scale = 1.0
+        self._kept: Kept | None = None
         self.last: dict[Worker, Event] = {}  # after a worker's last request
         self._ready: list[Event] = []
         self._done: list[dict[Worker, Event]] = []
@@ -146,6 +148,13 @@ class Picture:
         while len(self._grams) <= number:
             self._grams.append(self._own(PinnedMemory(lead, 8 * pictures * _GRAM_ROWS**2)))
         return self._partials.address, self._grams[number].address
+
+    def kept(self) -> Kept:
+        """For inpainting; made at the first call, since most pictures keep nothing."""
+        if self._kept is None:
+            lead = self.lead
+            self._kept = Kept(lead.device, lead.kernels, self.plan.schedule, self.latent_bytes, self._own)
+        return self._kept
 
     def observed(self, rows: Sequence[int]) -> Observation:
         """The last observation, once it is there: means over the elements, (B, rows, rows) of each table."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..sampling.rounds import Round
 from ..sampling.tables import Column, Float64, Table
 from ._arguments import MAX_COLUMNS, MAX_ROWS
+from .gpu_kept import Places
 from .gpu_links import LaneLink
 from .gpu_slots import Slots
 from .kernels import MESSAGE_HEADER_BYTES, Kernels, Launch, Source, Target
@@ -23,23 +24,27 @@ class Compiled:
     """One round, ready to be enqueued.
 
     noises: step noises to upload first: (step, address). uploads: coefficients of each picture's own,
-    to upload before that: (address, pinned address, bytes). before: launches that draft and write the
-    messages. lanes: for each lane in use its link and where its predictions go. combine: guidance that
-    was split. refine, observe: launches afterwards. state: the state that is reached, or None.
+    to upload before that: (address, pinned address, bytes). draft, messages: launches that draft, and that
+    write the messages. lanes: for each lane in use its link and where its predictions go. combine:
+    guidance that was split. refine, observe: launches afterwards. state: the state that is reached, or
+    None. drafted, refined: where the drafts and states are that were made, for inpainting.
     """
 
     noises: tuple[tuple[int, int], ...]
     uploads: tuple[tuple[int, int, int], ...]
-    before: tuple[Launch, ...]
+    draft: tuple[Launch, ...]
+    drafted: Places
+    messages: tuple[Launch, ...]
     lanes: tuple[tuple[LaneLink, tuple[int, ...]], ...]
     combine: tuple[Launch, ...]
     refine: tuple[Launch, ...]
+    refined: Places
     observe: tuple[Launch, ...]
     state: int | None
 
     def guide(self, guidance_scale: float) -> None:
         """Another guidance scale, for the messages and for what is combined on the lead."""
-        for launch in (*self.before, *self.combine):
+        for launch in (*self.messages, *self.combine):
             launch.guide(guidance_scale)
 
 
@@ -87,25 +92,27 @@ class Compiler:
         self._uploads = []
         slots.keep(item.keep)
         noises = self._noises((*item.draft.columns, *item.refine.columns))
-        before = self._table(item.draft)
+        draft, drafted = self._table(item.draft)
         for i in item.predict:
             if Column("input", i) not in item.draft.targets:  # an older draft of it may still be kept
                 slots.put(Column("input", i), slots[Column("state", i)])
         lanes = self._requests(item.predict)
-        before += self._messages(item.predict, [link for link, _ in lanes])
+        messages = self._messages(item.predict, [link for link, _ in lanes])
         combine = self._combine(lanes)
-        refine = self._table(item.refine)
-        states = [column.number for column in item.refine.targets if column.kind == "state"]
+        refine, refined = self._table(item.refine)
         observe = tuple(launch for k, table in enumerate(item.observe) for launch in self._observe(k, table))
         return Compiled(
             noises,
             tuple(self._uploads),
-            tuple(before),
+            tuple(draft),
+            drafted,
+            tuple(messages),
             lanes,
             combine,
             tuple(refine),
+            refined,
             observe,
-            max(states, default=None),
+            max((state for state, _ in refined), default=None),
         )
 
     def _noises(self, columns: Sequence[Column]) -> tuple[tuple[int, int], ...]:
@@ -119,8 +126,8 @@ class Compiler:
             self._drawn += 1
         return tuple(made)
 
-    def _table(self, table: Table) -> list[Launch]:
-        """Launches of a table, whose rows then are where their columns say."""
+    def _table(self, table: Table) -> tuple[list[Launch], Places]:
+        """Launches of a table, whose rows then are where their columns say, and the states among them."""
         coefficients = table.coefficients
         if coefficients.ndim == 3 and len(coefficients) == 1:
             coefficients = coefficients[0]
@@ -133,7 +140,8 @@ class Compiler:
         # All at once and last: a row may read what another replaces.
         for column, place in zip(table.targets, places, strict=True):
             self._slots.put(column, place)
-        return launches
+        made = zip(table.targets, places, strict=True)
+        return launches, tuple((column.number, place) for column, place in made if column.kind != "x0")
 
     def _linear(
         self, sources: Sequence[Source], targets: Sequence[Target], coefficients: Float64

@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._errors import DeviceError, NonFiniteError
+from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.sample import RoundDone, Sampled, Stats
 from ..sampling.tables import Column, Float64
 from ._driver import Device
 from ._resources import Event
+from .gpu_kept import Kept, Places
 from .gpu_picture import Picture, WorkerFailed, blame
 from .gpu_request import Conditioning
 from .gpu_rounds import Compiled, Compiler
+from .kernels import Launch
 
 __all__ = ["run_picture"]
 
@@ -33,9 +36,11 @@ def run_picture(
     *,
     deadline_s: float,
     on_round: OnRound | None = None,
+    known: Known | None = None,
 ) -> Sampled:
     """Run a picture's plan from unit-normal noise (B, C, H, W), as `sampling.run_plan`.
 
+    known: for inpainting, the part of the picture that stays.
     branches: what the network reads besides: without and with the prompt, or with it alone.
 
     Raises:
@@ -45,12 +50,16 @@ def run_picture(
         Whatever `on_round` raises, once the devices are at rest.
     """
     picture.guide(guidance_scale)
-    return _Run(picture, deadline_s, on_round).run(noise, streams, branches)
+    return _Run(picture, deadline_s, on_round, known).run(noise, streams, branches)
 
 
 class _Run:
-    def __init__(self, picture: Picture, deadline_s: float, on_round: OnRound | None) -> None:
+    def __init__(
+        self, picture: Picture, deadline_s: float, on_round: OnRound | None, known: Known | None
+    ) -> None:
         self._picture, self._on_round = picture, on_round
+        self._known = known
+        self._kept: Kept | None = None
         self._deadline_s, self._end = deadline_s, time.monotonic() + deadline_s
         self._enqueued = self._passed = self._state = self._predictions = 0
         self._drift: Float64 | None = None
@@ -61,6 +70,7 @@ class _Run:
         try:
             with blame(lead):
                 compiler = None if picture.rounds else picture.compiler()
+                self._kept = None if self._known is None else picture.kept()
             self._begin(noise, streams, branches)
             end = self._walk(compiler)
             for link in picture.lane_links.values():
@@ -113,6 +123,8 @@ class _Run:
         with blame(picture.lead.device):
             picture.lead.device.make_current(again=True)
             picture.lead.stream.copy_to_device(picture.begin, picture.latents.address, picture.latent_bytes)
+            if self._kept is not None and self._known is not None:
+                self._kept.upload(self._known, picture.lead.stream)
 
     def _walk(self, compiler: Compiler | None) -> int:
         """Enqueue all rounds; returns where the last state is."""
@@ -161,7 +173,7 @@ class _Run:
                 stream.copy_to_device(address, source, size_bytes)
             for step, address in item.noises:
                 stream.copy_to_device(address, picture.noises[step].address, picture.latent_bytes)
-            for launch in item.before:
+            for launch in (*item.draft, *self._keep(item.drafted), *item.messages):
                 launch(stream)
             for link, _ in item.lanes:
                 for one in link.links:
@@ -182,8 +194,11 @@ class _Run:
                 for k, one in enumerate(link.links):
                     stream.wait(done[one.worker])
                     one.receive(stream, link.received[k : k + 1] or places)
-            for launch in (*item.combine, *item.refine, *item.observe):
+            for launch in (*item.combine, *item.refine, *self._keep(item.refined), *item.observe):
                 launch(stream)
+
+    def _keep(self, places: Places) -> tuple[Launch, ...]:
+        return () if self._kept is None else self._kept.launches(places)
 
     def _follow(self, item: Compiled) -> None:
         """Tell of the round before, which is over once this one is ready; the lanes are at work meanwhile."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .._errors import InputError, ModelError
 from ..engines.onnx_session import BoundRun, OnnxSession
+from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone, Sampled, run_plan
@@ -24,7 +25,8 @@ from ._threads import LaneThreads
 __all__ = ["HostJob", "HostLanes", "auto_lanes"]
 
 Latents = NDArray[np.float32]
-_INPUTS = ("sample", "timestep", "encoder_hidden_states")
+Conditioning = Mapping[str, NDArray[np.float32]]
+_TIMESTEP = "timestep"
 
 
 def auto_lanes() -> int:
@@ -68,7 +70,7 @@ class HostLanes:
 
         Raises:
             InputError: `lanes` or `threads_per_lane` is not a positive integer.
-            ModelError: the network cannot be loaded, or is no denoiser of the SD2.1 kind.
+            ModelError: the network cannot be loaded, or is no denoiser.
         """
         for name, value in (("lanes", lanes), ("threads_per_lane", threads_per_lane)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -81,7 +83,7 @@ class HostLanes:
             # takes 0.1 s and 28 MB less per lane.
             count = 1 if threads_per_lane == 1 else lanes
             sessions = [stack.enter_context(make()) for _ in range(count)]
-            _check_inputs(sessions[0])
+            self._latents, self._told = _inputs_of(sessions[0])
             self._sessions = [sessions[k % count] for k in range(lanes)]
             resources = stack.pop_all()
         self._threads = LaneThreads(lanes, resources.close)
@@ -91,17 +93,18 @@ class HostLanes:
 
     def job(
         self,
-        conditioning: NDArray[np.float32],
+        conditioning: NDArray[np.float32] | Conditioning,
         guidance_scale: float,
-        unconditional: NDArray[np.float32] | None = None,
+        unconditional: NDArray[np.float32] | Conditioning | None = None,
     ) -> HostJob:
         """What stays the same over the steps of one batch of pictures.
 
         Args:
-            conditioning: the prompts' embeddings (B, L, C) float32; copied.
+            conditioning: the prompts' embeddings (B, L, C) float32, or all inputs of the network but
+                latents and timestep by name, each with the batch first; copied.
             guidance_scale: g of u + g·(c − u), classifier-free guidance (2207.12598, in the
                 form that diffusers uses); 1 predicts c alone, at half the cost.
-            unconditional: the negative prompts' embeddings (B, L, C) float32, for g ≠ 1; copied.
+            unconditional: the same for the negative prompts, for g ≠ 1; copied.
 
         Raises:
             InputError: shapes or dtypes do not fit, or `unconditional` is missing.
@@ -132,30 +135,32 @@ class HostJob:
     def __init__(
         self,
         lanes: HostLanes,
-        conditioning: NDArray[np.float32],
+        conditioning: NDArray[np.float32] | Conditioning,
         guidance_scale: float,
-        unconditional: NDArray[np.float32] | None,
+        unconditional: NDArray[np.float32] | Conditioning | None,
     ) -> None:
         if not math.isfinite(guidance_scale):
             raise InputError(f"guidance_scale must be finite, not {guidance_scale}")
-        _check_embeddings("conditioning", conditioning)
-        self.batch = conditioning.shape[0]
+        given = _named("conditioning", conditioning, lanes._told)
+        self.batch = len(given[lanes._told[0]])
         self.guidance_scale = guidance_scale
         self._lanes = lanes
         if guidance_scale == 1:
-            self._embeddings = conditioning.copy(order="C")
+            self._told = {name: value.copy(order="C") for name, value in given.items()}
         else:
             if unconditional is None:
                 raise InputError(f"guidance_scale {guidance_scale} needs the unconditional embeddings")
-            _check_embeddings("unconditional", unconditional)
-            if unconditional.shape != conditioning.shape:
-                raise InputError(
-                    f"unconditional has shape {unconditional.shape}, conditioning {conditioning.shape}; "
-                    "they must be equal"
-                )
-            self._embeddings = np.ascontiguousarray(np.concatenate([unconditional, conditioning]))
+            other = _named("unconditional", unconditional, lanes._told)
+            for name, value in given.items():
+                if other[name].shape != value.shape:
+                    raise InputError(
+                        f"{name} of unconditional has shape {other[name].shape}, of conditioning "
+                        f"{value.shape}; they must be equal"
+                    )
+            self._told = {name: np.concatenate([other[name], value]) for name, value in given.items()}
         # One array for all lanes, read in place: they share memory.
-        self._embeddings.flags.writeable = False
+        for value in self._told.values():
+            value.flags.writeable = False
         self._runs: list[dict[tuple[int, ...], BoundRun]] = [{} for _ in range(len(lanes))]
         self._checked: set[tuple[int, ...]] = set()
 
@@ -187,13 +192,16 @@ class HostJob:
         noise: Latents,
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
+        known: Known | None = None,
     ) -> Sampled:
         """Run a plan from unit-normal noise (B, C, H, W), as `run_plan` does.
+
+        known: the part of the picture that stays.
 
         Raises:
             LaneError: as `predict` does.
         """
-        return run_plan(plan, self.predict, noise, streams, on_round)
+        return run_plan(plan, self.predict, noise, streams, on_round, known)
 
     def warm_up(self, shape: tuple[int, ...]) -> None:
         """One prediction on every lane at once, of latents of this shape (C, H, W)."""
@@ -212,23 +220,22 @@ class HostJob:
         self._checked.add(latents.shape)
 
     def _shapes(self, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        batch = self._embeddings.shape[0]
-        return dict(zip(_INPUTS, ((batch, *latents[1:]), (batch,), self._embeddings.shape), strict=True))
+        batch = len(self._told[self._lanes._told[0]])
+        first = {self._lanes._latents: (batch, *latents[1:]), _TIMESTEP: (batch,)}
+        return first | {name: value.shape for name, value in self._told.items()}
 
     def _bound(self, lane: int, shape: tuple[int, ...]) -> BoundRun:
         """The lane's buffers for latents of this shape, made at first use; on the lane's thread only."""
         runs = self._runs[lane]
         if shape not in runs:
-            shapes = self._shapes(shape)
-            inputs = {name: shapes[name] for name in _INPUTS[:2]} | {_INPUTS[2]: self._embeddings}
-            runs[shape] = self._lanes._sessions[lane].bind(inputs)
+            runs[shape] = self._lanes._sessions[lane].bind({**self._shapes(shape), **self._told})
         return runs[shape]
 
     def _predict_one(self, latents: Latents, timestep: float, lane: int) -> Latents:
         run = self._bound(lane, latents.shape)
-        sample, batch = run.inputs["sample"], self.batch
+        sample, batch = run.inputs[self._lanes._latents], self.batch
         sample[:batch] = latents
-        run.inputs["timestep"].fill(timestep)
+        run.inputs[_TIMESTEP].fill(timestep)
         if self.guidance_scale == 1:
             run()
             (out,) = run.outputs.values()
@@ -243,14 +250,32 @@ class HostJob:
         return guided
 
 
-def _check_inputs(session: OnnxSession) -> None:
-    if set(session.inputs) != set(_INPUTS) or len(session.outputs) != 1:
+def _inputs_of(session: OnnxSession) -> tuple[str, tuple[str, ...]]:
+    """The names of a denoiser's latents, and of what it is told beside them and the timestep."""
+    names = list(session.inputs)
+    latents = names[0] if names else ""
+    told = tuple(name for name in names[1:] if name != _TIMESTEP)
+    if len(told) != len(names) - 2 or not told or len(session.outputs) != 1:
         raise ModelError(
-            f"{session.path} has the inputs {', '.join(session.inputs)} and {len(session.outputs)} outputs; "
-            f"CPU lanes run denoisers with {', '.join(_INPUTS)} and one output"
+            f"{session.path} has the inputs {', '.join(names)} and {len(session.outputs)} outputs; CPU lanes "
+            f"run denoisers of latents, {_TIMESTEP}, encoder_hidden_states and the like with one output"
         )
+    return latents, told
 
 
-def _check_embeddings(name: str, value: NDArray[np.float32]) -> None:
-    if value.ndim != 3 or value.dtype != np.float32 or not value.size:
-        raise InputError(f"{name} is {value.dtype} of shape {value.shape}, expected float32 (B, L, C)")
+def _named(
+    title: str, value: NDArray[np.float32] | Conditioning, names: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
+    given = dict(value) if isinstance(value, Mapping) else {"encoder_hidden_states": value}
+    if set(given) != set(names):
+        raise InputError(f"{title} has {', '.join(given)}; this network is told {', '.join(names)}")
+    for name, one in given.items():
+        if one.ndim < 2 or one.dtype != np.float32 or not one.size:
+            raise InputError(
+                f"{title}: {name} is {one.dtype} of shape {one.shape}, expected float32 (B, ...)"
+            )
+    if len({len(one) for one in given.values()}) > 1:
+        raise InputError(
+            f"{title} has batches of {sorted({len(v) for v in given.values()})}; they are one batch"
+        )
+    return given

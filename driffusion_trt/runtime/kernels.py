@@ -102,6 +102,7 @@ class Kernels:
         self._gram_total = module.function("gram_total")
         self._nonfinite = module.function("nonfinite")
         self._to_pixels = module.function("to_pixels")
+        self._keep = module.function("keep")
         self._fill_timestep = module.function("fill_timestep")
 
     def linear(
@@ -243,6 +244,37 @@ class Kernels:
         aligned = packed.vectors_fit([(decoded, dtype)], plane, 3 * batch) and pixels % 4 == 0
         arguments = packed.ToPixelsArguments(decoded, pixels, plane, batch, packed.kind_of(dtype), aligned)
         return Launch(self._to_pixels, arguments, -(-plane // 4), batch)
+
+    def keep(
+        self,
+        targets: Sequence[int],
+        levels: Sequence[tuple[float, float]],
+        *,
+        latents: int,
+        noise: int,
+        repaint: int,
+        elements: int,
+    ) -> Launch:
+        """targets[r] = a·latents + s·noise where repaint is 0, to the bit what `Known.into` gives.
+
+        Args:
+            targets: addresses; like all here they are of float32.
+            levels: a and s of each target.
+            elements: of all pictures together.
+        """
+        rows = len(targets)
+        if rows > packed.MAX_ROWS or len(levels) != rows:
+            raise InputError(
+                f"{rows} targets and {len(levels)} levels; {packed.MAX_ROWS} of both is the most"
+            )
+        arguments = packed.KeepArguments()
+        arguments.targets[:rows] = targets
+        arguments.a[:rows], arguments.s[:rows] = [a for a, _ in levels], [s for _, s in levels]
+        arguments.latents, arguments.noise, arguments.repaint = latents, noise, repaint
+        arguments.elements, arguments.rows = elements, rows
+        tensors: list[tuple[int, Dtype]] = [(at, "float32") for at in (*targets, latents, noise, repaint)]
+        arguments.aligned = packed.vectors_fit(tensors, elements, 1)
+        return Launch(self._keep, arguments, -(-elements // 4))
 
     def fill_timestep(
         self, message: int, timesteps: int, *, drafts: int = 1, pictures: int = 1, branches: int = 1

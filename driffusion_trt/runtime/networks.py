@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
 from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
 from ..engines.onnx_session import OnnxSession
+from ..engines.profiles import Profile
 from ..engines.session import Network
-from .devices import Devices
-from .host import HostLanes
+from ..models import ON_HOST
+from .devices import Devices, choose_plan
+from .host import HostLanes, auto_lanes
 
 __all__ = ["GpuOptions", "Networks", "load_networks"]
+
+_SMALL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,21 @@ class GpuOptions:
 
 @dataclass(slots=True)
 class Networks:
-    """What a pipeline runs; closing it stops the lanes and gives all memory back."""
+    """What a pipeline runs; closing it stops the lanes and gives all memory back.
 
-    text: Network
+    text: the text encoders by name.
+    encoder: loads the VAE's encoder at its first call, since few pictures are made from others; None
+        where the model has none.
+    vae_profile: the sizes that the VAE's plans take; None where its networks take any.
+    lanes: HostLanes, or CudaLanes, which is loaded only where there is a GPU.
+    """
+
+    text: Mapping[str, Network]
     decoder: Network
-    lanes: Any  # HostLanes, or CudaLanes, which is loaded only where there is a GPU
-    _resources: contextlib.ExitStack
+    encoder: Callable[[], Network] | None
+    vae_profile: Profile | None
+    lanes: Any
+    _resources: contextlib.ExitStack = field(repr=False)
 
     def close(self) -> None:
         """A second call does nothing."""
@@ -47,6 +62,9 @@ class Networks:
         self.close()
 
 
+Load = Callable[[str], Network]
+
+
 def load_networks(folder: ModelFolder, devices: Devices, options: GpuOptions) -> Networks:
     """Load everything, or nothing.
 
@@ -55,24 +73,56 @@ def load_networks(folder: ModelFolder, devices: Devices, options: GpuOptions) ->
         EngineError, DeviceError: TensorRT or the driver refused.
         MissingExtraError: a package for GPUs is not installed.
     """
-    with contextlib.ExitStack() as stack:
-        load = _on_gpus if devices.gpus else _on_host
-        text, decoder, lanes = load(folder, devices, options, stack)
-        return Networks(text, decoder, lanes, stack.pop_all())
+    stack = contextlib.ExitStack()  # it also takes what is loaded later
+    try:
+        on_host: Load = _OnHost(folder, stack)
+        load = on_host
+        if devices.gpus:
+            load, lanes = _on_gpus(folder, devices, options, stack)
+        else:
+            lanes = stack.enter_context(HostLanes(folder.network("denoiser"), devices.count))
+        names = [name for name in folder.networks if name.startswith("text_encoder")]
+        text = {name: (on_host if name in ON_HOST else load)(name) for name in names}
+        encoder = _Once(partial(load, "vae_encoder")) if "vae_encoder" in folder.networks else None
+        profile = _vae_profile(folder, devices.gpus[0]) if devices.gpus else None
+        return Networks(text, load("vae_decoder"), encoder, profile, lanes, stack)
+    except BaseException:
+        stack.close()
+        raise
 
 
-def _on_host(
-    folder: ModelFolder, devices: Devices, options: GpuOptions, stack: contextlib.ExitStack
-) -> tuple[Network, Network, Any]:
-    text = stack.enter_context(OnnxSession(folder.network("text_encoder")))
-    # One thread: the same bits whatever the number of lanes.
-    decoder = stack.enter_context(OnnxSession(folder.network("vae_decoder")))
-    return text, decoder, stack.enter_context(HostLanes(folder.network("denoiser"), devices.count))
+class _Once:
+    """Calls a function once, whichever threads ask, and keeps what it gave."""
+
+    def __init__(self, load: Callable[[], Network]) -> None:
+        self._load, self._lock = load, threading.Lock()
+        self._made: Network | None = None
+
+    def __call__(self) -> Network:
+        with self._lock:
+            if self._made is None:
+                self._made = self._load()
+            return self._made
+
+
+class _OnHost:
+    """Loads networks for the CPU, to be closed with the others."""
+
+    def __init__(self, folder: ModelFolder, stack: contextlib.ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+
+    def __call__(self, name: str) -> Network:
+        path = self._folder.network(name)
+        # The lanes are idle while it runs. The number of threads is the machine's and not that of the
+        # lanes, so that lanes change no bit; a small network is not worth more than one.
+        size = sum(entry.size_bytes for entry in self._folder.files_of(name).values())
+        session = OnnxSession(path, auto_lanes() if size > _SMALL_BYTES else 1)
+        return self._stack.enter_context(session)
 
 
 def _on_gpus(
     folder: ModelFolder, devices: Devices, options: GpuOptions, stack: contextlib.ExitStack
-) -> tuple[Network, Network, Any]:
+) -> tuple[Load, Any]:
     from ._driver import Device
     from .cuda import CudaLanes, Engine
     from .gpu_network import FirstOf, GpuNetwork
@@ -87,14 +137,6 @@ def _on_gpus(
         stack.callback(close_session, device, session)
         engines[gpu] = Engine(device, session)
 
-    def network(name: str, gpu: Gpu) -> GpuNetwork:
-        session = load_session(folder, name, gpu, there[gpu])
-        return GpuNetwork(there[gpu], session, deadline_s=options.deadline_s)
-
-    once = [
-        stack.enter_context(FirstOf([(device, partial(network, name, gpu)) for gpu, device in there.items()]))
-        for name in ("text_encoder", "vae_decoder")
-    ]
     lanes = CudaLanes(
         [engines[gpu] for gpu in devices.gpus],
         latents=folder.spec.denoiser_inputs[0],
@@ -103,6 +145,21 @@ def _on_gpus(
         peer_copies=options.peer_copies,
         deadline_s=options.deadline_s,
     )
-    for one in once:
-        one.make_room = lanes.make_room
-    return once[0], once[1], stack.enter_context(lanes)
+    stack.enter_context(lanes)
+
+    def network(name: str, gpu: Gpu) -> GpuNetwork:
+        session = load_session(folder, name, gpu, there[gpu])
+        return GpuNetwork(there[gpu], session, deadline_s=options.deadline_s)
+
+    def load(name: str) -> Network:
+        choices = [(device, partial(network, name, gpu)) for gpu, device in there.items()]
+        first = stack.enter_context(FirstOf(choices))
+        first.make_room = lanes.make_room
+        return first
+
+    return load, lanes
+
+
+def _vae_profile(folder: ModelFolder, gpu: Gpu) -> Profile | None:
+    plan, _ = choose_plan(folder, "vae_decoder", gpu)
+    return None if plan.key is None else plan.key.profile

@@ -92,10 +92,13 @@ class NoiseStreams:
     def __init__(self, generators: Sequence[TorchGenerator], batch: int) -> None:
         self._generators, self._batch = tuple(generators), batch
 
-    def draw(self, shape: Sequence[int]) -> Float32:
-        """The next noises, float32 (batch, *shape)."""
+    def draw(self, shape: Sequence[int], pictures: int | None = None) -> Float32:
+        """The next noises, float32 (batch, *shape).
+
+        pictures: where one stream serves all, draw (pictures, *shape) from it instead.
+        """
         if len(self._generators) == 1:
-            return self._generators[0].randn((self._batch, *shape))
+            return self._generators[0].randn((self._batch if pictures is None else pictures, *shape))
         return np.concatenate([generator.randn((1, *shape)) for generator in self._generators])
 
 

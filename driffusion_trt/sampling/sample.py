@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._errors import InputError
+from .known import Known
 from .noise import NoiseStreams, noise_streams
 from .plan import Plan
 from .rounds import Observation, Round
@@ -61,6 +62,7 @@ def sample(
     *,
     seed: int | Sequence[int] = 0,
     on_round: Callable[[RoundDone], None] | None = None,
+    known: Known | None = None,
     return_stats: Literal[False] = False,
 ) -> Float32: ...
 @overload
@@ -71,6 +73,7 @@ def sample(
     *,
     seed: int | Sequence[int] = 0,
     on_round: Callable[[RoundDone], None] | None = None,
+    known: Known | None = None,
     return_stats: Literal[True],
 ) -> Sampled: ...
 def sample(
@@ -80,6 +83,7 @@ def sample(
     *,
     seed: int | Sequence[int] = 0,
     on_round: Callable[[RoundDone], None] | None = None,
+    known: Known | None = None,
     return_stats: bool = False,
 ) -> Float32 | Sampled:
     """Run a plan on any denoiser; returns the final latents, float32 (B, *shape).
@@ -89,11 +93,13 @@ def sample(
         scheduler demands, and timestep float32 (B,); returns what the network returns
         (ε, v or flow velocity, as the config's `prediction_type` says), same shape. It is
         called once for each prediction, in the order of the states.
-    noise: unit normal starting noise (B, *shape); it is scaled by the schedule's sigma.
+    noise: unit normal starting noise (B, *shape); it is scaled by the schedule's sigma. For a
+        schedule that starts later (`Schedule.starting_at`) it is state 0 as it is.
     seed: of the step noises of a stochastic schedule, which continue torch's random
         stream after a starting noise of this shape: an int is one generator for the whole
         batch, a sequence is one for each picture. Deterministic schedules do not use it.
     on_round: called after every round.
+    known: for inpainting, the part of the picture that stays.
     return_stats: return (latents, stats), a `Sampled`.
 
     Raises InputError for noise or predictions of a wrong shape or kind. Errors of the
@@ -104,6 +110,8 @@ def sample(
         raise InputError(
             f"noise must be finite floats of shape (batch, ...), not {start.dtype} of shape {start.shape}"
         )
+    if known is not None and known.latents.shape != start.shape:
+        raise InputError(f"noise is of shape {start.shape}, and what is known of {known.latents.shape}")
     start = start.astype(np.float32)
     streams = noise_streams(seed, len(start))
     if any(draws_noise(plan.schedule, i) for i in range(plan.schedule.steps)):
@@ -112,7 +120,7 @@ def sample(
     def predict(requests: Sequence[tuple[Float32, float]]) -> list[Float32]:
         return [_asked(denoiser, latents, timestep) for latents, timestep in requests]
 
-    made = run_plan(plan, predict, start, streams, on_round)
+    made = run_plan(plan, predict, start, streams, on_round, known)
     return made if return_stats else made.latents
 
 
@@ -132,12 +140,13 @@ def run_plan(
     noise: Float32,
     streams: NoiseStreams,
     on_round: Callable[[RoundDone], None] | None = None,
+    known: Known | None = None,
 ) -> Sampled:
     """The loop itself. `predict` answers all requests of a round, (latents, timestep) each, in parallel.
 
     `streams` stands right after the starting noise. Latents are never written to once made.
     """
-    latents = _Latents(plan, streams, noise)
+    latents = _Latents(plan, streams, noise, known)
     walk = plan.walk()
     observation: Observation | None = None
     rounds = predictions = 0
@@ -160,8 +169,9 @@ def run_plan(
 class _Latents:
     """All latents of one run by their columns."""
 
-    def __init__(self, plan: Plan, streams: NoiseStreams, noise: Float32) -> None:
+    def __init__(self, plan: Plan, streams: NoiseStreams, noise: Float32, known: Known | None) -> None:
         schedule = plan.schedule
+        self._schedule, self._known = schedule, known
         self._streams, self._shape = streams, noise.shape[1:]
         self._scales = [float(scale) for scale in schedule.input_scale]
         self._timesteps = [float(timestep) for timestep in schedule.timesteps]
@@ -175,7 +185,7 @@ class _Latents:
             del self.held[column]
         self._draw_for((*item.draft.columns, *item.refine.columns))
         for target, draft in zip(item.draft.targets, item.draft.apply(self.held), strict=True):
-            self.held[target] = draft
+            self.held[target] = self._blended(target, draft)
         for i in item.predict:
             if Column("input", i) not in item.draft.targets:  # an older draft of it may still be kept
                 self.held[Column("input", i)] = self.held[Column("state", i)]
@@ -183,13 +193,19 @@ class _Latents:
         for i, output in zip(item.predict, predict(requests), strict=True):
             self.held[Column("output", i)] = output
         for target, refined in zip(item.refine.targets, item.refine.apply(self.held), strict=True):
-            self.held[target] = refined
+            self.held[target] = self._blended(target, refined)
         return tuple(self._gram(table) for table in item.observe) or None
 
     def _gram(self, table: Table) -> Float64:
         rows = np.stack([row.reshape(len(row), -1) for row in table.apply(self.held)], 1).astype(np.float64)
         gram: Float64 = np.einsum("brd,bsd->brs", rows, rows) / rows.shape[-1]
         return gram
+
+    def _blended(self, target: Column, latents: Float32) -> Float32:
+        """States and drafts are of what is known where that stays; a solver's memory need not be."""
+        if self._known is None or target.kind == "x0":
+            return latents
+        return self._known.into(self._schedule, target.number, latents)
 
     def _request(self, i: int) -> tuple[Float32, float]:
         known = self.held[Column("input", i)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Schedule:
     train_steps: timesteps of the training schedule.
     config, scheduler, mu: what the schedule was made from.
     notices: what the user should know about this config.
+    first: the state of the whole schedule that state 0 is, where the run does not begin with
+        noise; see `starting_at`.
     """
 
     solver: str
@@ -63,6 +65,7 @@ class Schedule:
     notices: tuple[str, ...] = ()
     scheduler: str | None = None
     mu: float | None = None
+    first: int | None = None
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
@@ -126,9 +129,54 @@ class Schedule:
         )
 
     def with_steps(self, steps: int) -> Schedule:
-        """The same config with another number of steps. Raises InputError as `from_config` does."""
+        """The same config with another number of steps. Raises InputError as `from_config` does.
+
+        A schedule that starts later keeps its share of the whole, as far as whole steps allow.
+        """
         eta = self.eta if self.solver == "ddim" else None
-        return Schedule.from_config(self.config, steps, eta=eta, scheduler=self.scheduler, mu=self.mu)
+        whole = steps
+        if self.first is not None:
+            whole = min(round(steps * (self.first + self.steps) / self.steps), self.train_steps)
+        made = Schedule.from_config(self.config, whole, eta=eta, scheduler=self.scheduler, mu=self.mu)
+        return made if self.first is None else made.starting_at(made.steps - steps)
+
+    def starting_at(self, state: int) -> Schedule:
+        """The rest of this schedule from one of its states on, as after diffusers' `set_begin_index`.
+
+        It is a schedule like any other. Its state 0 is not noise but a picture with noise,
+        a[0]·x0 + s[0]·ε (SDEdit, 2108.01073), so `initial_sigma` is 1: the executor is given the
+        state as it is. The first step of a second-order solver has no history, so it is of first order.
+
+        state: from 0 to T − 1.
+
+        Raises InputError for a state that there is not, or a schedule that starts later already.
+        """
+        if isinstance(state, bool) or not isinstance(state, int) or not 0 <= state < self.steps:
+            raise InputError(
+                f"state={state!r} was asked; it must be a whole number from 0 to {self.steps - 1}"
+            )
+        if self.first is not None:
+            raise InputError(f"this schedule starts at state {self.first} already; take the whole one")
+        return replace(
+            self,
+            **{name: getattr(self, name)[state:] for name in _ARRAYS},
+            initial_sigma=1.0,
+            orders=(1, *self.orders[state + 1 :]),
+            first=state,
+        )
+
+
+def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float | None:
+    """The `mu` of pictures of so many tokens, as diffusers' StableDiffusion3Pipeline has it.
+
+    Linear in the tokens (2403.03206, section 5.3.2). None for a config without `use_dynamic_shifting`.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+    slope = (high - low) / (many - few)
+    return float(tokens * slope + (low - slope * few))
 
 
 def _check_steps(steps: object, train: int) -> None:

@@ -142,6 +142,23 @@ def test_every_scheduler(bench: Bench, schedule: str, copies: str) -> None:
                 bench.check(lanes, Asked(mode, count, schedule, steps=9, pictures=2))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_pictures_from_a_later_start_and_with_a_part_that_is_kept(bench: Bench, schedule: str) -> None:
+    with bench.lanes(2) as lanes:
+        for mode in MODES:
+            for first, inpaint in ((3, False), (3, True), (None, True)):
+                asked = Asked(mode, 2, schedule, steps=9, pictures=2, first=first, inpaint=inpaint)
+                bench.check(lanes, asked)
+        asked = Asked("aggressive", 2, schedule, steps=9, first=3).again()
+        for k in range(3):  # one plan, with and without a part that is kept
+            bench.check(lanes, replace(asked, seed=k, inpaint=k != 1))
+
+
+def test_a_part_is_kept_where_a_lane_has_many_drafts(bench: Bench) -> None:
+    with bench.lanes(1, batch_size=40) as lanes:
+        bench.check(lanes, Asked("aggressive", 20, steps=25, inpaint=True))
+
+
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize(
     ("ordinals", "split"),

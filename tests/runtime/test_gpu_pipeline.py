@@ -16,6 +16,7 @@ import tiny
 
 import driffusion_trt as dt
 from driffusion_trt._call import LaneWarning
+from driffusion_trt._tiles import Tile
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.runtime.devices import choose_devices
 
@@ -49,6 +50,14 @@ def machine(
     assert simulator.races() == [] and simulator.violations() == []
 
 
+@pytest.fixture(scope="module")
+def encoding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that can start from pictures, with its plans."""
+    folder = tiny.make_model_folder(tmp_path_factory.mktemp("encoding") / "model", encoder=True)
+    gpulanes.add_plans(ModelFolder.open(folder))
+    return folder
+
+
 def picture(pipe: dt.Pipeline, **options: Any) -> dt.pipeline.Result:  # type: ignore[name-defined]
     return pipe(PROMPT, **{"steps": STEPS, "seed": 3, **options})
 
@@ -72,7 +81,7 @@ def test_the_picture_of_the_cpu_lanes(planned: Path, machine: Any, mode: str) ->
 def test_rounds_are_told_where_somebody_listens(planned: Path) -> None:
     told: list[int] = []
     with dt.Pipeline.load(planned, devices=["cuda:0", "cuda:1"]) as pipe:
-        result = picture(pipe, on_round=lambda done: told.append(done.round))
+        result = picture(pipe, callback_on_round_end=lambda done: told.append(done.round))
     assert told == list(range(1, result.plan.sequential_calls + 1))
     assert len(result.timings.rounds_ms) == len(told)
 
@@ -159,3 +168,34 @@ def test_the_networks_of_the_lead_move_to_another_device(planned: Path, machine:
             got = picture(pipe, lanes=2)
     np.testing.assert_array_equal(got.latents, wanted.latents)
     assert got.images[0].tobytes() == wanted.images[0].tobytes()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mode", ["sequential", "aggressive"])
+def test_pictures_from_pictures_are_those_of_the_cpu_lanes(
+    encoding: Path, machine: Any, mode: str, masked: bool
+) -> None:
+    random = np.random.default_rng(4)
+    start: dict[str, Any] = {"image": random.random((1, 64, 64, 3)), "strength": 0.8}
+    if masked:
+        start["mask_image"] = random.random((64, 64)) < 0.5
+    with dt.Pipeline.load(encoding, devices=["cpu"] * 2) as pipe:
+        wanted = picture(pipe, mode=mode, lanes=2, **start)
+    with dt.Pipeline.load(encoding, devices="cuda") as pipe:
+        made = picture(pipe, mode=mode, lanes=2, **start)
+    assert wanted.plan.steps == made.plan.steps == 6
+    np.testing.assert_array_equal(made.latents, wanted.latents)
+
+
+def test_large_pictures_are_made_in_tiles_of_the_plans_size(encoding: Path, machine: Any) -> None:
+    """The plans take 64 x 64 pixels; the denoiser's do too, so this is the autoencoder alone."""
+    with dt.Pipeline.load(encoding, devices="cuda") as pipe:
+        autoencoder = pipe._stages._autoencoder
+        latents = np.random.default_rng(5).standard_normal((1, 4, 24, 20)).astype(np.float32)
+        tile = autoencoder.tile_for(96, 80)
+        assert tile == Tile(64, 64)
+        tiled = autoencoder.decode(latents, tile)
+    with dt.Pipeline.load(encoding, devices=["cpu"]) as pipe:
+        whole = pipe._stages._autoencoder.decode(latents)
+    assert tiled.shape == whole.shape == (1, 3, 96, 80)
+    assert np.abs(tiled - whole).mean() < 0.05

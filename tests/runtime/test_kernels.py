@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,8 @@ from driffusion_trt.pictures import to_images
 from driffusion_trt.runtime import _arguments as packed
 from driffusion_trt.runtime import kernels as k
 from driffusion_trt.runtime.kernels import Kernels, Launch, Source, Target
+from driffusion_trt.sampling.known import Known
+from driffusion_trt.sampling.schedule import Schedule
 from driffusion_trt.sampling.tables import Column, Table
 
 NAMES = {
@@ -28,6 +31,7 @@ NAMES = {
     "gram_total": packed.GramTotalArguments,
     "nonfinite": packed.NonfiniteArguments,
     "to_pixels": packed.ToPixelsArguments,
+    "keep": packed.KeepArguments,
     "fill_timestep": packed.FillTimestepArguments,
 }
 DTYPES = ("float32", "float16", "bfloat16")
@@ -460,6 +464,29 @@ def test_timesteps_are_spread_over_branches_and_pictures(module: HostModule) -> 
     assert (module.reads, module.writes) == ([message.span], [out.span])
 
 
+@pytest.mark.parametrize("elements", [1, 3, 4, 517])
+@pytest.mark.parametrize("shift", [0, 4])
+def test_what_is_known_is_kept_to_the_bit(module: HostModule, elements: int, shift: int) -> None:
+    rng = np.random.default_rng(9)
+    schedule = Schedule.from_config(tiny.SCHEDULER, 5)
+    latents, noise, first, second = rng.standard_normal((4, 1, elements)).astype(np.float32)
+    known = Known(latents, noise, rng.random((1, elements)) < 0.5)
+    memory = [Fenced(values, shift=shift) for values in (latents, noise, known.repaint.astype(np.float32))]
+    targets = [Fenced(values, shift=shift) for values in (first, second)]
+    run(
+        kernels(module).keep(
+            [target.address for target in targets],
+            [(schedule.a[2], schedule.s[2]), (1.0, 0.0)],
+            **dict(zip(("latents", "noise", "repaint"), (one.address for one in memory), strict=True)),
+            elements=elements,
+        )
+    )
+    assert same_bits(targets[0].array, known.into(schedule, 2, first))
+    assert same_bits(targets[1].array, known.into(schedule, 5, second))
+    spans = [target.span for target in targets]
+    assert sorted(module.reads) == sorted([*spans, *(one.span for one in memory)]) and module.writes == spans
+
+
 # -- what a launch writes, byte for byte
 
 
@@ -489,14 +516,29 @@ def launches_of(module: HostModule) -> Iterator[tuple[str, Callable[[int], list[
     )
     yield "nonfinite", lambda at: [made.nonfinite(at, at + 2048, elements=33, batch=2)], 4096
     yield "to_pixels", lambda at: [made.to_pixels(at, at + 2048, height=5, width=5, batch=2)], 4096
+    yield (
+        "keep",
+        lambda at: [
+            made.keep(
+                [at + 2048, at + 1024],
+                [(1.0, 2.0), (3.0, 4.0)],
+                latents=at,
+                noise=at + 64,
+                repaint=at + 512,
+                elements=33,
+            )
+        ],
+        4096,
+    )
     yield "fill_timestep", lambda at: [made.fill_timestep(at, at + 1024, pictures=3)], 2048
 
 
-@pytest.mark.parametrize("name", ["linear", "gram", "nonfinite", "to_pixels", "fill_timestep"])
+@pytest.mark.parametrize("name", ["linear", "gram", "nonfinite", "to_pixels", "keep", "fill_timestep"])
 def test_the_ranges_are_exactly_the_bytes_that_are_written(module: HostModule, name: str) -> None:
     """What was written no longer depends on what was there before, and all else is as it was."""
     ((_, build, size),) = (case for case in launches_of(module) if case[0] == name)
     inputs = np.random.default_rng(8).integers(0, 0x3C, 1024, np.uint8)  # finite in every dtype
+    inputs[512:] *= name != "keep"  # where it is 0 the picture is known
     after, written, background = [], np.zeros(size, bool), (0x00, 0xFF)
     for byte in background:
         block = Fenced(np.full(size, byte, np.uint8))
@@ -551,5 +593,7 @@ def test_a_launch_that_cannot_be_is_refused(module: HostModule, change: dict[str
 def test_other_limits_are_told(module: HostModule) -> None:
     with pytest.raises(InputError, match="5 rows are multiplied; 4"):
         kernels(module).gram([Source(16)], np.ones((5, 1)), partials=0, target=0, elements=4)
+    with pytest.raises(InputError, match="17 targets and 1 levels; 16 of both is the most"):
+        kernels(module).keep([16] * 17, [(1.0, 0.0)], latents=0, noise=0, repaint=0, elements=4)
     with pytest.raises(InputError, match="1 to 32 drafts, not 33"):
         k.message_bytes(33, 1, 4)

@@ -18,10 +18,19 @@ Denoiser = Callable[[Array, float], Array]
 
 
 class Literal:
-    """One run: `schedule`, a denoiser of (scaled latents, timestep), and the noise z_l of every step."""
+    """One run: `schedule`, a denoiser of (scaled latents, timestep), and the noise z_l of every step.
 
-    def __init__(self, schedule: Schedule, denoiser: Denoiser, z: list[Array | None]) -> None:
-        self.schedule, self.denoiser, self.z = schedule, denoiser, z
+    `blend(i, x)` is done to every state i and to every draft of it, for inpainting.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        denoiser: Denoiser,
+        z: list[Array | None],
+        blend: Callable[[int, Array], Array] = lambda i, x: x,
+    ) -> None:
+        self.schedule, self.denoiser, self.z, self.blend = schedule, denoiser, z, blend
         self.flow = schedule.prediction_type == "flow_prediction"
         self.calls = 0
         self.x0_of_pure_noise: Array | None = None
@@ -78,7 +87,7 @@ class Literal:
         sched = self.schedule
         x0, _ = self.x0_eps(i, x, carry)
         if sched.orders[i] == 1:
-            return self.skip(i, i + 1, x, carry), x0
+            return self.blend(i + 1, self.skip(i, i + 1, x, carry)), x0
         assert before is not None
 
         def lam(a: float, s: float) -> float:
@@ -90,11 +99,11 @@ class Literal:
         d1 = (x0 - before) * h / (here - then)
         decay = math.exp(-h) - 1
         second = -0.5 * a * decay * d1 if sched.solver_type == "midpoint" else a * (decay / h + 1) * d1
-        return s / sched.s[i] * x - a * decay * x0 + second, x0
+        return self.blend(i + 1, s / sched.s[i] * x - a * decay * x0 + second), x0
 
     def drafts(self, p: int, last: int, x: Array, carry: Array, before: Array | None) -> dict[int, Array]:
         if all(order == 1 for order in self.schedule.orders[p:last]):
-            return {j: self.skip(p, j, x, carry) for j in range(p + 1, last + 1)}
+            return {j: self.blend(j, self.skip(p, j, x, carry)) for j in range(p + 1, last + 1)}
         out = {}
         for i in range(p, last):
             x, before = self.step(i, x, carry, before)
