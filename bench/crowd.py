@@ -38,7 +38,8 @@ class Made:
 class Demo:
     """The demo's networks, for bench programs; one thread for each core."""
 
-    def __init__(self, model: str = "demo", threads: int = 2) -> None:
+    def __init__(self, prompts: Sequence[int], model: str = "demo", threads: int = 2) -> None:
+        """prompts: numbers of `demo_quality.prompt` that will be asked for."""
         folder = ModelFolder.open(model)
         self.folder, self.shape = folder, folder.latent_shape
         options = ort.SessionOptions()
@@ -48,11 +49,9 @@ class Demo:
         )
         self._pool = ThreadPoolExecutor(threads)
         with OnnxSession(folder.network("text_encoder")) as session:
-            self._encoder = PromptEncoder(folder.tokenizer(), session)
-            self._empty = self._encoder.encode("")[0]
-            self._known: dict[int, Latents] = {}
-            for index in range(2000):
-                self._known[index] = self._encoder.encode(prompt(index)[0])[0]
+            encoder = PromptEncoder(folder.tokenizer(), session)
+            self._empty = encoder.encode("").hidden[0]
+            self._known = {index: encoder.encode(prompt(index)[0]).hidden[0] for index in prompts}
 
     def schedule(self, steps: int = 50) -> dt.Schedule:
         return dt.Schedule.from_config(self.folder.scheduler_config(), steps)
@@ -98,6 +97,7 @@ class _Crowd:
         self._at_work = len(indices)
         self._asked: list[tuple[int, list[tuple[Latents, float, int]]]] = []
         self._answers: dict[int, list[Latents]] = {}
+        self._failure: Exception | None = None
 
     def run(self) -> list[Made]:
         with ThreadPoolExecutor(len(self._indices)) as pool:
@@ -108,7 +108,9 @@ class _Crowd:
             with self._lock:
                 self._asked.append((index, [(latents, t, index) for latents, t in requests]))
                 self._answer()
-                self._lock.wait_for(lambda: index in self._answers)
+                self._lock.wait_for(lambda: index in self._answers or self._failure)
+                if self._failure:
+                    raise self._failure
                 return self._answers.pop(index)
 
         try:
@@ -121,10 +123,15 @@ class _Crowd:
                 self._told()
 
     def _answer(self) -> None:
-        if not self._asked or len(self._asked) < self._at_work:
+        if self._failure or not self._asked or len(self._asked) < self._at_work:
             return
         rows = [row for _, some in self._asked for row in some]
-        made = iter(self._demo.predict(rows, self._scale))
+        try:
+            made = iter(self._demo.predict(rows, self._scale))
+        except Exception as error:  # the others wait for an answer
+            self._failure = error
+            self._lock.notify_all()
+            return
         for index, some in self._asked:
             self._answers[index] = [next(made) for _ in some]
         self._asked = []

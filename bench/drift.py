@@ -1,0 +1,125 @@
+"""How far each mode ends from the sequential picture on the demo, and what it takes, by guidance and lanes.
+
+    python -m bench.drift [--pairs 100] [--guidance 3 7.5] [--lanes 2 3 4 8] [--work FOLDER]
+
+Every picture has a prompt and seed of its own, and its plan decides for it alone. Distances are of the final
+latents, relative to the sequential ones (L2), with 95 % intervals of the mean by bootstrap over the pictures.
+Each cell is stored as soon as it is made, so that a run that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+import driffusion_trt as dt
+
+from . import report
+from .crowd import Demo, make_pictures
+
+STEPS, CROWD = 50, 25
+FIRST = 1100  # prompts and seeds from here on; the defaults were chosen on 1000 to 1031
+MODES: dict[str, dict[str, Any]] = {
+    "direct skip": {"mode": "skip"},
+    "aggressive": {"mode": "aggressive"},
+    "window": {"mode": "window"},
+    "tolerance 0.01": {"mode": "tolerance", "tolerance": 0.01},
+}
+
+
+class Cells:
+    """Latents and rounds of all pictures of a mode, made once and kept in a folder."""
+
+    def __init__(self, work: Path, pairs: Sequence[int], progress: Progress) -> None:
+        self._work, self._pairs, self._progress = work, list(pairs), progress
+        self._demo = Demo(pairs)
+        work.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, guidance: float, **options: Any) -> dict[str, np.ndarray]:
+        """latents (pictures, ...), rounds and predictions (pictures,)."""
+        words = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
+        path = self._work / f"g{guidance:g}-{words}-{self._pairs[0]}-{len(self._pairs)}.npz"
+        if not path.exists():
+            made = self._made(guidance, options, f"guidance {guidance:g}, {words}")
+            partial = path.with_suffix(".partial.npz")
+            np.savez_compressed(
+                partial,
+                latents=np.stack([one.latents for one in made]),
+                rounds=np.array([one.stats.rounds for one in made]),
+                predictions=np.array([one.stats.predictions for one in made]),
+            )
+            partial.replace(path)
+        with np.load(path) as stored:
+            return dict(stored)
+
+    def _made(self, guidance: float, options: dict[str, Any], title: str) -> list[Any]:
+        plan = dt.make_plan(self._demo.schedule(STEPS), **options)
+        task = self._progress.add_task(title, total=len(self._pairs))
+        made = []
+        for k in range(0, len(self._pairs), CROWD):
+            some = self._pairs[k : k + CROWD]
+            made += make_pictures(self._demo, plan, some, guidance, lambda: self._progress.advance(task))
+        self._progress.remove_task(task)
+        return made
+
+
+def compared(made: dict[str, np.ndarray], wanted: np.ndarray) -> dict[str, Any]:
+    """Distances from the sequential pictures, and what was spent."""
+    flat, right = (x.reshape(len(x), -1).astype(np.float64) for x in (made["latents"], wanted))
+    errors = np.linalg.norm(flat - right, axis=1) / np.linalg.norm(right, axis=1)
+    resampled = np.random.default_rng(0).choice(errors, (2000, len(errors))).mean(1)
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return {
+        "mean": float(errors.mean()),
+        "interval": [float(low), float(high)],
+        "worst": float(errors.max()),
+        "rounds": float(made["rounds"].mean()),
+        "most_rounds": int(made["rounds"].max()),
+        "predictions": float(made["predictions"].mean()),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make what is missing, print a table for each guidance, write bench/results/drift.json."""
+    parser = argparse.ArgumentParser(prog="python -m bench.drift", description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0, 5.0, 7.5])
+    parser.add_argument("--lanes", type=int, nargs="+", default=[2, 3, 4, 8])
+    parser.add_argument("--work", type=Path, default=Path("build/drift"))
+    parser.add_argument("--no-write", action="store_true", help="print only, leave bench/results alone")
+    options = parser.parse_args(arguments)
+    pairs = range(FIRST, FIRST + options.pairs)
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    with Progress() as progress:
+        cells = Cells(options.work, pairs, progress)
+        for guidance in options.guidance:
+            wanted = cells(guidance, mode="sequential")["latents"]
+            found[f"{guidance:g}"] = {}
+            for name, how in MODES.items():
+                by_lanes = {n: compared(cells(guidance, lanes=n, **how), wanted) for n in options.lanes}
+                found[f"{guidance:g}"][name] = {str(n): cell for n, cell in by_lanes.items()}
+    for guidance_name, modes in found.items():
+        head = [f"guidance {guidance_name}: rounds, mean / worst", *(f"n={n}" for n in options.lanes)]
+        rows = [[name, *(_words(cell) for cell in by_lanes.values())] for name, by_lanes in modes.items()]
+        print(report.table(head, rows), end="\n\n")
+    if not options.no_write:
+        result = {
+            "pairs": options.pairs,
+            "steps": STEPS,
+            "unit": "relative L2 of the latents",
+            "cells": found,
+        }
+        print(f"written to {report.write('drift', result, ('numpy', 'onnxruntime'))}")
+
+
+def _words(cell: dict[str, Any]) -> str:
+    return f"{cell['rounds']:.1f}, {cell['mean']:.4f} / {cell['worst']:.3f}"
+
+
+if __name__ == "__main__":
+    main()
