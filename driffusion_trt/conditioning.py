@@ -31,7 +31,7 @@ class Conditioner:
             ModelError: a tokenizer is missing or is none.
         """
         self._spec = folder.spec
-        self._text = tuple(folder.manifest.shapes["text"])
+        self._text = folder.shape("text")
         self._force_zeros = bool(folder.manifest.options.get(_FORCE_ZEROS, False))
         self._encoders = {
             row.name: PromptEncoder(folder.tokenizer(row.name), networks[row.name])

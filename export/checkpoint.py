@@ -64,7 +64,7 @@ class Checkpoint:
 
     @property
     def force_zeros_for_empty_prompt(self) -> bool:
-        """Whether zeros stand for no negative prompt, as in SDXL's training; yes by default, as in diffusers."""
+        """Whether zeros stand for no negative prompt, as in SDXL's training; by default yes, as there."""
         if self.spec.architecture != "sdxl":
             return False
         index = self.folder / "model_index.json"

@@ -295,15 +295,15 @@ def test_warm_up_predicts_on_every_lane(pipe: Pipeline, monkeypatch: pytest.Monk
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "agressive"}, "no mode 'agressive'; did you mean 'aggressive'"),
-    ({"mode": None}, "mode must be a name, not None"),
-    ({"mode": ["skip"]}, "mode must be a name"),
+    ({"mode": None}, "mode must be one of sequential, aggressive, conservative, skip, not None"),
+    ({"mode": ["skip"]}, "mode must be one of"),
     ({"lanes": 0}, "lanes=0 was asked; it must be at least 1"),
     ({"lanes": True}, "lanes must be a whole number"),
     ({"lanes": 2.0}, "lanes must be a whole number"),
-    ({"steps": 0}, "steps must be a whole number of at least 1"),
-    ({"steps": -3}, "steps must be a whole number of at least 1"),
-    ({"steps": 7.5}, "steps must be a whole number of at least 1"),
-    ({"steps": True}, "steps must be a whole number of at least 1"),
+    ({"steps": 0}, "steps=0 was asked; it must be from 1 to 1000"),
+    ({"steps": -3}, "steps=-3 was asked; it must be from 1 to 1000"),
+    ({"steps": 7.5}, "steps must be a whole number from 1 to 1000, not 7.5"),
+    ({"steps": True}, "steps must be a whole number from 1 to 1000, not True"),
     ({"steps": 1001}, "steps=1001 was asked; it must be from 1 to 1000"),
     ({"rounds": 4}, "mode 'aggressive' has a fixed number; leave it out"),
     ({"mode": "skip", "rounds": 51}, "rounds=51 was asked; it must be from 1 to 50"),
@@ -331,7 +331,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": b"a fox"}, "prompt must be a text, not b'a fox'"),
     ({"prompt": ["a fox", 5]}, "prompt must be a text, not 5"),
     ({"prompt": "a \udcff fox"}, "not valid Unicode"),
-    ({"negative_prompt": None}, "negative_prompt must be a text, not None"),
+    ({"negative_prompt": 5}, "negative_prompt must be a text, not 5"),
     ({"callback_on_round_end": 5}, "callback_on_round_end must be a function"),
 ]
 
@@ -406,7 +406,16 @@ def test_a_network_that_cannot_be_loaded_closes_what_was(model: Path) -> None:
 
 def rewrite_manifest(model: Path) -> None:
     """As if the folder had been built as it is now."""
-    write_manifest(model, family="demo", precision="", versions={}, shapes={}, scaling_factor=1.0)
+    shapes = json.loads((model / "manifest.json").read_text())["shapes"]
+    write_manifest(model, family="demo", precision="", versions={}, shapes=shapes, scaling_factor=1.0)
+
+
+def test_a_manifest_without_a_shape_is_refused(model: Path) -> None:
+    manifest = json.loads((model / "manifest.json").read_text())
+    del manifest["shapes"]["picture"]
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match=r"manifest\.json has no shape 'picture' under 'shapes'; reinstall"):
+        Pipeline.load(model)
 
 
 # Closing, and lanes that fail
@@ -443,8 +452,8 @@ def test_a_failing_lane_reaches_the_caller_and_the_next_call_works(tmp_path: Pat
         with pytest.raises(LaneError, match="lane 0 of 2 failed") as failed:
             pipe(PROMPT, steps=STEPS)
         assert isinstance(failed.value.__cause__, ModelError)
-        config_of_half = tiny.SCHEDULER
-        pipe._config, pipe._plans = config_of_half, {}
+        pipe._planner._config = tiny.SCHEDULER
+        pipe._planner._plans.clear()
         assert pipe(PROMPT, steps=STEPS).images
 
 
@@ -458,7 +467,7 @@ def test_plans_are_kept_but_not_for_ever(pipe: Pipeline) -> None:
     assert pipe.plan(steps=7) is pipe.plan(steps=7)
     for steps in range(1, 100):
         pipe.plan(steps=steps, mode="skip", rounds=1)
-    assert len(pipe._plans) <= 64
+    assert len(pipe._planner._plans) <= 64
     assert pipe.plan(steps=7).steps == 7
 
 
