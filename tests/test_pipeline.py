@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ import numpy as np
 import pytest
 import tiny
 
-from driffusion_trt import InputError, LaneError, ModelError, NonFiniteError, Pipeline
+from driffusion_trt import CancelledError, InputError, LaneError, ModelError, NonFiniteError, Pipeline
 from driffusion_trt.engines.manifest import ModelFolder, write_manifest
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.pictures import to_images
 from driffusion_trt.pipeline import PrecisionWarning, PromptWarning, Result
+from driffusion_trt.runtime.host import HostJob
+from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.plan import MODES
 from driffusion_trt.sampling.sample import RoundDone
 
@@ -266,6 +271,153 @@ def test_what_progress_raises_ends_the_call_and_harms_nothing(pipe: Pipeline) ->
     assert same(expected, pipe(PROMPT, steps=STEPS))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_round_shows_the_clean_latents_on_demand(pipe: Pipeline, mode: str) -> None:
+    seen: list[np.ndarray[Any, Any]] = []
+    result = pipe(
+        PROMPT,
+        steps=STEPS,
+        mode=mode,
+        lanes=3,
+        callback_on_round_end=lambda done: seen.append(done.latents()),
+    )
+    assert np.array_equal(seen[-1], result.latents) and len(seen) == result.plan.sequential_calls
+    distances = [float(np.linalg.norm(one - result.latents)) for one in seen]
+    assert distances[-2] < 0.5 * distances[0], "they come closer to the picture"
+    seen[0][:] = np.nan  # the caller's own
+    small = pipe.preview(seen[-1])
+    assert [image.size for image in small] == [(16, 16)]
+    with pytest.raises(InputError, match="are none of demo; expected"):
+        pipe.preview(seen[-1][0])
+
+
+def test_the_estimate_is_that_of_the_schedule(pipe: Pipeline) -> None:
+    """In sequential mode x̂0 is what DDIM steps from: x_{i+1} = a' x̂0 + s' (x_i - a x̂0) / s."""
+    seen: list[np.ndarray[Any, Any]] = []
+    result = pipe(
+        PROMPT, steps=2, mode="sequential", callback_on_round_end=lambda done: seen.append(done.latents())
+    )
+    schedule, start = result.plan.schedule, noise_streams(0, 1).draw((4, 16, 16))
+    a, s, arrive, left = (float(v[0]) for v in (schedule.a, schedule.s, schedule.a_next, schedule.s_next))
+    state = arrive * seen[0] + left * (start - a * seen[0]) / s
+    looked = pipe(PROMPT, steps=2, mode="sequential").latents
+    assert np.array_equal(looked, result.latents)
+    outputs: list[np.ndarray[Any, Any]] = []
+    predict = HostJob.predict
+
+    def spy(self: HostJob, requests: Any) -> Any:
+        outputs.extend(latents for latents, _ in requests)
+        return predict(self, requests)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostJob, "predict", spy)
+        pipe(PROMPT, steps=2, mode="sequential")
+    np.testing.assert_allclose(outputs[1], state, rtol=1e-4, atol=1e-4)
+
+
+# Cancelling, threads and asyncio
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_cancel_ends_the_call_after_the_round_and_harms_nothing(pipe: Pipeline, at: int) -> None:
+    expected = pipe(PROMPT, steps=STEPS)
+    cancel, told = threading.Event(), []
+
+    def watch(done: RoundDone) -> None:
+        told.append(done.round)
+        if done.round == at:
+            cancel.set()
+
+    with pytest.raises(CancelledError, match=f"cancel was set: the call ended after round {at} of 6"):
+        pipe(PROMPT, steps=STEPS, lanes=2, cancel=cancel, callback_on_round_end=watch)
+    assert told == list(range(1, at + 1))
+    assert same(expected, pipe(PROMPT, steps=STEPS, cancel=threading.Event()))
+
+
+def test_an_event_that_is_set_already_ends_the_call_before_any_work(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxSession, "run", lambda *_: pytest.fail("a network ran"))
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(CancelledError, match="before its first round"):
+        pipe(PROMPT, steps=STEPS, cancel=cancel)
+
+
+MANY: list[dict[str, Any]] = [
+    {
+        "prompt": ("a red fox", "a blue star")[k % 2],
+        "seed": k,
+        "mode": mode,
+        "steps": 6 + k,
+        "lanes": 1 + k % 3,
+    }
+    | ({"scheduler": SCHEDULERS[k % 4]} if k % 2 else {"guidance_scale": 1.0 + k})
+    for k, mode in enumerate([*MODES, *MODES])
+]
+
+
+def test_many_threads_and_settings_get_the_bits_of_one_after_another(pipe: Pipeline) -> None:
+    expected = [pipe(**one) for one in MANY]
+    with ThreadPoolExecutor(len(MANY)) as pool:
+        found = list(pool.map(lambda one: [pipe(**one) for _ in range(2)], MANY))
+    for wanted, results in zip(expected, found, strict=True):
+        assert [same(wanted, result) for result in results] == [True, True]
+
+
+def test_awaiting_leaves_the_loop_free(pipe: Pipeline) -> None:
+    expected = [pipe(**one) for one in MANY[:3]]
+
+    async def work() -> tuple[list[Result], int]:
+        beats, asked = 0, [asyncio.ensure_future(pipe.generate(**one)) for one in MANY[:3]]
+        while not all(task.done() for task in asked):
+            await asyncio.sleep(0.001)
+            beats += 1
+        return [task.result() for task in asked], beats
+
+    results, beats = asyncio.run(work())
+    assert [same(*both) for both in zip(expected, results, strict=True)] == [True] * 3
+    assert beats > 3
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_cancelled_task_leaves_the_lanes_free(pipe: Pipeline, own: bool) -> None:
+    expected = pipe(PROMPT, steps=STEPS)
+    told: list[int] = []
+    event = threading.Event()
+
+    async def work() -> None:
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def watch(done: RoundDone) -> None:
+            told.append(done.round)
+            loop.call_soon_threadsafe(begun.set)
+            time.sleep(0.02)
+
+        given: dict[str, Any] = {"cancel": event} if own else {}
+        task = asyncio.ensure_future(
+            pipe.generate(PROMPT, steps=500, lanes=1, callback_on_round_end=watch, **given)
+        )
+        await asyncio.wait_for(begun.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ended = len(told)
+        assert pipe._lanes._threads._waiting == [0, 0]
+        await asyncio.sleep(0.1)
+        assert len(told) == ended < 500, "nothing goes on behind the task's back"
+        assert same(expected, await pipe.generate(PROMPT, steps=STEPS))
+
+    asyncio.run(work())
+    assert event.is_set() == own
+
+
+def test_what_a_call_refuses_is_refused_when_awaited(pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match="steps=0"):
+        asyncio.run(pipe.generate(PROMPT, steps=0))
+
+
 def test_unknown_words_are_a_warning_and_the_picture_is_made(pipe: Pipeline) -> None:
     with pytest.warns(PromptWarning, match="'a zebra': the model does not know 'zebra'") as caught:
         assert pipe("a zebra", steps=2).images
@@ -333,6 +485,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a \udcff fox"}, "not valid Unicode"),
     ({"negative_prompt": 5}, "negative_prompt must be a text, not 5"),
     ({"callback_on_round_end": 5}, "callback_on_round_end must be a function"),
+    ({"cancel": True}, "cancel must be a threading.Event, not True"),
 ]
 
 

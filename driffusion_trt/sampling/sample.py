@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from .._errors import InputError
 from .noise import NoiseStreams, noise_streams
 from .plan import Plan
 from .rounds import Round
-from .skip import draws_noise
+from .schedule import Schedule
+from .skip import draws_noise, predicted
 from .tables import Column, Float32, Float64
 
 Denoiser = Callable[[Float32, Float32], NDArray[Any]]
@@ -28,6 +30,20 @@ class RoundDone:
     rounds: int
     state: int
     steps: int
+    look: Callable[[], Float32] | None = field(default=None, repr=False, compare=False)
+
+    def latents(self) -> Float32:
+        """The clean latents as far as they are known, float32 (B, *shape): x̂0, and at last the result.
+
+        They are computed when this is called; on GPU lanes they are copied to the host then, and only
+        while the callback runs.
+
+        Raises:
+            InputError: nothing is kept of this round any more.
+        """
+        if self.look is None:
+            raise InputError("no latents come with this round; ask for them within the callback")
+        return self.look()
 
 
 def sample(
@@ -106,7 +122,18 @@ def run_plan(
             state = max(
                 (column.number for column in item.refine.targets if column.kind == "state"), default=state
             )
-            on_round(RoundDone(done, plan.sequential_calls, state, plan.schedule.steps))
+            look = partial(clean_latents, plan.schedule, latents.last(state))
+            on_round(RoundDone(done, plan.sequential_calls, state, plan.schedule.steps, look))
+
+
+def clean_latents(schedule: Schedule, held: Mapping[Column, Float32]) -> Float32:
+    """x̂0 of the prediction among `held`, which has its input and output, or the final state alone."""
+    if Column("state", schedule.steps) in held:
+        return held[Column("state", schedule.steps)].copy()
+    (i,) = {column.number for column in held}
+    form = predicted(schedule, i, {Column("input", i): 1.0}, {Column("output", i): 1.0}).x0
+    found: Float32 = np.sum([np.float32(factor) * held[column] for column, factor in form.items()], axis=0)
+    return found
 
 
 class _Latents:
@@ -114,7 +141,7 @@ class _Latents:
 
     def __init__(self, plan: Plan, streams: NoiseStreams, noise: Float32) -> None:
         schedule = plan.schedule
-        self._streams, self._shape = streams, noise.shape[1:]
+        self._streams, self._shape, self._steps = streams, noise.shape[1:], schedule.steps
         self._scales = [float(scale) for scale in schedule.input_scale]
         self._timesteps = [float(timestep) for timestep in schedule.timesteps]
         self._noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
@@ -142,6 +169,14 @@ class _Latents:
         wide = rows.astype(np.float64)
         gram: Float64 = np.einsum("brd,bsd->brs", wide, wide)
         return gram
+
+    def last(self, state: int) -> dict[Column, Float32]:
+        """What the best estimate of the clean latents needs: the last prediction, or the final state."""
+        final = Column("state", self._steps)
+        if state == self._steps:
+            return {final: self.held[final]}
+        i = max(c.number for c in self.held if c.kind == "output" and Column("input", c.number) in self.held)
+        return {column: self.held[column] for column in (Column("input", i), Column("output", i))}
 
     def _request(self, i: int) -> tuple[Float32, float]:
         known = self.held[Column("input", i)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,28 @@ def test_rounds_are_told_where_somebody_listens(planned: Path) -> None:
         result = picture(pipe, callback_on_round_end=lambda done: told.append(done.round))
     assert told == list(range(1, result.plan.sequential_calls + 1))
     assert len(result.timings.rounds_ms) == len(told)
+
+
+def test_cancel_ends_the_call_after_the_round_under_way(planned: Path, machine: Any) -> None:
+    cancel = threading.Event()
+    told: list[int] = []
+
+    def watch(done: Any) -> None:
+        told.append(done.round)
+        cancel.set()
+
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        wanted = picture(pipe)
+        with pytest.raises(dt.CancelledError, match="after round 1 of"):
+            picture(pipe, cancel=cancel, callback_on_round_end=watch)
+        with pytest.raises(dt.CancelledError, match="before its first round"):
+            picture(pipe, cancel=cancel)
+        assert told == [1]
+        again = picture(pipe, cancel=threading.Event())
+        awaited = asyncio.run(pipe.generate(PROMPT, steps=STEPS, seed=3))
+    np.testing.assert_array_equal(again.latents, wanted.latents)
+    np.testing.assert_array_equal(awaited.latents, wanted.latents)
+    assert {k: v for k, v in machine.live_objects().items() if v} == {}
 
 
 def test_split_guidance_staged_copies_and_no_graphs(planned: Path) -> None:
