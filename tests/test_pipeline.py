@@ -485,6 +485,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a \udcff fox"}, "not valid Unicode"),
     ({"negative_prompt": 5}, "negative_prompt must be a text, not 5"),
     ({"callback_on_round_end": 5}, "callback_on_round_end must be a function"),
+    ({"clip_skip": -1}, "clip_skip must be a whole number of at least 0"),
+    ({"clip_skip": 1}, "was built without its inner layers; leave it out"),
     ({"cancel": True}, "cancel must be a threading.Event, not True"),
 ]
 
