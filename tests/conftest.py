@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -29,3 +30,20 @@ hypothesis.settings.load_profile("repeatable")
 def root() -> Path:
     """The top folder of the sources."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """For a family a folder with a reduced `checkpoint` and its `model` in float32; not to be changed."""
+    import reduced  # loads torch
+
+    root = tmp_path_factory.mktemp("families")
+
+    def make(family: str) -> Path:
+        folder = root / family
+        if not (folder / "model" / "manifest.json").exists():
+            checkpoint = reduced.save_checkpoint(family, folder / "checkpoint")
+            reduced.model_folder(family, checkpoint, folder / "model")
+        return folder
+
+    return make

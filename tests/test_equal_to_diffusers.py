@@ -30,12 +30,7 @@ class Pair:
     def __init__(self, family: str, folder: Path, *, t5: bool = True) -> None:
         from diffusers import DiffusionPipeline
 
-        self.folder = folder
         checkpoint, model = folder / "checkpoint", folder / "model"
-        if not checkpoint.exists():
-            reduced.save_checkpoint(family, checkpoint)
-        # Without T5 the folder is brought up to date, and nothing is exported again.
-        reduced.model_folder(family, checkpoint, model, skip=() if t5 else ["text_encoder_3"])
         without = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
         self.theirs: Any = DiffusionPipeline.from_pretrained(checkpoint, local_files_only=True, **without)
         self.theirs.set_progress_bar_config(disable=True)
@@ -59,13 +54,12 @@ Both = Callable[[str], Pair]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    root = tmp_path_factory.mktemp("families")
+def both(families: Callable[[str], Path]) -> Iterator[Both]:
     made: dict[str, Pair] = {}
 
     def make(family: str) -> Pair:
         if family not in made:
-            made[family] = Pair(family, root / family)
+            made[family] = Pair(family, families(family))
         made[family].schedule()
         return made[family]
 
@@ -217,12 +211,14 @@ def test_flows(both: Both, case: str) -> None:
     check(pair, prompt="a red fox", height=192, width=128)
 
 
-def test_without_t5(both: Both, tmp_path: Path) -> None:
-    folder = both("sd3").folder
-    shutil.copytree(folder / "model", tmp_path / "model")
-    (tmp_path / "checkpoint").symlink_to(folder / "checkpoint")
+def test_without_t5(families: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.symlink_to(families("sd3") / "checkpoint")
+    model = Path(shutil.copytree(families("sd3") / "model", tmp_path / "model"))
+    # The folder is brought up to date, and nothing is exported again.
+    reduced.model_folder("sd3", checkpoint, model, skip=["text_encoder_3"])
+    assert not (model / "onnx" / "text_encoder_3.onnx").exists()
     pair = Pair("sd3", tmp_path, t5=False)
     with pair.ours:
-        assert not (tmp_path / "model" / "onnx" / "text_encoder_3.onnx").exists()
         for case in ("plain", "negative", "two pictures"):
             check(pair, **CASES[case])

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gpulanes
 import numpy as np
 import pytest
-import standin
 import tiny
 
 import driffusion_trt as dt
@@ -35,20 +32,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def machine(
-    simulator: Any, kernels_library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[Any]:
-    """Two simulated GPUs, TensorRT's stand-in on them, and the kernels' host build."""
-    import cudasim
-
-    image = tmp_path / "kernels.image"
-    image.write_bytes(cudasim.kernel_image(kernels_library))
-    monkeypatch.setenv("DRIFFUSION_KERNELS", str(image))
-    for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, standin)
-    monkeypatch.setattr(standin, "on_stream", simulator.enqueue)
-    yield simulator
-    assert simulator.races() == [] and simulator.violations() == []
+def machine(gpu_machine: Any) -> Any:
+    return gpu_machine
 
 
 def picture(pipe: dt.Pipeline, **options: Any) -> dt.pipeline.Result:  # type: ignore[name-defined]
