@@ -21,7 +21,8 @@ def test_stages_are_the_times_between_marks() -> None:
 
 def test_a_process_makes_a_picture_and_says_when(tmp_path: Path) -> None:
     marks = cold_start.picture(("driffusion", "--steps", "2"), "demo", tmp_path / "out.png")
-    assert Image.open(tmp_path / "out.png").size == (64, 64)
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (64, 64)
     assert 0 < marks["imported"] < marks["loaded"] < marks["made"] < marks["written"]
     assert 50e6 < marks["peak_rss_bytes"] < 1e9
     assert all(value > 0 for value in cold_start.stages(marks).values())
