@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..sampling.plan import Plan
 from ..sampling.rounds import Round
+from ..sampling.sample import clean_form, last_columns
 from ..sampling.tables import Column, Float64, Table
 from ._arguments import MAX_COLUMNS, MAX_ROWS
 from .gpu_links import LaneLink
@@ -23,7 +25,8 @@ class Compiled:
 
     noises: step noises to upload first: (step, address). before: launches that draft and write the
     messages. lanes: for each lane in use its link and where its predictions go. combine: guidance that
-    was split. refine, observe: launches afterwards. state: the state that is reached, or None.
+    was split. refine, observe: launches afterwards. state: the state that is reached, or None. clean: the
+    clean latents as far as they are known, for who listens, which go to `clean_at`.
     """
 
     noises: tuple[tuple[int, int], ...]
@@ -33,6 +36,8 @@ class Compiled:
     refine: tuple[Launch, ...]
     observe: tuple[Launch, ...]
     state: int | None
+    clean: tuple[Launch, ...]
+    clean_at: int
 
 
 def shares(predictions: int, lanes: int) -> list[int]:
@@ -54,22 +59,24 @@ class Compiler:
         pictures: int,
         elements: int,
         guidance_scale: float,
-        timesteps: Sequence[float],
-        scales: Sequence[float],
+        plan: Plan,
         noisy_steps: Sequence[int],
+        clean: tuple[int, int],
         gram: Callable[[], tuple[int, int]],
     ) -> None:
-        """link: gives the link of a lane for a number of drafts. scales: of what the network sees, by state.
+        """link: gives the link of a lane for a number of drafts. noisy_steps: those that draw, in order.
 
-        noisy_steps: those that draw noise, in order. gram: gives the addresses of scratch memory and of
-        the result, for rounds that are observed.
+        clean: two places for clean latents, which rounds use in turn. gram: gives the addresses of
+        scratch memory and of the result, for rounds that are observed.
         """
         self._kernels, self._slots, self._link, self._lanes = kernels, slots, link, lanes
         self._pictures, self._elements = pictures, elements
         self._guidance_scale = guidance_scale
-        self._timesteps, self._scales = timesteps, scales
+        self._plan, self._clean = plan, clean
+        self._timesteps = [float(timestep) for timestep in plan.schedule.timesteps]
+        self._scales = [float(scale) for scale in plan.schedule.input_scale]
         self._noisy, self._gram = list(noisy_steps), gram
-        self._drawn = self._done = 0
+        self._drawn = self._done = self._state = 0
 
     def compile(self, item: Round) -> Compiled:
         """The next round."""
@@ -87,9 +94,16 @@ class Compiler:
         refine = self._table(item.refine)
         states = [column.number for column in item.refine.targets if column.kind == "state"]
         observe = self._observe(item.observe) if item.observe is not None else ()
-        return Compiled(
-            noises, tuple(before), lanes, combine, tuple(refine), observe, max(states, default=None)
-        )
+        self._state = max(states, default=self._state)
+        clean_at = self._clean[self._done % 2]
+        clean = self._clean_latents(clean_at)
+        state = max(states, default=None)
+        return Compiled(noises, tuple(before), lanes, combine, tuple(refine), observe, state, clean, clean_at)
+
+    def _clean_latents(self, place: int) -> tuple[Launch, ...]:
+        form = clean_form(self._plan.schedule, last_columns(self._slots, self._state, self._plan))
+        sources = [Source(self._slots[column]) for column in form]
+        return (self._launch(sources, [Target(place)], np.array([list(form.values())])),)
 
     def _noises(self, columns: Sequence[Column]) -> tuple[tuple[int, int], ...]:
         """Step noises up to the last one that is needed now, as `sampling.sample` draws them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from .plan import Plan
 from .rounds import Round
 from .schedule import Schedule
 from .skip import draws_noise, predicted
-from .tables import Column, Float32, Float64
+from .tables import Column, Float32, Float64, Form
 
 Denoiser = Callable[[Float32, Float32], NDArray[Any]]
 Predict = Callable[[Sequence[tuple[Float32, float]]], Sequence[Float32]]
@@ -35,14 +35,14 @@ class RoundDone:
     def latents(self) -> Float32:
         """The clean latents as far as they are known, float32 (B, *shape): x̂0, and at last the result.
 
-        They are computed when this is called; on GPU lanes they are copied to the host then, and only
-        while the callback runs.
+        They are computed when this is called. On GPU lanes they are copied to the host then, and the call
+        waits until the round that is under way is over.
 
         Raises:
-            InputError: nothing is kept of this round any more.
+            InputError: on GPU lanes, where the callback has returned: its round's are no longer there.
         """
         if self.look is None:
-            raise InputError("no latents come with this round; ask for them within the callback")
+            raise InputError("no latents were kept of this round; ask for them while it is told of")
         return self.look()
 
 
@@ -122,17 +122,30 @@ def run_plan(
             state = max(
                 (column.number for column in item.refine.targets if column.kind == "state"), default=state
             )
-            look = partial(clean_latents, plan.schedule, latents.last(state))
+            look = partial(_clean, plan.schedule, latents.held_of(last_columns(latents.held, state, plan)))
             on_round(RoundDone(done, plan.sequential_calls, state, plan.schedule.steps, look))
 
 
-def clean_latents(schedule: Schedule, held: Mapping[Column, Float32]) -> Float32:
-    """x̂0 of the prediction among `held`, which has its input and output, or the final state alone."""
-    if Column("state", schedule.steps) in held:
-        return held[Column("state", schedule.steps)].copy()
-    (i,) = {column.number for column in held}
-    form = predicted(schedule, i, {Column("input", i): 1.0}, {Column("output", i): 1.0}).x0
-    found: Float32 = np.sum([np.float32(factor) * held[column] for column, factor in form.items()], axis=0)
+def last_columns(held: Iterable[Column], state: int, plan: Plan) -> tuple[Column, ...]:
+    """What tells most of the clean latents at `state`: the last prediction, or the last state itself."""
+    if state == plan.schedule.steps:
+        return (Column("state", state),)
+    there = set(held)
+    i = max(c.number for c in there if c.kind == "output" and Column("input", c.number) in there)
+    return Column("input", i), Column("output", i)
+
+
+def clean_form(schedule: Schedule, columns: Sequence[Column]) -> Form:
+    """The clean latents from `last_columns`: x̂0, or the last state itself."""
+    if len(columns) == 1:
+        return {columns[0]: 1.0}
+    seen, output = columns
+    return predicted(schedule, output.number, {seen: 1.0}, {output: 1.0}).x0
+
+
+def _clean(schedule: Schedule, held: Mapping[Column, Float32]) -> Float32:
+    terms = [np.float32(w) * held[column] for column, w in clean_form(schedule, tuple(held)).items()]
+    found: Float32 = np.sum(terms, axis=0)
     return found
 
 
@@ -141,7 +154,7 @@ class _Latents:
 
     def __init__(self, plan: Plan, streams: NoiseStreams, noise: Float32) -> None:
         schedule = plan.schedule
-        self._streams, self._shape, self._steps = streams, noise.shape[1:], schedule.steps
+        self._streams, self._shape = streams, noise.shape[1:]
         self._scales = [float(scale) for scale in schedule.input_scale]
         self._timesteps = [float(timestep) for timestep in schedule.timesteps]
         self._noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
@@ -170,13 +183,8 @@ class _Latents:
         gram: Float64 = np.einsum("brd,bsd->brs", wide, wide)
         return gram
 
-    def last(self, state: int) -> dict[Column, Float32]:
-        """What the best estimate of the clean latents needs: the last prediction, or the final state."""
-        final = Column("state", self._steps)
-        if state == self._steps:
-            return {final: self.held[final]}
-        i = max(c.number for c in self.held if c.kind == "output" and Column("input", c.number) in self.held)
-        return {column: self.held[column] for column in (Column("input", i), Column("output", i))}
+    def held_of(self, columns: Sequence[Column]) -> dict[Column, Float32]:
+        return {column: self.held[column] for column in columns}
 
     def _request(self, i: int) -> tuple[Float32, float]:
         known = self.held[Column("input", i)]
