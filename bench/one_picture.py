@@ -37,7 +37,9 @@ def diffusers(args: argparse.Namespace, mark: Any) -> Any:
 
     torch.set_num_threads(2)
     mark("imported")
-    pipe = StableDiffusionPipeline.from_pretrained(args.folder, local_files_only=True, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        args.folder, local_files_only=True, safety_checker=None, torch_dtype=torch.float32
+    )
     pipe.set_progress_bar_config(disable=True)
     mark("loaded")
     size = {} if args.size is None else {"height": args.size, "width": args.size}
