@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -57,6 +58,11 @@ class Watch:
         if self.callback is not None:
             self.callback(done)
         self.check_going(f"after round {done.round} of {done.rounds}")
+
+    @property
+    def waiting(self) -> Callable[[], None] | None:
+        """To be called until it is the call's turn."""
+        return None if self.cancel is None else partial(self.check_going, "before its first round")
 
     def check_going(self, when: str) -> None:
         """Raises CancelledError once the event is set."""

@@ -113,7 +113,7 @@ class Stages:
 
         # Where the host need not wait for rounds, it does so only to tell somebody.
         told = tick if watch or not self._devices.gpus else None
-        latents = job.sample(plan, noise, streams, told)
+        latents = job.sample(plan, noise, streams, told, watch.waiting)
         if not np.isfinite(latents).all():
             raise NonFiniteError(
                 f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "

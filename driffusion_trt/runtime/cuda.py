@@ -23,6 +23,7 @@ from ..engines.trt_session import TensorRTSession
 from ..sampling.plan import Plan
 from ._driver import Device
 from ._resources import Module, Stream
+from ._waiting import Waiting, held
 from .gpu_aside import Aside
 from .gpu_job import CudaJob
 from .gpu_links import Lane
@@ -184,11 +185,11 @@ class CudaLanes:
             raise LaneError("every device has failed; load the pipeline again, or see driffusion-trt doctor")
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, waiting: Waiting = None) -> Iterator[None]:
         """Use of the lanes, after other threads. Raises LaneError inside of `on_round`, and after `close`."""
         if self._user == threading.get_ident():
             raise LaneError("on_round asked for another picture; ask for it when the one under way is there")
-        with self._lock:
+        with held(self._lock, waiting):
             self.check_open()
             # Networks beside the lanes, on the same devices, may have seen one fail.
             lost = [engine.device for engine in self._engines if engine.device.lost]
@@ -272,7 +273,6 @@ class CudaLanes:
         """Let a picture under way end, then give everything back; a second call does nothing.
 
         Called in an `on_round`, it returns at once, and everything is given back after the picture.
-
         What a device that hangs holds up stays with the process: its memory cannot be given back.
         """
         self._closed = True

@@ -12,6 +12,7 @@ from .._errors import InputError, LaneError
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone
+from ._waiting import Waiting
 from .gpu_links import requested
 from .gpu_picture import WorkerFailed
 from .gpu_run import run_picture
@@ -76,10 +77,12 @@ class CudaJob:
         noise: Float32,
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
+        waiting: Waiting = None,
     ) -> Float32:
         """Run a plan from unit-normal noise (B, C, H, W); returns the final latents, float32.
 
         on_round: called after every round; the host then waits for each of them.
+        waiting: called now and then while other pictures are made first; what it raises ends that.
 
         Raises:
             InputError: the engines' plans were not built for this size.
@@ -94,7 +97,7 @@ class CudaJob:
                 f"job's batch {self.batch}"
             )
         form = self._form(noise.shape[1:])
-        with lanes.turn():
+        with lanes.turn(waiting):
             try:
                 picture = lanes.picture(plan, form)
                 return run_picture(

@@ -20,6 +20,7 @@ from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone, run_plan
 from ._threads import LaneThreads
+from ._waiting import Waiting
 
 __all__ = ["HostJob", "HostLanes", "auto_lanes"]
 
@@ -194,8 +195,11 @@ class HostJob:
         noise: Latents,
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
+        waiting: Waiting = None,
     ) -> Latents:
         """Run a plan from unit-normal noise (B, C, H, W); returns the final latents, as `run_plan` does.
+
+        waiting: for lanes that make one picture after another; these take the rounds of all in turn.
 
         Raises:
             LaneError: as `predict` does.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,32 @@ def test_cancel_ends_the_call_after_the_round_under_way(planned: Path, machine: 
     np.testing.assert_array_equal(again.latents, wanted.latents)
     np.testing.assert_array_equal(awaited.latents, wanted.latents)
     assert {k: v for k, v in machine.live_objects().items() if v} == {}
+
+
+def test_a_call_that_waits_for_another_can_be_cancelled(planned: Path) -> None:
+    """Without waiting for the picture that is made first."""
+    cancel, begun, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(done: Any) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    with dt.Pipeline.load(planned, devices="cuda") as pipe, ThreadPoolExecutor(2) as threads:
+        wanted = picture(pipe)
+        first = threads.submit(picture, pipe, callback_on_round_end=hold)
+        assert begun.wait(30)
+        second = threads.submit(picture, pipe, cancel=cancel)
+        try:
+            with pytest.raises(TimeoutError):
+                second.result(0.1)
+            cancel.set()
+            with pytest.raises(dt.CancelledError, match="before its first round"):
+                second.result(10)
+            assert not first.done()
+        finally:
+            go_on.set()
+        np.testing.assert_array_equal(first.result(30).latents, wanted.latents)
+        np.testing.assert_array_equal(picture(pipe).latents, wanted.latents)
 
 
 def test_split_guidance_staged_copies_and_no_graphs(planned: Path) -> None:
