@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Unpack
 
 from ._call import Result
@@ -18,7 +21,11 @@ async def awaited(call: Callable[..., Result], prompt: Any, **settings: Unpack[S
     cancel = settings.get("cancel")
     if cancel is None:
         settings["cancel"] = cancel = threading.Event()
-    work = asyncio.ensure_future(asyncio.to_thread(call, prompt, **settings))
+    # A thread of its own: in a shared pool a call could wait for others, deaf to its `cancel`.
+    thread = ThreadPoolExecutor(1, "driffusion-call")
+    inside = contextvars.copy_context()
+    work = asyncio.wrap_future(thread.submit(inside.run, partial(call, prompt, **settings)))
+    thread.shutdown(wait=False)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

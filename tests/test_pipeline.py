@@ -368,16 +368,20 @@ def test_many_threads_and_settings_get_the_bits_of_one_after_another(pipe: Pipel
 def test_awaiting_leaves_the_loop_free(pipe: Pipeline) -> None:
     expected = [pipe(**one) for one in MANY[:3]]
 
-    async def work() -> tuple[list[Result], int]:
-        beats, asked = 0, [asyncio.ensure_future(pipe.generate(**one)) for one in MANY[:3]]
-        while not all(task.done() for task in asked):
-            await asyncio.sleep(0.001)
-            beats += 1
-        return [task.result() for task in asked], beats
+    freed = threading.Event()
 
-    results, beats = asyncio.run(work())
+    async def work() -> list[Result]:
+        def hold(done: RoundDone) -> None:
+            assert freed.wait(10), "only the loop sets it, while the pictures are made"
+
+        asked = [asyncio.ensure_future(pipe.generate(**one, callback_on_round_end=hold)) for one in MANY[:3]]
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in asked)
+        freed.set()
+        return await asyncio.gather(*asked)
+
+    results = asyncio.run(work())
     assert [same(*both) for both in zip(expected, results, strict=True)] == [True] * 3
-    assert beats > 3
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -411,6 +415,32 @@ def test_a_cancelled_task_leaves_the_lanes_free(pipe: Pipeline, own: bool) -> No
 
     asyncio.run(work())
     assert event.is_set() == own
+
+
+def test_a_task_is_cancelled_while_many_others_are_at_work(pipe: Pipeline) -> None:
+    """More of them than a pool of threads has by default."""
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def hold(done: RoundDone) -> None:
+        begun.release()
+        assert go_on.wait(30)
+
+    async def work() -> None:
+        others = [
+            asyncio.ensure_future(pipe.generate(PROMPT, steps=2, callback_on_round_end=hold))
+            for _ in range(40)
+        ]
+        for _ in others:
+            assert await asyncio.to_thread(begun.acquire, timeout=30)
+        task = asyncio.ensure_future(pipe.generate(PROMPT, steps=500, lanes=1))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.wait([task], timeout=10)
+        assert task.cancelled() and not any(other.done() for other in others)
+        go_on.set()
+        await asyncio.gather(*others)
+
+    asyncio.run(work())
 
 
 def test_what_a_call_refuses_is_refused_when_awaited(pipe: Pipeline) -> None:
