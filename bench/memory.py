@@ -4,8 +4,8 @@
 
 The demo is measured as it is. Of a family a checkpoint of the published size with random weights is written
 and exported in float32, as diffusers computes on a CPU; pictures are small, two steps each, so that weights
-and not activations are what counts. SD2.1 needs 15 GB of disk; SDXL and SD3 need more memory than 24 GB
-leave, with diffusers as with ONNX Runtime: in float32 their weights alone are 14 and 16 GB (SD3 without T5).
+and not activations are what counts. SD2.1 needs 15 GB of disk and 8 GB of memory. SDXL (14 GB of weights in
+float32) and SD3 (12 GB without T5) are left out.
 """
 
 from __future__ import annotations
