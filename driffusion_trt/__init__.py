@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._errors import (
+        CancelledError,
         ConfigError,
         DeviceError,
         DriffusionError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CancelledError",
     "ConfigError",
     "DeviceError",
     "DriffusionError",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "CancelledError": "._errors",
     "ConfigError": "._errors",
     "DeviceError": "._errors",
     "DriffusionError": "._errors",

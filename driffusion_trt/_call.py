@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._errors import InputError
+from ._errors import CancelledError, InputError
 from .sampling.plan import Plan
+from .sampling.sample import RoundDone
 
 # Facts beside the arguments of `Pipeline.__call__` in a picture's settings.
 _FACTS = (
@@ -29,6 +33,44 @@ class LaneWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """The networks left the range of their precision, and the pictures were made in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told of the rounds of a call, and who may end it."""
+
+    callback: Callable[[RoundDone], None] | None = None
+    cancel: threading.Event | None = None
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> Self:
+        """Those of a call's settings. Raises InputError for what they cannot be."""
+        callback, cancel = settings.get("callback_on_round_end"), settings.get("cancel")
+        if callback is not None and not callable(callback):
+            raise InputError(f"callback_on_round_end must be a function of one argument, not {callback!r}")
+        if cancel is not None and not isinstance(cancel, threading.Event):
+            raise InputError(f"cancel must be a threading.Event, not {cancel!r}")
+        return cls(callback, cancel)
+
+    def __bool__(self) -> bool:
+        """Whether anybody has to hear of rounds while they are made."""
+        return self.callback is not None or self.cancel is not None
+
+    def __call__(self, done: RoundDone) -> None:
+        """Tell of a round. Raises CancelledError, and whatever the callback raises."""
+        if self.callback is not None:
+            self.callback(done)
+        self.check_going(f"after round {done.round} of {done.rounds}")
+
+    @property
+    def waiting(self) -> Callable[[], None] | None:
+        """To be called until it is the call's turn."""
+        return None if self.cancel is None else partial(self.check_going, "before its first round")
+
+    def check_going(self, when: str) -> None:
+        """Raises CancelledError once the event is set."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise CancelledError(f"cancel was set: the call ended {when}, and there is no picture of it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@
     ├── EngineError (RuntimeError)         TensorRT refused or failed; its own words are in the message
     ├── DeviceError (RuntimeError)         the CUDA driver refused a call, or a GPU failed; names both
     ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
+    ├── CancelledError                     the caller's event was set while pictures were made
     └── MissingExtraError (ImportError)    an optional package is missing; the message has the pip command
 
 Messages say what was asked, what was found and what to do. They carry no traceback
@@ -20,6 +21,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CancelledError",
     "ConfigError",
     "DeviceError",
     "DriffusionError",
@@ -74,6 +76,10 @@ class LaneError(DriffusionError, RuntimeError):
     def __init__(self, message: str, *, lanes_left: int = 0) -> None:
         super().__init__(message)
         self.lanes_left = lanes_left
+
+
+class CancelledError(DriffusionError):
+    """The caller set the event that it gave as `cancel`; what was under way is given up, and nothing else."""
 
 
 class MissingExtraError(DriffusionError, ImportError):

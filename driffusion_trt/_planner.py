@@ -37,7 +37,7 @@ class Planner:
     def __init__(self, folder: ModelFolder) -> None:
         self._spec = folder.spec
         self._config = folder.scheduler_config()
-        _, height, width = folder.manifest.shapes["picture"]
+        _, height, width = folder.shape("picture")
         self.own_size = height, width
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self._lock = threading.Lock()

@@ -6,14 +6,13 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._call import LaneWarning, Timings
+from ._call import LaneWarning, Timings, Watch
 from ._errors import InputError, LaneError, NonFiniteError, did_you_mean
 from ._request import Request
 from ._starting import start
@@ -30,8 +29,6 @@ from .sampling.plan import Plan
 from .sampling.sample import RoundDone
 
 NAN_POLICIES = ("error", "retry-fp32")
-
-OnRound = Callable[[RoundDone], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +95,18 @@ class Stages:
         given, without = self.conditioner(request)
         self.lanes.job(given, self._scale(request), without).warm_up(self._shape(request))
 
-    def run(self, request: Request, plan: Plan, on_round: OnRound | None) -> Made:
+    def run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         """Run it, and again without the devices that fail, for as long as there are others.
 
         Raises:
             LaneError: a lane failed, and none is left.
             NonFiniteError: the networks gave numbers that are not finite.
+            CancelledError: the caller ended it.
         """
         while True:
+            watch.check_going("before its first round")
             try:
-                return self._run(request, plan, on_round)
+                return self._run(request, plan, watch)
             except LaneError as error:
                 left = error.lanes_left
                 if not left:
@@ -116,7 +115,7 @@ class Stages:
                 warnings.warn(text, LaneWarning, stacklevel=4)
                 plan = plan.with_lanes(min(plan.lanes, left))
 
-    def _run(self, request: Request, plan: Plan, on_round: OnRound | None) -> Made:
+    def _run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         marks = [time.perf_counter()]
         streams = noise_streams(request.seed, len(request.prompts))
         given, without = self.conditioner(request)
@@ -127,12 +126,11 @@ class Stages:
 
         def tick(done: RoundDone) -> None:
             ticks.append(time.perf_counter())
-            if on_round is not None:
-                on_round(done)
+            watch(done)
 
         # Where the host need not wait for rounds, it does so only to tell somebody.
-        told = tick if on_round is not None or not self._devices.gpus else None
-        latents, _ = job.sample(plan, noise, streams, told, known)
+        told = tick if watch or not self._devices.gpus else None
+        latents, _ = job.sample(plan, noise, streams, told, known=known, waiting=watch.waiting)
         if not np.isfinite(latents).all():
             raise NonFiniteError(
                 f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "

@@ -18,7 +18,7 @@ __all__ = ["Conditioner", "Conditioning"]
 Float32 = NDArray[np.float32]
 Conditioning = dict[str, Float32]  # inputs of the denoiser by name, each with the batch first
 
-_FORCE_ZEROS = "force_zeros_for_empty_prompt"
+_FORCE_ZEROS, _CLIP_SKIP_MOST = "force_zeros_for_empty_prompt", "clip_skip_most"
 
 
 class Conditioner:
@@ -31,7 +31,8 @@ class Conditioner:
             ModelError: a tokenizer is missing or is none.
         """
         self._spec = folder.spec
-        self._text = tuple(folder.manifest.shapes["text"])
+        self._text = folder.shape("text")
+        self._skips = int(folder.manifest.options.get(_CLIP_SKIP_MOST, 0))
         self._force_zeros = bool(folder.manifest.options.get(_FORCE_ZEROS, False))
         self._encoders = {
             row.name: PromptEncoder(folder.tokenizer(row.name), networks[row.name])
@@ -45,10 +46,18 @@ class Conditioner:
 
     def check(self, request: Request) -> None:
         """Raises InputError where the text encoders cannot do what a request asks for."""
-        if request.clip_skip and not self._encoders["text_encoder"].skips_layers:
+        if not request.clip_skip:
+            return
+        if not self._encoders["text_encoder"].skips_layers:
+            remedy = "leave it out" if self._spec.hub_id is None else "build the model again, or leave it out"
             raise InputError(
                 f"clip_skip={request.clip_skip} was asked, and the text encoder of this model was built "
-                "without its inner layers; build the model again, or leave it out"
+                f"without its inner layers; {remedy}"
+            )
+        if request.clip_skip > self._skips:
+            raise InputError(
+                f"clip_skip={request.clip_skip} was asked; the text encoders of this model have layers for "
+                f"{self._skips} at most"
             )
 
     def complaints(self, texts: Texts) -> list[str]:

@@ -7,12 +7,16 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from ._call import LaneWarning, PrecisionWarning, PromptWarning, Result, Timings
-from ._errors import DriffusionError, InputError, LaneError, ModelError, NonFiniteError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ._call import LaneWarning, PrecisionWarning, PromptWarning, Result, Timings, Watch
+from ._errors import DriffusionError, LaneError, ModelError, NonFiniteError
 from ._planner import Planner, PlanSettings, planned
 from ._request import Request
 from ._settings import Settings
@@ -20,10 +24,10 @@ from ._source import resolved
 from ._stages import Made, Stages, single_precision
 from .engines.manifest import ModelFolder
 from .models import ModelSpec
+from .previews import preview
 from .runtime.devices import Asked, Devices, choose_devices
 from .runtime.networks import GpuOptions
 from .sampling.plan import Plan
-from .sampling.sample import RoundDone
 
 __all__ = ["LaneWarning", "Pipeline", "PrecisionWarning", "PromptWarning", "Result", "Timings"]
 
@@ -31,7 +35,11 @@ _HASHED_BYTES = 64 << 20  # up to here hashing a whole model takes a moment, so 
 
 
 class Pipeline:
-    """A loaded model on its lanes; make one with `Pipeline.load`. Safe from several threads."""
+    """A loaded model on its lanes; make one with `Pipeline.load`.
+
+    Every method may be called from any number of threads at once, with any settings: each call gets the
+    bits that it would get alone. CPU lanes take turns with the rounds of all calls, GPUs with whole calls.
+    """
 
     def __init__(
         self, folder: ModelFolder, devices: Devices, options: GpuOptions, single: ModelFolder | None = None
@@ -162,7 +170,8 @@ class Pipeline:
             negative_original_size, negative_crops_coords_top_left, negative_target_size: the same
                 for the negative prompt; by default as for the prompt.
             vae_tiling: decode in tiles, which takes less memory; see `Settings`.
-            callback_on_round_end: called after every round, for progress; what it raises ends the call.
+            callback_on_round_end: called after every round with a `RoundDone`, in the thread of the
+                call; what it raises ends the call.
             cancel: once it is set, the call ends after the round under way, with CancelledError.
 
         Raises:
@@ -176,13 +185,11 @@ class Pipeline:
         request = Request.check(self.spec, self._planner.own_size, prompt, checked)
         self._stages.check(request)
         plan = self._planner.plan(self.devices, **planned(checked))
-        on_round = settings.get("callback_on_round_end")
-        if on_round is not None and not callable(on_round):
-            raise InputError(f"callback_on_round_end must be a function of one argument, not {on_round!r}")
+        watch = Watch.check(settings)
         self._check_open()
         self._complain(request)
         try:
-            made = self._made(request, plan, on_round)
+            made = self._made(request, plan, watch)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error
@@ -190,6 +197,25 @@ class Pipeline:
         solver = settings.get("scheduler") or plan.schedule.solver
         facts = request.settings(made.plan, solver, self._model())
         return Result(made.images, made.latents, made.timings, made.plan, facts)
+
+    async def generate(self, prompt: str | Sequence[str], **settings: Unpack[Settings]) -> Result:
+        """The same for asyncio: `result = await pipe.generate(...)`, with the loop free meanwhile.
+
+        The work is done in a thread, where `callback_on_round_end` is called too. A task that is
+        cancelled sets `cancel` and is over when the round under way is, with the lanes free.
+
+        Raises as a call does; asyncio's own CancelledError where the task is cancelled.
+        """
+        from ._awaiting import awaited  # asyncio takes as long to load as numpy
+
+        return await awaited(self, prompt, **settings)
+
+    def preview(self, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
+        """Small pictures of latents, one pixel a place, by one linear map: see `RoundDone.latents`.
+
+        Raises InputError where the latents are not of this family.
+        """
+        return preview(self.spec, latents)
 
     def _complain(self, request: Request) -> None:
         texts = dict.fromkeys((*request.prompts, *(request.negative or ())))
@@ -201,9 +227,9 @@ class Pipeline:
         if self._closed:
             raise LaneError("the pipeline is closed; load it again")
 
-    def _made(self, request: Request, plan: Plan, on_round: Callable[[RoundDone], None] | None) -> Made:
+    def _made(self, request: Request, plan: Plan, watch: Watch) -> Made:
         try:
-            return self._stages.run(request, plan, on_round)
+            return self._stages.run(request, plan, watch)
         except NonFiniteError as error:
             if self._single is None:
                 raise
@@ -214,7 +240,7 @@ class Pipeline:
             if self._in_single is None:
                 self._in_single = Stages(self._single, self._devices, self._options)
                 self._again.callback(self._in_single.close)
-        return self._in_single.run(request, plan, on_round)
+        return self._in_single.run(request, plan, watch)
 
     @property
     def model_hash(self) -> str:

@@ -89,9 +89,22 @@ class ModelFolder:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latent of one picture of the model's own size."""
-        _, height, width = self.manifest.shapes["picture"]
+        _, height, width = self.shape("picture")
         spec = self.spec
         return (spec.latent_channels, height // spec.downscale, width // spec.downscale)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """One of the manifest's shapes: of a "picture" (3, H, W), or of "text" (L, C).
+
+        Raises:
+            ModelError: the manifest has none.
+        """
+        try:
+            return tuple(self.manifest.shapes[name])
+        except KeyError as error:
+            raise ModelError(
+                f"{self.path / MANIFEST} has no shape {name!r} under 'shapes'; {self._remedy()}"
+            ) from error
 
     def _file(self, name: str) -> Path:
         if name not in self.manifest.files:

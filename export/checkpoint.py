@@ -71,8 +71,32 @@ class Checkpoint:
         return bool(read_json(index).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
 
     @property
+    def clip_skip_most(self) -> int:
+        """The largest `clip_skip` that every CLIP of the checkpoint has layers for."""
+        return min(
+            clip_skips(self.spec, self.components[name])
+            for name in self.text_encoders
+            if self.components[name].part.class_name.startswith("CLIP")
+        )
+
+    @property
     def scheduler(self) -> Path:
         return self.folder / "scheduler" / "scheduler_config.json"
+
+
+def clip_skips(spec: ModelSpec, component: Component) -> int:
+    """The layers of a CLIP before the one that its family reads, its embeddings as one of them.
+
+    Raises:
+        ModelError: its config does not say how many layers it has.
+    """
+    layers = component.config.get("num_hidden_layers")
+    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 2:
+        raise ModelError(
+            f"{component.folder / 'config.json'} has num_hidden_layers {layers!r}, expected 2 at least; "
+            "download the checkpoint again"
+        )
+    return layers if spec.architecture == "sd21" else layers - 1  # the others never read the last
 
 
 def read_checkpoint(

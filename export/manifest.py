@@ -39,7 +39,10 @@ def facts(export: Export, record: Record) -> dict[str, Any]:
         "scaling_factor": _factor(vae, "scaling_factor", 0.18215),
         "shift_factor": _factor(vae, "shift_factor", 0.0),
         "parity": parity,
-        "options": {"force_zeros_for_empty_prompt": checkpoint.force_zeros_for_empty_prompt},
+        "options": {
+            "force_zeros_for_empty_prompt": checkpoint.force_zeros_for_empty_prompt,
+            "clip_skip_most": checkpoint.clip_skip_most,
+        },
     }
 
 

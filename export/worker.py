@@ -73,7 +73,7 @@ def _of(network: Network, loras: Sequence[Lora], checkpoint: Checkpoint) -> list
 
 def _tokenizer(checkpoint: Checkpoint, name: str, networks: dict[str, Network], output: Path) -> Path:
     encoder = name.replace("tokenizer", "text_encoder")
-    (shape,) = networks[encoder].inputs.values()
+    shape = networks[encoder].inputs["input_ids"]
     return write_tokenizer(
         checkpoint.tokenizer(encoder),
         networks[encoder].component,

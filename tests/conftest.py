@@ -34,15 +34,32 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    """A family's pipeline here, and diffusers', from one reduced checkpoint; each is built once (40 s)."""
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """For a family a folder with a reduced `checkpoint` and its `model` in float32; not to be changed."""
+    import reduced  # loads torch
+
+    root = tmp_path_factory.mktemp("families")
+
+    def make(family: str) -> Path:
+        folder = root / family
+        if not (folder / "model" / "manifest.json").exists():
+            checkpoint = reduced.save_checkpoint(family, folder / "checkpoint")
+            reduced.model_folder(family, checkpoint, folder / "model")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def both(families: Callable[[str], Path]) -> Iterator[Callable[[str], Any]]:
+    """A family's pipeline here, and diffusers', from one reduced checkpoint."""
     import parity  # brings torch
 
     made: dict[str, parity.Made] = {}
 
     def make(family: str) -> parity.Made:
         if family not in made:
-            made[family] = parity.make(family, tmp_path_factory.mktemp(family))
+            made[family] = parity.load(families(family))
         return made[family]
 
     yield make

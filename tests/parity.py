@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import reduced
 from diffusers import DiffusionPipeline
 from PIL import Image
 
 from driffusion_trt import Pipeline
-from driffusion_trt.cli import main
 
 # What diffusers calls our settings.
 _NAMES = {"steps": "num_inference_steps", "num_images": "num_images_per_prompt"}
@@ -28,15 +26,11 @@ class Made(NamedTuple):
 Both = Callable[[str], Made]
 
 
-def make(family: str, root: Path) -> Made:
-    """Write a reduced checkpoint of the family, build it for the CPU, and load both sides."""
-    checkpoint, folder = root / "checkpoint", root / "model"
-    reduced.save_checkpoint(family, checkpoint)
-    words = ["--model", family, "--checkpoint", str(checkpoint), "--output", str(folder)]
-    assert main(["build", *words, "--target", "cpu", "--precision", "fp32"]) == 0
-    theirs = DiffusionPipeline.from_pretrained(checkpoint, local_files_only=True)
+def load(root: Path) -> Made:
+    """Both sides of a folder with a `checkpoint` and the `model` that was built from it."""
+    theirs = DiffusionPipeline.from_pretrained(root / "checkpoint", local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
-    return Made(Pipeline.load(folder, devices=2), theirs)
+    return Made(Pipeline.load(root / "model", devices=2), theirs)
 
 
 def generators(seed: int | list[int]) -> Any:

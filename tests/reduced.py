@@ -7,9 +7,12 @@ and tokenizers have the form of the checkpoints that users bring.
 from __future__ import annotations
 
 import json
+import logging
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import (
@@ -33,6 +36,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from driffusion_trt.export import build, worker
+
 FAMILIES = ("sd21", "sdxl", "sd3", "sd35-medium", "sd35-large")
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -44,6 +49,23 @@ _SCALED_LINEAR: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
+
+
+# torch writes a trace of every export to whoever listens, which here would be pytest: half of the time.
+logging.getLogger("torch.__trace").propagate = False
+
+
+def run_here(work: str, orders: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a child of an export does, in this process, which has loaded torch already."""
+    reports: list[dict[str, Any]] = []
+    getattr(worker, work)(**orders, report=lambda **facts: reports.append(facts))
+    yield from reports
+
+
+def model_folder(family: str, checkpoint: Path, folder: Path, **how: Any) -> Path:
+    """Export a checkpoint in float32, in this process; `how` goes to `export_model`."""
+    with mock.patch.object(build, "_child", run_here):
+        return build.export_model(family, checkpoint, folder, precision="fp32", verify=False, **how)
 
 
 def _clip_tokenizer(pad: str) -> CLIPTokenizer:

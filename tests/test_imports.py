@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "pictures": {"_errors"},
     "_tiles": set(),
     "autoencoder": ENGINES | {"engines", "_tiles"},
+    "previews": {"_errors", "models", "pictures"},
     "_call": {"_errors", "sampling"},
     "_planner": (PLANNER := ENGINES | {"engines", "sampling"}),
     "_settings": PLANNER | {"_planner"},
@@ -45,7 +46,8 @@ ROOMS: dict[str, set[str]] = {
         | RUNTIME
         | {"runtime", "pictures", "_tiles", "_starting", "autoencoder", "conditioning", "_request", "_call"}
     ),
-    "pipeline": (PIPELINE := STAGES | {"_stages"}),
+    "_awaiting": STAGES,
+    "pipeline": (PIPELINE := STAGES | {"_stages", "_awaiting", "previews"}),
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},
     "commands": PIPELINE | {"pipeline", "server", "evaluation", "export"},

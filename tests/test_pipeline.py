@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ import numpy as np
 import pytest
 import tiny
 
-from driffusion_trt import InputError, LaneError, ModelError, NonFiniteError, Pipeline
+from driffusion_trt import CancelledError, InputError, LaneError, ModelError, NonFiniteError, Pipeline
 from driffusion_trt.engines.manifest import ModelFolder, write_manifest
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.pictures import to_images
 from driffusion_trt.pipeline import PrecisionWarning, PromptWarning, Result
+from driffusion_trt.runtime.host import HostJob
+from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.plan import MODES
 from driffusion_trt.sampling.sample import RoundDone
 
@@ -266,6 +271,183 @@ def test_what_progress_raises_ends_the_call_and_harms_nothing(pipe: Pipeline) ->
     assert same(expected, pipe(PROMPT, steps=STEPS))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_round_shows_the_clean_latents_on_demand(pipe: Pipeline, mode: str) -> None:
+    seen: list[np.ndarray[Any, Any]] = []
+    result = pipe(
+        PROMPT,
+        steps=STEPS,
+        mode=mode,
+        lanes=3,
+        callback_on_round_end=lambda done: seen.append(done.latents()),
+    )
+    assert np.array_equal(seen[-1], result.latents) and len(seen) == result.plan.sequential_calls
+    distances = [float(np.linalg.norm(one - result.latents)) for one in seen]
+    assert distances[-2] < 0.5 * distances[0], "they come closer to the picture"
+    seen[0][:] = np.nan  # the caller's own
+    small = pipe.preview(seen[-1])
+    assert [image.size for image in small] == [(16, 16)]
+    with pytest.raises(InputError, match="are none of demo; expected"):
+        pipe.preview(seen[-1][0])
+
+
+def test_the_estimate_is_that_of_the_schedule(pipe: Pipeline) -> None:
+    """In sequential mode x̂0 is what DDIM steps from: x_{i+1} = a' x̂0 + s' (x_i - a x̂0) / s."""
+    seen: list[np.ndarray[Any, Any]] = []
+    result = pipe(
+        PROMPT, steps=2, mode="sequential", callback_on_round_end=lambda done: seen.append(done.latents())
+    )
+    schedule, start = result.plan.schedule, noise_streams(0, 1).draw((4, 16, 16))
+    a, s, arrive, left = (float(v[0]) for v in (schedule.a, schedule.s, schedule.a_next, schedule.s_next))
+    state = arrive * seen[0] + left * (start - a * seen[0]) / s
+    looked = pipe(PROMPT, steps=2, mode="sequential").latents
+    assert np.array_equal(looked, result.latents)
+    outputs: list[np.ndarray[Any, Any]] = []
+    predict = HostJob.predict
+
+    def spy(self: HostJob, requests: Any) -> Any:
+        outputs.extend(latents for latents, _ in requests)
+        return predict(self, requests)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostJob, "predict", spy)
+        pipe(PROMPT, steps=2, mode="sequential")
+    np.testing.assert_allclose(outputs[1], state, rtol=1e-4, atol=1e-4)
+
+
+# Cancelling, threads and asyncio
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_cancel_ends_the_call_after_the_round_and_harms_nothing(pipe: Pipeline, at: int) -> None:
+    expected = pipe(PROMPT, steps=STEPS)
+    cancel, told = threading.Event(), []
+
+    def watch(done: RoundDone) -> None:
+        told.append(done.round)
+        if done.round == at:
+            cancel.set()
+
+    with pytest.raises(CancelledError, match=f"cancel was set: the call ended after round {at} of 6"):
+        pipe(PROMPT, steps=STEPS, lanes=2, cancel=cancel, callback_on_round_end=watch)
+    assert told == list(range(1, at + 1))
+    assert same(expected, pipe(PROMPT, steps=STEPS, cancel=threading.Event()))
+
+
+def test_an_event_that_is_set_already_ends_the_call_before_any_work(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxSession, "run", lambda *_: pytest.fail("a network ran"))
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(CancelledError, match="before its first round"):
+        pipe(PROMPT, steps=STEPS, cancel=cancel)
+
+
+MANY: list[dict[str, Any]] = [
+    {
+        "prompt": ("a red fox", "a blue star")[k % 2],
+        "seed": k,
+        "mode": mode,
+        "steps": 6 + k,
+        "lanes": 1 + k % 3,
+    }
+    | ({"scheduler": SCHEDULERS[k % 4]} if k % 2 else {"guidance_scale": 1.0 + k})
+    for k, mode in enumerate([*MODES, *MODES])
+]
+
+
+def test_many_threads_and_settings_get_the_bits_of_one_after_another(pipe: Pipeline) -> None:
+    expected = [pipe(**one) for one in MANY]
+    with ThreadPoolExecutor(len(MANY)) as pool:
+        found = list(pool.map(lambda one: [pipe(**one) for _ in range(2)], MANY))
+    for wanted, results in zip(expected, found, strict=True):
+        assert [same(wanted, result) for result in results] == [True, True]
+
+
+def test_awaiting_leaves_the_loop_free(pipe: Pipeline) -> None:
+    expected = [pipe(**one) for one in MANY[:3]]
+
+    freed = threading.Event()
+
+    async def work() -> list[Result]:
+        def hold(done: RoundDone) -> None:
+            assert freed.wait(10), "only the loop sets it, while the pictures are made"
+
+        asked = [asyncio.ensure_future(pipe.generate(**one, callback_on_round_end=hold)) for one in MANY[:3]]
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in asked)
+        freed.set()
+        return await asyncio.gather(*asked)
+
+    results = asyncio.run(work())
+    assert [same(*both) for both in zip(expected, results, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_cancelled_task_leaves_the_lanes_free(pipe: Pipeline, own: bool) -> None:
+    expected = pipe(PROMPT, steps=STEPS)
+    told: list[int] = []
+    event = threading.Event()
+
+    async def work() -> None:
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def watch(done: RoundDone) -> None:
+            told.append(done.round)
+            loop.call_soon_threadsafe(begun.set)
+            time.sleep(0.02)
+
+        given: dict[str, Any] = {"cancel": event} if own else {}
+        task = asyncio.ensure_future(
+            pipe.generate(PROMPT, steps=500, lanes=1, callback_on_round_end=watch, **given)
+        )
+        await asyncio.wait_for(begun.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ended = len(told)
+        assert pipe._lanes._threads._waiting == [0, 0]
+        await asyncio.sleep(0.1)
+        assert len(told) == ended < 500, "nothing goes on behind the task's back"
+        assert same(expected, await pipe.generate(PROMPT, steps=STEPS))
+
+    asyncio.run(work())
+    assert event.is_set() == own
+
+
+def test_a_task_is_cancelled_while_many_others_are_at_work(pipe: Pipeline) -> None:
+    """More of them than a pool of threads has by default."""
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def hold(done: RoundDone) -> None:
+        begun.release()
+        assert go_on.wait(30)
+
+    async def work() -> None:
+        others = [
+            asyncio.ensure_future(pipe.generate(PROMPT, steps=2, callback_on_round_end=hold))
+            for _ in range(40)
+        ]
+        for _ in others:
+            assert await asyncio.to_thread(begun.acquire, timeout=30)
+        task = asyncio.ensure_future(pipe.generate(PROMPT, steps=500, lanes=1))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.wait([task], timeout=10)
+        assert task.cancelled() and not any(other.done() for other in others)
+        go_on.set()
+        await asyncio.gather(*others)
+
+    asyncio.run(work())
+
+
+def test_what_a_call_refuses_is_refused_when_awaited(pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match="steps=0"):
+        asyncio.run(pipe.generate(PROMPT, steps=0))
+
+
 def test_unknown_words_are_a_warning_and_the_picture_is_made(pipe: Pipeline) -> None:
     with pytest.warns(PromptWarning, match="'a zebra': the model does not know 'zebra'") as caught:
         assert pipe("a zebra", steps=2).images
@@ -295,15 +477,15 @@ def test_warm_up_predicts_on_every_lane(pipe: Pipeline, monkeypatch: pytest.Monk
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "agressive"}, "no mode 'agressive'; did you mean 'aggressive'"),
-    ({"mode": None}, "mode must be a name, not None"),
-    ({"mode": ["skip"]}, "mode must be a name"),
+    ({"mode": None}, "mode must be one of sequential, aggressive, conservative, skip, not None"),
+    ({"mode": ["skip"]}, "mode must be one of"),
     ({"lanes": 0}, "lanes=0 was asked; it must be at least 1"),
     ({"lanes": True}, "lanes must be a whole number"),
     ({"lanes": 2.0}, "lanes must be a whole number"),
-    ({"steps": 0}, "steps must be a whole number of at least 1"),
-    ({"steps": -3}, "steps must be a whole number of at least 1"),
-    ({"steps": 7.5}, "steps must be a whole number of at least 1"),
-    ({"steps": True}, "steps must be a whole number of at least 1"),
+    ({"steps": 0}, "steps=0 was asked; it must be from 1 to 1000"),
+    ({"steps": -3}, "steps=-3 was asked; it must be from 1 to 1000"),
+    ({"steps": 7.5}, "steps must be a whole number from 1 to 1000, not 7.5"),
+    ({"steps": True}, "steps must be a whole number from 1 to 1000, not True"),
     ({"steps": 1001}, "steps=1001 was asked; it must be from 1 to 1000"),
     ({"rounds": 4}, "mode 'aggressive' has a fixed number; leave it out"),
     ({"mode": "skip", "rounds": 51}, "rounds=51 was asked; it must be from 1 to 50"),
@@ -331,8 +513,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": b"a fox"}, "prompt must be a text, not b'a fox'"),
     ({"prompt": ["a fox", 5]}, "prompt must be a text, not 5"),
     ({"prompt": "a \udcff fox"}, "not valid Unicode"),
-    ({"negative_prompt": None}, "negative_prompt must be a text, not None"),
+    ({"negative_prompt": 5}, "negative_prompt must be a text, not 5"),
     ({"callback_on_round_end": 5}, "callback_on_round_end must be a function"),
+    ({"clip_skip": -1}, "clip_skip must be a whole number of at least 0"),
+    ({"clip_skip": 1}, "was built without its inner layers; leave it out"),
+    ({"cancel": True}, "cancel must be a threading.Event, not True"),
 ]
 
 
@@ -406,7 +591,16 @@ def test_a_network_that_cannot_be_loaded_closes_what_was(model: Path) -> None:
 
 def rewrite_manifest(model: Path) -> None:
     """As if the folder had been built as it is now."""
-    write_manifest(model, family="demo", precision="", versions={}, shapes={}, scaling_factor=1.0)
+    shapes = json.loads((model / "manifest.json").read_text())["shapes"]
+    write_manifest(model, family="demo", precision="", versions={}, shapes=shapes, scaling_factor=1.0)
+
+
+def test_a_manifest_without_a_shape_is_refused(model: Path) -> None:
+    manifest = json.loads((model / "manifest.json").read_text())
+    del manifest["shapes"]["picture"]
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match=r"manifest\.json has no shape 'picture' under 'shapes'; reinstall"):
+        Pipeline.load(model)
 
 
 # Closing, and lanes that fail
@@ -443,8 +637,8 @@ def test_a_failing_lane_reaches_the_caller_and_the_next_call_works(tmp_path: Pat
         with pytest.raises(LaneError, match="lane 0 of 2 failed") as failed:
             pipe(PROMPT, steps=STEPS)
         assert isinstance(failed.value.__cause__, ModelError)
-        config_of_half = tiny.SCHEDULER
-        pipe._config, pipe._plans = config_of_half, {}
+        pipe._planner._config = tiny.SCHEDULER
+        pipe._planner._plans.clear()
         assert pipe(PROMPT, steps=STEPS).images
 
 
@@ -458,7 +652,7 @@ def test_plans_are_kept_but_not_for_ever(pipe: Pipeline) -> None:
     assert pipe.plan(steps=7) is pipe.plan(steps=7)
     for steps in range(1, 100):
         pipe.plan(steps=steps, mode="skip", rounds=1)
-    assert len(pipe._plans) <= 64
+    assert len(pipe._planner._plans) <= 64
     assert pipe.plan(steps=7).steps == 7
 
 

@@ -14,6 +14,7 @@ import driffusion_trt
 # The documented names, by the module they come from.
 DOCUMENTED = {
     "_errors": {
+        "CancelledError",
         "ConfigError",
         "DeviceError",
         "DriffusionError",

@@ -1,4 +1,4 @@
-"""The README does what it says: its code runs, its commands run, its links lead somewhere.
+"""The README and docs/embedding.md do what they say: code and commands run, links lead somewhere.
 
 Blocks are read from the README in order. Python blocks share one set of names and one folder,
 so that a later block may go on from an earlier one; the folder holds the demo model's
@@ -17,8 +17,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from driffusion_trt._settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -87,14 +90,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def test_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", [README, ROOT / "docs" / "embedding.md"], ids=lambda path: path.name)
+def test_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, document: Path) -> None:
     monkeypatch.chdir(folder)
-    blocks = [block for block in readme_blocks() if block.language == "python" and not block.not_run]
-    assert blocks, "the README shows the Python interface"
-    names: dict[str, object] = {"__name__": "readme"}
+    blocks = blocks_of(document.read_text(encoding="utf-8"))
+    blocks = [block for block in blocks if block.language == "python" and not block.not_run]
+    assert blocks, "it shows the Python interface"
+    names: dict[str, Any] = {"__name__": "readme"}
     for block in blocks:
-        # Line numbers of a traceback are then those of the README.
-        exec(compile("\n" * block.line + block.text, str(README), "exec"), names)
+        # Line numbers of a traceback are then those of the document.
+        exec(compile("\n" * block.line + block.text, str(document), "exec"), names)
+    names["pipe"].close()
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """Of docs/embedding.md, by its name and in no row that nothing takes."""
+    text = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    sizes = {f"negative_{name}" for name in ("original_size", "crops_coords_top_left", "target_size")}
+    assert named - {"negative_"} == {*Settings.__annotations__, "prompt"} - sizes
 
 
 def test_commands_run(folder: Path) -> None:

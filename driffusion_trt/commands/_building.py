@@ -223,7 +223,7 @@ def _copy_bundled(family: str, output: Path) -> None:
 
 def _missing(job: Job, folder: ModelFolder, store: PlanStore) -> tuple[list[PlanRequest], list[PlanRequest]]:
     """All plans that are asked for, and those that are not there."""
-    _, height, width = folder.manifest.shapes["picture"]
+    _, height, width = folder.shape("picture")
     profile = profile_of(job.args, folder.spec, (height, width))
     requests = [
         request

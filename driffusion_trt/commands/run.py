@@ -27,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", metavar="PROMPT", nargs="*", help="what the picture shows; several make several pictures"
     ).completer = lambda **_: ()  # type: ignore[attr-defined]
-    group = parser.add_argument_group("what")
+    _what(parser.add_argument_group("what"))
+    _how(parser.add_argument_group("how"))
+    _on_gpus(parser.add_argument_group("on GPUs"))
+    _output(parser.add_argument_group("output"))
+
+
+def _what(group: argparse._ArgumentGroup) -> None:
     option(group, "--prompts-file", "FILE", "more prompts, one a line, # for comments; - is stdin")
     option(group, "--negative-prompt", "TEXT", "what guidance leads away from")
     for which, place in ((2, "second"), (3, "third")):
@@ -48,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _from_image(group)
     option(group, "--from-picture", "FILE", "take what is not given here from a PNG that `run` wrote")
 
-    group = parser.add_argument_group("how")
+
+def _how(group: argparse._ArgumentGroup) -> None:
     option(
         group,
         "--steps",
@@ -73,9 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--clip-skip", "N", "layers of CLIP to stop before the usual one", type=whole)
     option(group, "--batch-size", "N", "pictures in one network call (default: 1)", type=whole)
 
-    _on_gpus(parser.add_argument_group("on GPUs"))
 
-    group = parser.add_argument_group("output")
+def _output(group: argparse._ArgumentGroup) -> None:
     option(group, "--output", "PATH", "a .png file or a folder/; see below", short="-o")
     group.add_argument(
         "--compare",

@@ -21,6 +21,7 @@ from .._errors import DeviceError, DriffusionError, InputError, LaneError
 from ..sampling.plan import Plan
 from ._driver import Device
 from ._resources import Module
+from ._waiting import Waiting, held
 from .gpu_aside import Asides
 from .gpu_job import CudaJob
 from .gpu_links import Lane
@@ -155,11 +156,11 @@ class CudaLanes:
             raise LaneError("every device has failed; load the pipeline again, or see driffusion-trt doctor")
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, waiting: Waiting = None) -> Iterator[None]:
         """Use of the lanes, after other threads. Raises LaneError inside of `on_round`, and after `close`."""
         if self._user == threading.get_ident():
             raise LaneError("on_round asked for another picture; ask for it when the one under way is there")
-        with self._lock:
+        with held(self._lock, waiting):
             self.check_open()
             # Networks beside the lanes, on the same devices, may have seen one fail.
             failed = [engine.device for engine in self._engines if not engine.device.usable]
@@ -269,7 +270,6 @@ class CudaLanes:
         """Let a picture under way end, then give everything back; a second call does nothing.
 
         Called in an `on_round`, it returns at once, and everything is given back after the picture.
-
         What a device that hangs holds up stays with the process: its memory cannot be given back.
         """
         self._closed = True

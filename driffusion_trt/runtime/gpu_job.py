@@ -13,6 +13,7 @@ from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone, Sampled
+from ._waiting import Waiting
 from .gpu_links import requested
 from .gpu_picture import WorkerFailed
 from .gpu_request import Conditioning, Form
@@ -78,11 +79,13 @@ class CudaJob:
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
         known: Known | None = None,
+        waiting: Waiting = None,
     ) -> Sampled:
         """Run a plan from unit-normal noise (B, C, H, W), as `sampling.run_plan`.
 
         on_round: called after every round; the host then waits for each of them.
         known: for inpainting, the part of the picture that stays.
+        waiting: called now and then while other pictures are made first; what it raises ends that.
 
         Raises:
             InputError: the engines' plans were not built for this size.
@@ -98,7 +101,7 @@ class CudaJob:
                 f"job's batch {self.batch}"
             )
         form = self._form(noise.shape[1:])
-        with lanes.turn():
+        with lanes.turn(waiting):
             try:
                 picture = lanes.picture(plan, form)
                 return run_picture(

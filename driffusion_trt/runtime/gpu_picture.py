@@ -105,6 +105,8 @@ class Picture:
         self.noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
         self.latents = self._own(PinnedMemory(lead, self.latent_bytes))
         self.noises = {step: self._own(PinnedMemory(lead, self.latent_bytes)) for step in self.noisy_steps}
+        first, second = (self._own(DeviceMemory(lead, self.latent_bytes)) for _ in range(2))
+        self._clean = first.address, second.address
         self.final = self._own(Event(lead, blocking=True))
         self._partials: DeviceMemory | None = None
         self._grams: list[PinnedMemory] = []
@@ -122,7 +124,7 @@ class Picture:
 
     def compiler(self) -> Compiler:
         """For a walk from the start; the starting state then has its place, `begin`."""
-        schedule, pictures = self.plan.schedule, self.form.pictures
+        pictures = self.form.pictures
         self.slots.clear()
         self.begin = self.slots.fresh()
         self.slots.put(Column("state", 0), self.begin)
@@ -133,9 +135,9 @@ class Picture:
             len(self._lanes),
             pictures=pictures,
             elements=self.form.elements,
-            timesteps=[float(t) for t in schedule.timesteps],
-            scales=[float(scale) for scale in schedule.input_scale],
+            plan=self.plan,
             noisy_steps=self.noisy_steps,
+            clean=self._clean,
             gram=self._gram_places,
             upload=self._upload,
         )

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..sampling.plan import Plan
 from ..sampling.rounds import Round
+from ..sampling.sample import clean_form, last_columns
 from ..sampling.tables import Column, Float64, Table
 from ._arguments import MAX_COLUMNS, MAX_ROWS
 from .gpu_kept import Places
@@ -27,7 +29,8 @@ class Compiled:
     to upload before that: (address, pinned address, bytes). draft, messages: launches that draft, and that
     write the messages. lanes: for each lane in use its link and where its predictions go. combine:
     guidance that was split. refine, observe: launches afterwards. state: the state that is reached, or
-    None. drafted, refined: where the drafts and states are that were made, for inpainting.
+    None. drafted, refined: where the drafts and states are that were made, for inpainting. clean: the
+    clean latents as far as they are known, for who listens, which go to `clean_at`.
     """
 
     noises: tuple[tuple[int, int], ...]
@@ -41,6 +44,8 @@ class Compiled:
     refined: Places
     observe: tuple[Launch, ...]
     state: int | None
+    clean: tuple[Launch, ...]
+    clean_at: int
 
     def guide(self, guidance_scale: float) -> None:
         """Another guidance scale, for the messages and for what is combined on the lead."""
@@ -66,23 +71,25 @@ class Compiler:
         *,
         pictures: int,
         elements: int,
-        timesteps: Sequence[float],
-        scales: Sequence[float],
+        plan: Plan,
         noisy_steps: Sequence[int],
+        clean: tuple[int, int],
         gram: Callable[[int], tuple[int, int]],
         upload: Callable[[int, NDArray[np.float32]], tuple[int, int, int]],
     ) -> None:
-        """link: gives the link of a lane for a number of drafts. scales: of what the network sees, by state.
+        """link: gives the link of a lane for a number of drafts. noisy_steps: those that draw, in order.
 
-        noisy_steps: those that draw noise, in order. gram: gives the addresses of scratch memory and of
-        the result for each table of a round that is observed. upload: puts coefficients, of which a
-        picture has a number, where they can be copied from, and says where they go.
+        clean: two places for clean latents, which rounds use in turn. gram: gives the addresses of
+        scratch memory and of the result for each table of a round that is observed. upload: puts
+        coefficients, of which a picture has a number, where they can be copied from, and says where they go.
         """
         self._kernels, self._slots, self._link, self._lanes = kernels, slots, link, lanes
         self._pictures, self._elements = pictures, elements
-        self._timesteps, self._scales = timesteps, scales
+        self._plan, self._clean = plan, clean
+        self._timesteps = [float(timestep) for timestep in plan.schedule.timesteps]
+        self._scales = [float(scale) for scale in plan.schedule.input_scale]
         self._noisy, self._gram, self._upload = list(noisy_steps), gram, upload
-        self._drawn = self._done = self._uploaded = 0
+        self._drawn = self._done = self._state = self._uploaded = 0
         self._uploads: list[tuple[int, int, int]] = []
 
     def compile(self, item: Round) -> Compiled:
@@ -101,6 +108,11 @@ class Compiler:
         combine = self._combine(lanes)
         refine, refined = self._table(item.refine)
         observe = tuple(launch for k, table in enumerate(item.observe) for launch in self._observe(k, table))
+        state = max((state for state, _ in refined), default=None)
+        if not item.observe:  # else the plan decides later which of the states is taken
+            self._state = self._state if state is None else state
+        clean_at = self._clean[self._done % 2]
+        clean = self._clean_latents(clean_at)
         return Compiled(
             noises,
             tuple(self._uploads),
@@ -112,8 +124,15 @@ class Compiler:
             tuple(refine),
             refined,
             observe,
-            max((state for state, _ in refined), default=None),
+            state,
+            clean,
+            clean_at,
         )
+
+    def _clean_latents(self, place: int) -> tuple[Launch, ...]:
+        form = clean_form(self._plan.schedule, last_columns(self._slots, self._state, self._plan))
+        sources = [Source(self._slots[column]) for column in form]
+        return (self._launch(sources, [Target(place)], np.array([list(form.values())])),)
 
     def _noises(self, columns: Sequence[Column]) -> tuple[tuple[int, int], ...]:
         """Step noises up to the last one that is needed now, as `sampling.sample` draws them."""

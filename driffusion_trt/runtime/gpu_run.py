@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import DeviceError, NonFiniteError
+from .._errors import DeviceError, InputError, NonFiniteError
 from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.sample import RoundDone, Sampled, Stats
@@ -62,6 +63,8 @@ class _Run:
         self._kept: Kept | None = None
         self._deadline_s, self._end = deadline_s, time.monotonic() + deadline_s
         self._enqueued = self._passed = self._state = self._predictions = 0
+        self._clean_at = self._telling = 0
+        self._begun = 0.0
         self._drift: Float64 | None = None
 
     def run(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> Sampled:
@@ -95,6 +98,7 @@ class _Run:
             raise _failed(broken)
         self._check_finite()
         if self._on_round is not None:
+            self._clean_at = end
             self._tell(self._enqueued, picture.plan.schedule.steps)
         latents = np.array(picture.latents.array(np.float32, noise.shape))
         return Sampled(latents, Stats(self._enqueued, self._predictions, self._drift))
@@ -158,6 +162,7 @@ class _Run:
                 self._drift = end.value
                 return picture.slots[Column("state", picture.plan.schedule.steps)]
             if self._on_round is not None:
+                self._clean_at = compiled.clean_at
                 self._tell(self._enqueued, item.starts_from())
 
     def _round(self, item: Compiled) -> None:
@@ -194,7 +199,8 @@ class _Run:
                 for k, one in enumerate(link.links):
                     stream.wait(done[one.worker])
                     one.receive(stream, link.received[k : k + 1] or places)
-            for launch in (*item.combine, *item.refine, *self._keep(item.refined), *item.observe):
+            told = () if self._on_round is None else item.clean
+            for launch in (*item.combine, *item.refine, *self._keep(item.refined), *item.observe, *told):
                 launch(stream)
 
     def _keep(self, places: Places) -> tuple[Launch, ...]:
@@ -206,19 +212,38 @@ class _Run:
             self._wait(self._picture.events(self._enqueued - 1, item)[0])
             self._tell(self._enqueued - 1, self._state)
         self._state = item.state if item.state is not None else self._state
+        self._clean_at = item.clean_at
 
     def _tell(self, number: int, state: int) -> None:
         assert self._on_round is not None
         plan = self._picture.plan
-        told = RoundDone(number, plan.expected_rounds(number, state), state, plan.schedule.steps)
-        begun = time.monotonic()
+        self._telling, self._begun = number, time.monotonic()
+        rounds, look = plan.expected_rounds(number, state), partial(self._look, number)
         try:
-            self._on_round(told)
+            self._on_round(RoundDone(number, rounds, state, plan.schedule.steps, look))
         finally:
-            self._end += time.monotonic() - begun  # the devices are not to blame for that
+            self._telling = 0
+            self._end += time.monotonic() - self._begun  # the devices are not to blame for that
             lead = self._picture.lead.device
             with blame(lead):
                 lead.make_current(again=True)  # code of others may have left another context current
+
+    def _look(self, number: int) -> Float32:
+        """The clean latents of the round that is told of; what is enqueued on the lead comes first."""
+        if number != self._telling:
+            raise InputError(
+                f"the latents of round {number} are no longer on the GPU; ask for them within the callback"
+            )
+        picture, lead, now = self._picture, self._picture.lead, time.monotonic()
+        self._end, self._begun = self._end + now - self._begun, now
+        with blame(lead.device):
+            lead.device.make_current(again=True)
+            lead.stream.copy_to_host(picture.latents.address, self._clean_at, picture.latent_bytes)
+            picture.final.record(lead.stream)
+        self._wait(picture.final)
+        self._begun = time.monotonic()
+        form = picture.form
+        return np.array(picture.latents.array(np.float32, (form.pictures, *form.shape)))
 
     def _wait(self, event: Event) -> None:
         found: dict[Device, DeviceError] = {}

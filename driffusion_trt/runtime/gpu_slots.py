@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from .._errors import DeviceError
 from ..sampling.tables import Column
@@ -32,6 +32,10 @@ class Slots:
 
     def __contains__(self, column: Column) -> bool:
         return column in self._of
+
+    def __iter__(self) -> Iterator[Column]:
+        """The columns that are held."""
+        return iter(self._of)
 
     def __getitem__(self, column: Column) -> int:
         """The address of a column that is held."""

@@ -21,6 +21,7 @@ from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
 from ..sampling.sample import RoundDone, Sampled, run_plan
 from ._threads import LaneThreads
+from ._waiting import Waiting
 
 __all__ = ["HostJob", "HostLanes", "auto_lanes"]
 
@@ -142,7 +143,7 @@ class HostJob:
         if not math.isfinite(guidance_scale):
             raise InputError(f"guidance_scale must be finite, not {guidance_scale}")
         given = _named("conditioning", conditioning, lanes._told)
-        self.batch = len(given[lanes._told[0]])
+        self.batch = _batch(given)
         self.guidance_scale = guidance_scale
         self._lanes = lanes
         if guidance_scale == 1:
@@ -157,7 +158,10 @@ class HostJob:
                         f"{name} of unconditional has shape {other[name].shape}, of conditioning "
                         f"{value.shape}; they must be equal"
                     )
-            self._told = {name: np.concatenate([other[name], value]) for name, value in given.items()}
+            self._told = {
+                name: np.ascontiguousarray(np.concatenate([other[name], value]))
+                for name, value in given.items()
+            }
         # One array for all lanes, read in place: they share memory.
         for value in self._told.values():
             value.flags.writeable = False
@@ -193,10 +197,13 @@ class HostJob:
         streams: NoiseStreams,
         on_round: Callable[[RoundDone], None] | None = None,
         known: Known | None = None,
+        waiting: Waiting = None,
     ) -> Sampled:
         """Run a plan from unit-normal noise (B, C, H, W), as `run_plan` does.
 
         known: the part of the picture that stays.
+
+        waiting: for lanes that make one picture after another; these take the rounds of all in turn.
 
         Raises:
             LaneError: as `predict` does.
@@ -220,7 +227,7 @@ class HostJob:
         self._checked.add(latents.shape)
 
     def _shapes(self, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        batch = len(self._told[self._lanes._told[0]])
+        batch = _batch(self._told)
         first = {self._lanes._latents: (batch, *latents[1:]), _TIMESTEP: (batch,)}
         return first | {name: value.shape for name, value in self._told.items()}
 
@@ -250,11 +257,11 @@ class HostJob:
         return guided
 
 
-def _inputs_of(session: OnnxSession) -> tuple[str, tuple[str, ...]]:
-    """The names of a denoiser's latents, and of what it is told beside them and the timestep."""
+def _inputs_of(session: OnnxSession) -> tuple[str, dict[str, int]]:
+    """The name of a denoiser's latents; and what it is told beside them and the timestep, with its axes."""
     names = list(session.inputs)
     latents = names[0] if names else ""
-    told = tuple(name for name in names[1:] if name != _TIMESTEP)
+    told = {name: len(session.inputs[name].shape) for name in names[1:] if name != _TIMESTEP}
     if len(told) != len(names) - 2 or not told or len(session.outputs) != 1:
         raise ModelError(
             f"{session.path} has the inputs {', '.join(names)} and {len(session.outputs)} outputs; CPU lanes "
@@ -264,18 +271,23 @@ def _inputs_of(session: OnnxSession) -> tuple[str, tuple[str, ...]]:
 
 
 def _named(
-    title: str, value: NDArray[np.float32] | Conditioning, names: Sequence[str]
+    title: str, value: NDArray[np.float32] | Conditioning, axes: Mapping[str, int]
 ) -> dict[str, NDArray[np.float32]]:
     given = dict(value) if isinstance(value, Mapping) else {"encoder_hidden_states": value}
-    if set(given) != set(names):
-        raise InputError(f"{title} has {', '.join(given)}; this network is told {', '.join(names)}")
+    if set(given) != set(axes):
+        raise InputError(f"{title} has {', '.join(given)}; this network is told {', '.join(axes)}")
     for name, one in given.items():
-        if one.ndim < 2 or one.dtype != np.float32 or not one.size:
+        if one.ndim != axes[name] or one.dtype != np.float32 or not one.size:
             raise InputError(
-                f"{title}: {name} is {one.dtype} of shape {one.shape}, expected float32 (B, ...)"
+                f"{title}: {name} is {one.dtype} of shape {one.shape}, expected float32 with "
+                f"{axes[name]} axes, the batch first"
             )
     if len({len(one) for one in given.values()}) > 1:
         raise InputError(
             f"{title} has batches of {sorted({len(v) for v in given.values()})}; they are one batch"
         )
     return given
+
+
+def _batch(told: Mapping[str, NDArray[np.float32]]) -> int:
+    return len(next(iter(told.values())))

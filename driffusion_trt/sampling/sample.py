@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -13,9 +14,10 @@ from .._errors import InputError
 from .known import Known
 from .noise import NoiseStreams, noise_streams
 from .plan import Plan
-from .rounds import Observation, Round
-from .skip import draws_noise
-from .tables import Column, Float32, Float64, Table
+from .rounds import Observation, Round, Walk
+from .schedule import Schedule
+from .skip import draws_noise, predicted
+from .tables import Column, Float32, Float64, Form, Table
 
 Denoiser = Callable[[Float32, Float32], NDArray[Any]]
 Predict = Callable[[Sequence[tuple[Float32, float]]], Sequence[Float32]]
@@ -32,6 +34,20 @@ class RoundDone:
     rounds: int
     state: int
     steps: int
+    look: Callable[[], Float32] | None = field(default=None, repr=False, compare=False)
+
+    def latents(self) -> Float32:
+        """The clean latents as far as they are known, float32 (B, *shape): x̂0, and at last the result.
+
+        They are computed when this is called. On GPU lanes they are copied to the host then, and the call
+        waits until the round that is under way is over.
+
+        Raises:
+            InputError: on GPU lanes, where the callback has returned: its round's are no longer there.
+        """
+        if self.look is None:
+            raise InputError("no latents were kept of this round; ask for them while it is told of")
+        return self.look()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,22 +164,51 @@ def run_plan(
     """
     latents = _Latents(plan, streams, noise, known)
     walk = plan.walk()
-    observation: Observation | None = None
     rounds = predictions = 0
     item = next(walk)
     while True:
         observation = latents.run(item, predict)
         rounds, predictions = rounds + 1, predictions + len(item.predict)
-        state = plan.schedule.steps
-        try:
-            item = walk.send(observation)
-            state = item.starts_from()
-        except StopIteration as end:
-            return Sampled(latents.held[Column("state", state)], Stats(rounds, predictions, end.value))
-        finally:
-            if on_round is not None:
-                expected = plan.expected_rounds(rounds, state)
-                on_round(RoundDone(rounds, expected, state, plan.schedule.steps))
+        following, drift = _next(walk, observation)
+        state = plan.schedule.steps if following is None else following.starts_from()
+        if on_round is not None:
+            look = partial(_clean, plan.schedule, latents.held_of(last_columns(latents.held, state, plan)))
+            expected = plan.expected_rounds(rounds, state)
+            on_round(RoundDone(rounds, expected, state, plan.schedule.steps, look))
+        if following is None:
+            return Sampled(latents.held[Column("state", state)], Stats(rounds, predictions, drift))
+        item = following
+
+
+def _next(walk: Walk, observation: Observation | None) -> tuple[Round | None, Float64 | None]:
+    """The next round; after the last one none, and how far off accepted drafts were."""
+    try:
+        return walk.send(observation), None
+    except StopIteration as end:
+        return None, end.value
+
+
+def last_columns(held: Iterable[Column], state: int, plan: Plan) -> tuple[Column, ...]:
+    """What tells most of the clean latents at `state`: the last prediction, or the last state itself."""
+    if state == plan.schedule.steps:
+        return (Column("state", state),)
+    there = set(held)
+    i = max(c.number for c in there if c.kind == "output" and Column("input", c.number) in there)
+    return Column("input", i), Column("output", i)
+
+
+def clean_form(schedule: Schedule, columns: Sequence[Column]) -> Form:
+    """The clean latents from `last_columns`: x̂0, or the last state itself."""
+    if len(columns) == 1:
+        return {columns[0]: 1.0}
+    seen, output = columns
+    return predicted(schedule, output.number, {seen: 1.0}, {output: 1.0}).x0
+
+
+def _clean(schedule: Schedule, held: Mapping[Column, Float32]) -> Float32:
+    terms = [np.float32(w) * held[column] for column, w in clean_form(schedule, tuple(held)).items()]
+    found: Float32 = np.sum(terms, axis=0)
+    return found
 
 
 class _Latents:
@@ -206,6 +251,9 @@ class _Latents:
         if self._known is None or target.kind == "x0":
             return latents
         return self._known.into(self._schedule, target.number, latents)
+
+    def held_of(self, columns: Sequence[Column]) -> dict[Column, Float32]:
+        return {column: self.held[column] for column in columns}
 
     def _request(self, i: int) -> tuple[Float32, float]:
         known = self.held[Column("input", i)]

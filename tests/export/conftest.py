@@ -6,21 +6,16 @@ already, and warnings are errors. `tests/export/test_build.py` has the tests wit
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import reduced
 
-from driffusion_trt.export import build, worker
+from driffusion_trt.export import build
 
 Checkpoints = Callable[[str], Path]
-
-# torch writes a trace of every export to whoever listens, which here would be pytest: half of the time.
-logging.getLogger("torch.__trace").propagate = False
 
 
 @pytest.fixture(scope="session")
@@ -46,16 +41,9 @@ def copy_of(checkpoints: Checkpoints, tmp_path: Path) -> Checkpoints:
     return copy
 
 
-def run_here(work: str, orders: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a child does, in this process."""
-    reports: list[dict[str, Any]] = []
-    getattr(worker, work)(**orders, report=lambda **facts: reports.append(facts))
-    yield from reports
-
-
 @pytest.fixture(scope="module")
 def here() -> Iterator[None]:
     """The exports of the module that asks for it run in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_child", run_here)
+        patch.setattr(build, "_child", reduced.run_here)
         yield

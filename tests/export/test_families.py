@@ -92,7 +92,8 @@ def encoded(model: ModelFolder, prompt: str) -> list[dict[str, Array]]:
     outputs = []
     for name in TEXTS[model.manifest.family]:
         ids = Tokenizer.from_file(str(model.tokenizer(name))).encode(prompt).ids
-        outputs.append(run(model, name, input_ids=np.array([ids], np.int64)))
+        more = {} if name == "text_encoder_3" else {"clip_skip": np.zeros(1, np.int64)}
+        outputs.append(run(model, name, input_ids=np.array([ids], np.int64), **more))
     return outputs
 
 
@@ -148,6 +149,8 @@ def test_names_sides_and_types(exported: Callable[[str], ModelFolder], family: s
             assert sides == SIDES | {"picture_height", "picture_width"}
         else:
             assert (sides, elements.pop("input_ids")) == ({"batch"}, TensorProto.INT64)
+            if name != "text_encoder_3":
+                assert elements.pop("clip_skip") == TensorProto.INT64
         assert set(elements.values()) <= {TensorProto.FLOAT}
         assert all(value.type.tensor_type.elem_type == TensorProto.FLOAT for value in graph.output)
         assert str(Path(torch.__file__).parent).encode() not in model.network(name).read_bytes()

@@ -159,7 +159,10 @@ def test_it_reaches_the_onnx_file(checkpoints: Checkpoints, tmp_path: Path) -> N
     ((_, layer),) = (key for key in wanted if key[0] == "text_encoder")
     model.get_submodule(layer).weight.data = wanted["text_encoder", layer]
     path = export_network(network, torch.float32, [(tmp_path / "lora.safetensors", SCALE)], tmp_path)
-    inputs = network.random_inputs(network.sizes(), seed=3)
+    inputs = {
+        **network.random_inputs(network.sizes(), seed=3),
+        "clip_skip": torch.zeros(1, dtype=torch.int64),
+    }
     with OnnxSession(path) as session, torch.no_grad():
         (got,) = session.run({name: value.numpy() for name, value in inputs.items()}).values()
         expected = model(inputs["input_ids"]).last_hidden_state.numpy()

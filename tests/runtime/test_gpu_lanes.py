@@ -24,9 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import driffusion_trt as dt
+from driffusion_trt import InputError
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.runtime import _peer_trial
 from driffusion_trt.runtime._driver import Device, driver
+from driffusion_trt.runtime._resources import Stream
 from driffusion_trt.runtime.cuda import CudaLanes, Engine
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
@@ -354,6 +356,51 @@ def test_rounds_are_told_in_order_and_as_on_the_cpu(bench: Bench, mode: str) -> 
     with bench.lanes(3) as lanes:
         np.testing.assert_array_equal(asked.latents(lanes, told.append), right)
     assert told == wanted
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm-solver++", "flow"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_round_shows_the_clean_latents_of_the_cpu_lanes(bench: Bench, mode: str, scheduler: str) -> None:
+    asked = Asked(mode, 3, scheduler, steps=8, pictures=2)
+    told: list[Floats] = []
+    wanted: list[Floats] = []
+    kept: list[RoundDone] = []
+    right = asked.latents(bench.host, lambda done: wanted.append(done.latents()))
+
+    def look(done: RoundDone) -> None:
+        kept.append(done)
+        if done.round != 2:  # who does not ask gets no copy, and later rounds are as they were
+            told.append(done.latents())
+
+    with bench.lanes(3, {"delay_us": 500}) as lanes:
+        np.testing.assert_array_equal(asked.latents(lanes, look), right)
+        with pytest.raises(InputError, match="latents of round 1 are no longer on the GPU"):
+            kept[0].latents()
+        bench.check(lanes, asked)
+    del wanted[1]
+    assert len(told) == len(wanted)
+    for one, other in zip(told, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(told[0], told[1])
+
+
+def test_clean_latents_cost_a_copy_only_where_somebody_asks(bench: Bench) -> None:
+    asked = Asked("aggressive", 2, steps=8)
+    copies: list[int] = []
+    copy_to_host = Stream.copy_to_host
+
+    def counted(stream: Stream, *arguments: Any) -> None:
+        copies[-1] += 1
+        copy_to_host(stream, *arguments)
+
+    with bench.lanes(2) as lanes, pytest.MonkeyPatch.context() as patch:
+        asked.latents(lanes)
+        patch.setattr(Stream, "copy_to_host", counted)
+        for ask in (None, lambda done: None, lambda done: done.latents()):
+            copies.append(0)
+            asked.latents(lanes, ask)
+    rounds = asked.planned().sequential_calls
+    assert copies[0] == copies[1] and copies[2] == copies[0] + rounds
 
 
 class Cancelled(Exception):

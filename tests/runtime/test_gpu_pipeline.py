@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-import sys
-from collections.abc import Iterator
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import gpulanes
 import numpy as np
 import pytest
-import standin
 import tiny
 
 import driffusion_trt as dt
@@ -34,20 +34,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def machine(
-    simulator: Any, kernels_library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[Any]:
-    """Two simulated GPUs, TensorRT's stand-in on them, and the kernels' host build."""
-    import cudasim
-
-    image = tmp_path / "kernels.image"
-    image.write_bytes(cudasim.kernel_image(kernels_library))
-    monkeypatch.setenv("DRIFFUSION_KERNELS", str(image))
-    for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, standin)
-    monkeypatch.setattr(standin, "on_stream", simulator.enqueue)
-    yield simulator
-    assert simulator.races() == [] and simulator.violations() == []
+def machine(gpu_machine: Any) -> Any:
+    return gpu_machine
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +72,54 @@ def test_rounds_are_told_where_somebody_listens(planned: Path) -> None:
         result = picture(pipe, callback_on_round_end=lambda done: told.append(done.round))
     assert told == list(range(1, result.plan.sequential_calls + 1))
     assert len(result.timings.rounds_ms) == len(told)
+
+
+def test_cancel_ends_the_call_after_the_round_under_way(planned: Path, machine: Any) -> None:
+    cancel = threading.Event()
+    told: list[int] = []
+
+    def watch(done: Any) -> None:
+        told.append(done.round)
+        cancel.set()
+
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        wanted = picture(pipe)
+        with pytest.raises(dt.CancelledError, match="after round 1 of"):
+            picture(pipe, cancel=cancel, callback_on_round_end=watch)
+        with pytest.raises(dt.CancelledError, match="before its first round"):
+            picture(pipe, cancel=cancel)
+        assert told == [1]
+        again = picture(pipe, cancel=threading.Event())
+        awaited = asyncio.run(pipe.generate(PROMPT, steps=STEPS, seed=3))
+    np.testing.assert_array_equal(again.latents, wanted.latents)
+    np.testing.assert_array_equal(awaited.latents, wanted.latents)
+    assert {k: v for k, v in machine.live_objects().items() if v} == {}
+
+
+def test_a_call_that_waits_for_another_can_be_cancelled(planned: Path) -> None:
+    """Without waiting for the picture that is made first."""
+    cancel, begun, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(done: Any) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    with dt.Pipeline.load(planned, devices="cuda") as pipe, ThreadPoolExecutor(2) as threads:
+        wanted = picture(pipe)
+        first = threads.submit(picture, pipe, callback_on_round_end=hold)
+        assert begun.wait(30)
+        second = threads.submit(picture, pipe, cancel=cancel)
+        try:
+            with pytest.raises(TimeoutError):
+                second.result(0.1)
+            cancel.set()
+            with pytest.raises(dt.CancelledError, match="before its first round"):
+                second.result(10)
+            assert not first.done()
+        finally:
+            go_on.set()
+        np.testing.assert_array_equal(first.result(30).latents, wanted.latents)
+        np.testing.assert_array_equal(picture(pipe).latents, wanted.latents)
 
 
 def test_split_guidance_staged_copies_and_no_graphs(planned: Path) -> None:
