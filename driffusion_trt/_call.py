@@ -14,12 +14,12 @@ from PIL import Image
 
 from ._errors import CancelledError, InputError
 from .sampling.plan import Plan
-from .sampling.sample import RoundDone
+from .sampling.sample import RoundDone, Stats
 
 # Facts beside the arguments of `Pipeline.__call__` in a picture's settings.
 _FACTS = (
     *("batch_seed", "picture", "batch", "sequential_calls", "model", "model_hash", "version"),
-    *("image_hash", "mask_hash"),
+    *("drift", "image_hash", "mask_hash"),
 )
 
 
@@ -98,6 +98,7 @@ class Result:
     latents: what the decoder got, float32 (B, C, h, w), in the sampler's scale.
     settings: for each picture everything needed to make it again, as plain JSON values;
         see `Request.settings`.
+    stats: rounds and predictions that were run, and with a tolerance the drift of each picture.
     """
 
     images: tuple[Image.Image, ...]
@@ -105,6 +106,7 @@ class Result:
     timings: Timings
     plan: Plan
     settings: tuple[dict[str, Any], ...]
+    stats: Stats
 
     def call(self, picture: int = 0) -> dict[str, Any]:
         """The arguments of `Pipeline.__call__` that make one of the pictures again, alone.

@@ -24,6 +24,9 @@ class PlanSettings(TypedDict, total=False):
     mode: str
     lanes: int | None
     rounds: int | None
+    order: int | str
+    carry: str
+    tolerance: float | None
     scheduler: str | None
     eta: float | None
     height: int | None
@@ -74,6 +77,9 @@ class Planner:
                     mode=settings.get("mode", "aggressive"),
                     lanes=default_lanes(devices, schedule.steps) if lanes is None else lanes,
                     rounds=settings.get("rounds"),
+                    order=settings.get("order", "auto"),
+                    carry=settings.get("carry", "auto"),
+                    tolerance=settings.get("tolerance"),
                 )
                 while len(self._plans) >= _PLANS_KEPT:
                     self._plans.popitem(last=False)

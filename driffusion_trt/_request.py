@@ -12,6 +12,7 @@ from ._settings import Seed, Size, check_names, pair, scale, seeds, texts, whole
 from ._source import Source
 from .models import ModelSpec
 from .sampling.plan import Plan
+from .sampling.sample import Stats
 
 __all__ = ["Request", "Sizes", "Texts"]
 
@@ -94,7 +95,9 @@ class Request:
         """Whether there is an unconditional pass: at a scale of 1 or less there is nothing to guide."""
         return self.guidance_scale > 1
 
-    def settings(self, plan: Plan, scheduler: str, model: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    def settings(
+        self, plan: Plan, stats: Stats, scheduler: str, model: dict[str, Any]
+    ) -> tuple[dict[str, Any], ...]:
         """For each picture the call that makes it again, as plain JSON values.
 
         `Result.call` picks out the arguments of `Pipeline.__call__`. In
@@ -111,18 +114,20 @@ class Request:
             "mode": plan.mode,
             "lanes": plan.lanes,
             "scheduler": scheduler,
-            # The other modes have as many rounds as they have, and refuse to be told.
-            **({"rounds": plan.sequential_calls} if plan.mode == "skip" else {}),
+            **plan.asked(),
             **({"eta": plan.schedule.eta} if plan.schedule.solver == "ddim" and plan.schedule.eta else {}),
             **({"clip_skip": self.clip_skip} if self.clip_skip else {}),
             **self._size_settings(),
             **({} if self.vae_tiling is None else {"vae_tiling": self.vae_tiling}),
             **({} if self.source is None else self.source.settings()),
-            "sequential_calls": plan.sequential_calls,
+            "sequential_calls": stats.rounds,
             **model,
             "version": __version__,
         }
-        return tuple({**self._texts(k), **self._origin(k, count), **shared} for k in range(count))
+        drifts = [{} if stats.drift is None else {"drift": float(stats.drift[k])} for k in range(count)]
+        return tuple(
+            {**self._texts(k), **self._origin(k, count), **shared, **drift} for k, drift in enumerate(drifts)
+        )
 
     def _size_settings(self) -> dict[str, Any]:
         """Sizes that are not what they would be anyway."""

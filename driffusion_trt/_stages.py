@@ -26,7 +26,7 @@ from .runtime.networks import GpuOptions, Networks, load_networks
 from .sampling.known import Known
 from .sampling.noise import NoiseStreams, noise_streams
 from .sampling.plan import Plan
-from .sampling.sample import RoundDone
+from .sampling.sample import RoundDone, Stats
 
 NAN_POLICIES = ("error", "retry-fp32")
 
@@ -39,6 +39,7 @@ class Made:
     latents: NDArray[np.float32]
     images: tuple[Image.Image, ...]
     timings: Timings
+    stats: Stats
 
 
 def single_precision(
@@ -130,7 +131,7 @@ class Stages:
 
         # Where the host need not wait for rounds, it does so only to tell somebody.
         told = tick if watch or not self._devices.gpus else None
-        latents, _ = job.sample(plan, noise, streams, told, known=known, waiting=watch.waiting)
+        latents, stats = job.sample(plan, noise, streams, told, known=known, waiting=watch.waiting)
         if not np.isfinite(latents).all():
             raise NonFiniteError(
                 f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
@@ -142,7 +143,7 @@ class Stages:
         marks.append(time.perf_counter())
         encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
-        return Made(plan, latents, images, Timings(encode, denoise, decode, rounds_ms))
+        return Made(plan, latents, images, Timings(encode, denoise, decode, rounds_ms), stats)
 
     def _start(
         self, request: Request, plan: Plan, streams: NoiseStreams

@@ -281,7 +281,7 @@ def test_a_round_shows_the_clean_latents_on_demand(pipe: Pipeline, mode: str) ->
         lanes=3,
         callback_on_round_end=lambda done: seen.append(done.latents()),
     )
-    assert np.array_equal(seen[-1], result.latents) and len(seen) == result.plan.sequential_calls
+    assert np.array_equal(seen[-1], result.latents) and len(seen) == result.stats.rounds
     distances = [float(np.linalg.norm(one - result.latents)) for one in seen]
     assert distances[-2] < 0.5 * distances[0], "they come closer to the picture"
     seen[0][:] = np.nan  # the caller's own

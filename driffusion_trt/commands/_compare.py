@@ -74,4 +74,4 @@ def compare(result: Result, sequential: Result, paths: Sequence[Path]) -> list[C
 def _title(result: Result) -> str:
     plan = result.plan
     lanes = "" if plan.mode == "sequential" else f", {plan.lanes} lanes"
-    return f"{plan.mode}{lanes}: {plan.sequential_calls} rounds, {result.timings.denoise_ms:.0f} ms"
+    return f"{plan.mode}{lanes}: {result.stats.rounds} rounds, {result.timings.denoise_ms:.0f} ms"

@@ -31,8 +31,10 @@ from ._output import check_writable, comparison, places
 # Options that `Pipeline.__call__` takes by the same name.
 _SETTINGS = (
     *("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "height", "width"),
-    *("steps", "guidance_scale", "mode", "lanes", "rounds", "scheduler", "eta", "clip_skip"),
+    *("steps", "guidance_scale", "mode", "lanes", "rounds", "order", "carry", "tolerance"),
+    *("scheduler", "eta", "clip_skip"),
 )
+_OF_MODES = ("rounds", "order", "carry", "tolerance")  # which sequential has not
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +173,8 @@ def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
             console.warn(f"{prompt!r}: {complaint}")
     console.note(
         f"{plan.mode}, {plan.steps} steps of {plan.schedule.solver}, {plan.lanes} lanes on "
-        f"{pipe.where}: {plan.sequential_calls} rounds, {plan.model_calls} predictions, "
-        f"ideal speed-up {plan.ideal_speedup:.2f}",
+        f"{pipe.where}: {_at_least(plan)}{plan.sequential_calls} rounds, {plan.model_calls} predictions, "
+        f"ideal speed-up {'at most ' if _at_least(plan) else ''}{plan.ideal_speedup:.2f}",
         detail=True,
     )
 
@@ -192,8 +194,8 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
     """Make, write and compare batch by batch; `done` has at any time what is on disk."""
     if job.compare:
         pipe.warm_up(len(job.batches[0]))
-    rounds = job.plan.sequential_calls
-    each = rounds + (job.plan.steps if job.compare else 0)
+    steps = job.plan.schedule.steps
+    each = steps + (job.plan.steps if job.compare else 0)
     with console.progress(each * len(job.batches)) as tick:
         for number, batch in enumerate(job.batches):
             label = "" if len(job.batches) == 1 else f"batch {number + 1} of {len(job.batches)}, "
@@ -205,19 +207,22 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
             done.settings += result.settings
             done.batches.append(result.timings)
             if job.compare:
-                exact = {name: value for name, value in ask.items() if name != "rounds"} | {
-                    "mode": "sequential"
-                }
-                sequential = pipe(
-                    **exact, callback_on_round_end=_watch(tick, each * number + rounds, f"{label}sequential ")
-                )
+                exact = {name: value for name, value in ask.items() if name not in _OF_MODES}
+                exact["mode"] = "sequential"
+                watch = _watch(tick, each * number + steps, f"{label}sequential ")
+                sequential = pipe(**exact, callback_on_round_end=watch)
                 found = compare(result, sequential, [comparison(picture.path) for picture in batch])
                 done.comparisons += found
                 done.paths += [item.path for item in found]
 
 
 def _watch(tick: Tick, before: int, label: str) -> Callable[[RoundDone], None]:
-    return lambda now: tick(before + now.round, f"{label}round {now.round}/{now.rounds}")
+    """The bar counts steps: how many rounds there will be not every plan knows."""
+    return lambda now: tick(before + now.state, f"{label}round {now.round}/{now.rounds}")
+
+
+def _at_least(plan: Plan) -> str:
+    return "at least " if plan.mode == "tolerance" else ""
 
 
 def _say_last(done: _Done, timings: dict[str, float], console: Console) -> None:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option(parser, "--mode", "MODE", f"{', '.join(MODES)} (default: all)", names=MODES)
     option(parser, "--lanes", "N", "noises predicted at once (default: 2, 3, 4 and 8)", type=whole)
-    option(parser, "--rounds", "N", "steps that mode skip takes", type=whole)
+    option(parser, "--rounds", "N", "steps of mode skip, or rounds of mode window", type=whole)
     option(parser, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("-v", "--verbose", action="store_true", help="print tracebacks of errors")
@@ -74,8 +74,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'mode':<14}{'lanes':>5}{'rounds':>9}{'predictions':>14}{'ideal speed-up':>17}"]
     for row in rows:
-        lines.append(
-            f"{row['mode']:<14}{row['lanes']:>5}{row['rounds']:>9}{row['predictions']:>14}"
-            f"{row['ideal_speedup']:>16.2f}x"
-        )
+        least = row["mode"] == "tolerance" and row["lanes"] > 1
+        rounds, predictions = (f"{row[name]}{'+' if least else ''}" for name in ("rounds", "predictions"))
+        most = f"{'at most ' if least else ''}{row['ideal_speedup']:.2f}x"
+        lines.append(f"{row['mode']:<14}{row['lanes']:>5}{rounds:>9}{predictions:>14}{most:>17}")
     return "\n".join(lines)

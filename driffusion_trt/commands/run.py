@@ -67,7 +67,10 @@ def _how(group: argparse._ArgumentGroup) -> None:
     option(group, "--guidance-scale", "G", "1 is none (default: the model's, demo: 3)", type=number)
     option(group, "--mode", "MODE", f"{', '.join(MODES)} (default: aggressive)", names=MODES)
     option(group, "--lanes", "N", "noises predicted at once (default: the devices, at most 4)", type=whole)
-    option(group, "--rounds", "N", "steps that mode skip takes", type=whole)
+    option(group, "--rounds", "N", "steps of mode skip, or rounds of mode window", type=whole)
+    option(group, "--tolerance", "T", "of mode tolerance, 0 is sequential (default: 0.01)", type=number)
+    option(group, "--order", "N", "of the extrapolation in window and tolerance: 0, 1 or 2", type=whole)
+    option(group, "--carry", "NAME", "what window and tolerance carry: G or x0", names=("G", "x0"))
     option(
         group,
         "--devices",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .._errors import InputError, did_you_mean
 from . import window
@@ -53,6 +54,10 @@ class Plan:
         """How many rounds there will be, after so many that have come to this state."""
         return self.sequential_calls
 
+    def asked(self) -> dict[str, Any]:
+        """Arguments of `make_plan`, beside mode and lanes, that make this plan again."""
+        return {"rounds": self.sequential_calls} if self.mode == "skip" else {}
+
     @property
     def ideal_speedup(self) -> float:
         """Steps over sequential calls: the speed-up if nothing but the network took time."""
@@ -97,6 +102,15 @@ class WindowPlan(Plan):
         starts = [sum(self.settings.strides[:k]) for k in range(1, len(self.settings.strides))]
         return 1 + sum(min(self.lanes, self.steps - start) for start in starts)
 
+    def asked(self) -> dict[str, Any]:
+        settings = self.settings
+        own = (
+            {"tolerance": settings.tolerance}
+            if settings.strides is None
+            else {"rounds": len(settings.strides)}
+        )
+        return {**own, "order": settings.order, "carry": settings.carry}
+
     def expected_rounds(self, done: int, state: int) -> int:
         if self.settings.strides is not None:
             return self.sequential_calls
@@ -104,18 +118,10 @@ class WindowPlan(Plan):
         return done + math.ceil((self.steps - state) / ahead)
 
     def with_lanes(self, lanes: int) -> Plan:
-        strides, rounds = self.settings.strides, None
-        if strides is not None:
-            rounds = max(len(strides), window.least_rounds(self.steps, lanes))
-        return make_plan(
-            self.schedule,
-            mode=self.mode,
-            lanes=lanes,
-            rounds=rounds,
-            order=self.settings.order,
-            carry=self.settings.carry,
-            tolerance=self.settings.tolerance if self.mode == "tolerance" else None,
-        )
+        asked = self.asked()
+        if "rounds" in asked:
+            asked["rounds"] = max(asked["rounds"], window.least_rounds(self.steps, lanes))
+        return make_plan(self.schedule, mode=self.mode, lanes=lanes, **asked)
 
 
 def make_plan(
