@@ -28,7 +28,7 @@ from . import report
 CONFIGS = Path(__file__).parent.parent / "tests" / "sampling" / "configs"
 SCHEDULES = {"SD2.1": ("sd21.json", 50), "SDXL": ("sdxl.json", 30), "SD3": ("sd3.json", 28)}
 WIDTHS = (2, 3, 4, 8)
-SAMPLES = 64
+SAMPLES = 128
 Mean = Callable[[np.ndarray, float, float], np.ndarray]
 
 
@@ -109,11 +109,17 @@ def measure() -> dict[str, dict[str, dict[str, Any]]]:
     columns: dict[str, Callable[[int, int], dict[str, Any]]] = {
         "direct skip, aggressive budget": lambda n, steps: {"mode": "skip", "lanes": n},
         "aggressive": lambda n, steps: {"mode": "aggressive", "lanes": n},
+        "window, aggressive budget": lambda n, steps: {"mode": "window", "lanes": n},
         "direct skip, conservative budget": lambda n, steps: {
             "mode": "skip",
             "rounds": _conservative(steps, n),
         },
         "conservative": lambda n, steps: {"mode": "conservative", "lanes": n},
+        "window, conservative budget": lambda n, steps: {
+            "mode": "window",
+            "lanes": n,
+            "rounds": _conservative(steps, n),
+        },
     }
     work = [(f, m, n) for f in SCHEDULES for m in columns for n in WIDTHS]
     out: dict[str, dict[str, dict[str, Any]]] = {

@@ -1,6 +1,6 @@
 """What is carried from the state where the network predicted to another one, and to later states.
 
-docs/method.md section 5. A prediction at a draft x̃_i gives x̂0 and ε̂. At the refined state x_i the same
+docs/method.md section 4. A prediction at a draft x̃_i gives x̂0 and ε̂. At the refined state x_i the same
 x̂0 may hold ("x0"), or the same G = ε̂ − x̂0, the velocity of rectified flow ("G"), with which
 x̂0 = (x − s·G)/(a + s). Extrapolated over the states not predicted yet:
 Ĝ_i = G_l + θ1·d·∇ + θ2·(d(d+1)/2)·∇², d = i − l, with backward differences at the last predicted l.

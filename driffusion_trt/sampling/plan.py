@@ -148,7 +148,7 @@ def make_plan(
     carry: what `window` and `tolerance` carry from a draft to other states: "G" = ε̂ − x̂0, or "x0";
         "auto" is G for `window` and x0 for `tolerance`.
     tolerance: for mode `tolerance`: how far a draft that is used may be from the refined state, as a
-        share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 6.
+        share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 4.
 
     Raises InputError for an unknown mode, or numbers that cannot be.
     """

@@ -1,6 +1,6 @@
 """Windows: every round predicts at the state reached and at drafts after it, and takes some of the steps.
 
-docs/method.md sections 5 and 6. A *window* plan takes a number of steps that is fixed beforehand; one with a
+docs/method.md section 4. A *window* plan takes a number of steps that is fixed beforehand; one with a
 *tolerance* takes those whose drafts turned out to be near the refined states.
 """
 
@@ -23,7 +23,7 @@ OBSERVED_ROWS = 4  # of one table
 
 # A distance is the root mean square of draft − refined state, over that of the state, √(a² + s²), and over
 # the signal's share a/√(a² + s²) to this power: errors near the noise decide what the picture becomes, and
-# grow. At 1 it would be an error of the clean latents. Found on the demo: docs/method.md section 6.
+# grow. At 1 it would be an error of the clean latents. Found on the demo: docs/method.md section 4.
 SIGNAL_POWER = 0.75
 
 
