@@ -75,7 +75,9 @@ class Network:
         made = {}
         for name, shape in self.inputs.items():
             numbers = [sizes[side] if isinstance(side, str) else side for side in shape]
-            if name in self.integers:
+            if name == "clip_skip":  # what is usual in the first trial, another layer in the next
+                made[name] = torch.full(numbers, seed % self.integers[name])
+            elif name in self.integers:
                 made[name] = torch.randint(self.integers[name], numbers, generator=generator)
             elif name == "timestep":
                 made[name] = 1 + 998 * torch.rand(numbers, generator=generator)

@@ -82,7 +82,7 @@ def test_help_fits_a_terminal_and_names_every_command(
             assert all(f"\n  {name} " in text for name in COMMANDS)
         if words[0] == "run":
             assert "--num-inference-steps" not in text, "aliases are kept out"
-            assert "aggressive, conservative, skip (default: aggressive)" in " ".join(text.split())
+            assert "conservative, window, tolerance, skip (default: aggressive)" in " ".join(text.split())
 
 
 def test_names_in_the_help_are_those_of_the_library() -> None:

@@ -496,7 +496,7 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_clean_and_keeps_what_is_done(model: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    words = ["build", "--output", str(model), "--target", "sm89", "--jobs", "1"]
+    words = ["build", "--output", str(model), "--target", "sm80,sm86,sm89,sm120", "--jobs", "1"]
     for _ in range(5):  # these builds are so short that on a busy machine all may be done before the signal
         with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
@@ -516,4 +516,4 @@ def test_ctrl_c_is_clean_and_keeps_what_is_done(model: Path) -> None:
     assert "stopped; what is done is kept" in lines[-2] and lines[-1] == "driffusion-trt: interrupted\n"
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert leftovers(model) == []
-    assert len(list(PlanStore(model).plans())) == 1
+    assert 1 <= len(list(PlanStore(model).plans())) < 12

@@ -214,7 +214,7 @@ def test_recorded_settings_make_the_picture_again(pipe: Pipeline, mode: str) -> 
     )
     (settings,) = made.settings
     assert same(made, pipe(**json.loads(json.dumps(made.call(0)))))
-    assert settings["model"] == "demo" and settings["sequential_calls"] == made.plan.sequential_calls
+    assert settings["model"] == "demo" and settings["sequential_calls"] == made.stats.rounds
 
 
 def test_defaults_are_recorded_too(pipe: Pipeline) -> None:
@@ -252,7 +252,7 @@ def test_timings_add_up_and_rounds_are_told(pipe: Pipeline) -> None:
     result = pipe(PROMPT, steps=STEPS, mode="aggressive", callback_on_round_end=told.append)
     timings = result.timings
     assert timings.total_ms == timings.encode_ms + timings.denoise_ms + timings.decode_ms
-    assert len(timings.rounds_ms) == result.plan.sequential_calls == len(told)
+    assert len(timings.rounds_ms) == result.stats.rounds == len(told)
     assert all(ms > 0 for ms in (timings.encode_ms, timings.decode_ms, *timings.rounds_ms))
     assert 0 < sum(timings.rounds_ms) <= timings.denoise_ms
     assert [done.round for done in told] == list(range(1, len(told) + 1))
@@ -477,7 +477,10 @@ def test_warm_up_predicts_on_every_lane(pipe: Pipeline, monkeypatch: pytest.Monk
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "agressive"}, "no mode 'agressive'; did you mean 'aggressive'"),
-    ({"mode": None}, "mode must be one of sequential, aggressive, conservative, skip, not None"),
+    (
+        {"mode": None},
+        "mode must be one of sequential, aggressive, conservative, window, tolerance, skip, not None",
+    ),
     ({"mode": ["skip"]}, "mode must be one of"),
     ({"lanes": 0}, "lanes=0 was asked; it must be at least 1"),
     ({"lanes": True}, "lanes must be a whole number"),

@@ -98,7 +98,6 @@ class _Run:
             raise _failed(broken)
         self._check_finite()
         if self._on_round is not None:
-            self._clean_at = end
             self._tell(self._enqueued, picture.plan.schedule.steps)
         latents = np.array(picture.latents.array(np.float32, noise.shape))
         return Sampled(latents, Stats(self._enqueued, self._predictions, self._drift))
@@ -160,7 +159,8 @@ class _Run:
                 item = walk.send(observation or None)
             except StopIteration as end:
                 self._drift = end.value
-                return picture.slots[Column("state", picture.plan.schedule.steps)]
+                self._clean_at = picture.slots[Column("state", picture.plan.schedule.steps)]
+                return self._clean_at
             if self._on_round is not None:
                 self._clean_at = compiled.clean_at
                 self._tell(self._enqueued, item.starts_from())

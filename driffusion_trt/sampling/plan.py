@@ -12,7 +12,7 @@ from .carry import CARRIES
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
 
-MODES = ("sequential", "aggressive", "conservative", "skip", "window", "tolerance")
+MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", "skip")
 TOLERANCE = 0.01
 
 

@@ -306,6 +306,7 @@ def test_a_missing_package_is_named(
 # With real processes
 
 
+@pytest.mark.slow  # a whole export: a minute
 def test_a_network_that_computes_something_else_is_not_finished(
     copy_of: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,12 @@ def encoded(model: ModelFolder, prompt: str) -> list[dict[str, Array]]:
     return outputs
 
 
-@pytest.mark.parametrize("family", reduced.FAMILIES)
+# SD3.5 is SD3 with other attention, and takes as long to export: its tests are `make test-slow`.
+MEDIUM, LARGE = (pytest.param(f"sd35-{size}", marks=pytest.mark.slow) for size in ("medium", "large"))
+FAMILIES = [{"sd35-medium": MEDIUM, "sd35-large": LARGE}.get(name, name) for name in reduced.FAMILIES]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_folder_is_whole(exported: Callable[[str], ModelFolder], family: str) -> None:
     model = exported(family)
     manifest = model.manifest
@@ -119,7 +124,7 @@ def test_the_folder_is_whole(exported: Callable[[str], ModelFolder], family: str
 
 
 @pytest.mark.skipif(not PLANS, reason="there is no wheel of TensorRT-RTX for this machine")
-@pytest.mark.parametrize("family", reduced.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_plans_of_all_networks_but_t5(exported: Callable[[str], ModelFolder], family: str) -> None:
     model = exported(family)
     store = PlanStore(model.path)
@@ -134,7 +139,7 @@ def test_plans_of_all_networks_but_t5(exported: Callable[[str], ModelFolder], fa
         assert list(plan.facts["outputs"]) == [value.name for value in graph.output]
 
 
-@pytest.mark.parametrize("family", reduced.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_names_sides_and_types(exported: Callable[[str], ModelFolder], family: str) -> None:
     model, spec = exported(family), get_spec(family)
     for name in model.networks:
@@ -173,7 +178,7 @@ def test_texts_of_sdxl(
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, NEGATIVE])
-@pytest.mark.parametrize("family", ["sd3", "sd35-medium"])
+@pytest.mark.parametrize("family", ["sd3", MEDIUM])
 def test_texts_of_sd3(
     exported: Callable[[str], ModelFolder], pipelines: Callable[[str], Any], family: str, prompt: str
 ) -> None:
@@ -190,7 +195,7 @@ def test_texts_of_sd3(
     assert close(np.concatenate([out["text_embeds"] for out in outputs[:2]], -1), pooled)
 
 
-@pytest.mark.parametrize("family", reduced.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 16, 16), (3, 32, 16)])
 def test_denoiser(
     exported: Callable[[str], ModelFolder],
@@ -245,7 +250,7 @@ def test_autoencoder(
     [
         ("sdxl", "denoiser", 0.0),
         ("sdxl", "vae_decoder", 1.0),  # its config says that it leaves the range of float16
-        ("sd35-medium", "denoiser", 0.0),
+        pytest.param("sd35-medium", "denoiser", 0.0, marks=pytest.mark.slow),
         ("sd3", "text_encoder_3", 0.19),  # T5's authors keep one matrix of each layer in float32
     ],
 )
