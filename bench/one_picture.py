@@ -34,12 +34,12 @@ def driffusion(args: argparse.Namespace, mark: Any) -> Any:
 
 def diffusers(args: argparse.Namespace, mark: Any) -> Any:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     torch.set_num_threads(2)
     mark("imported")
-    pipe = StableDiffusionPipeline.from_pretrained(
-        args.folder, local_files_only=True, safety_checker=None, torch_dtype=torch.float32
+    pipe: Any = DiffusionPipeline.from_pretrained(
+        args.folder, local_files_only=True, torch_dtype=torch.float32
     )
     pipe.set_progress_bar_config(disable=True)
     mark("loaded")
