@@ -32,6 +32,8 @@ def _sources(family: str, work: Path) -> tuple[str, str]:
     if family == "demo":
         save_for_diffusers(checkpoint)
         return "demo", str(checkpoint)
+    if (model / "manifest.json").exists():  # of a run that kept it, or was cut off
+        return str(model), str(checkpoint)
     from .full_sizes import write_checkpoint
 
     write_checkpoint(family, checkpoint)

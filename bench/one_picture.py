@@ -38,8 +38,10 @@ def diffusers(args: argparse.Namespace, mark: Any) -> Any:
 
     torch.set_num_threads(2)
     mark("imported")
+    index = json.loads((Path(args.folder) / "model_index.json").read_text("utf-8"))
+    left_out = {part: None for part, kind in index.items() if kind == [None, None]}
     pipe: Any = DiffusionPipeline.from_pretrained(
-        args.folder, local_files_only=True, torch_dtype=torch.float32
+        args.folder, local_files_only=True, torch_dtype=torch.float32, **left_out
     )
     pipe.set_progress_bar_config(disable=True)
     mark("loaded")
