@@ -496,24 +496,25 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_clean_and_keeps_what_is_done(model: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    words = ["build", "--output", str(model), "--target", "sm80,sm86,sm89,sm120", "--jobs", "1"]
-    for _ in range(5):  # these builds are so short that on a busy machine all may be done before the signal
-        with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if line.startswith("plan of"):
-                    break
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGINT)
-            lines += list(process.stderr)
-            code = process.wait()
-        if code != 0:
-            break
-        shutil.rmtree(model / "plans")
-    assert code == 130, lines
+    words = ["build", "--output", str(model), "--target", "sm89", "--jobs", "1"]
+    with subprocess.Popen(
+        [*COMMAND, *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell it is ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("plan of"):
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        lines += list(process.stderr)
+        assert process.wait() == 130, lines
     assert "stopped; what is done is kept" in lines[-2] and lines[-1] == "driffusion-trt: interrupted\n"
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert leftovers(model) == []
-    assert 1 <= len(list(PlanStore(model).plans())) < 12
+    assert len(list(PlanStore(model).plans())) == 1
