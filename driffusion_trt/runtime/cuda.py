@@ -221,6 +221,11 @@ class CudaLanes:
             self._lose(error.devices)
             text = str(error) if len(self) else f"{error}; no lane is left"
             return LaneError(text, lanes_left=len(self))
+        if (
+            self._team is not None and self._team.kept > 1
+        ):  # it may be what is kept for others that is wanting
+            self._start_or_lose(self._in_use())
+            return LaneError(f"{error}; what was kept for other requests is let go", lanes_left=len(self))
         lanes = len(self)
         if plan.lanes > lanes:  # several drafts on one device; fewer may fit
             self._start_or_lose(self._in_use())

@@ -16,6 +16,7 @@ from .kernels import Kernels, Launch
 
 __all__ = ["Kept", "Places"]
 
+_PACKED_MOST = 256  # a plan that adapts has others in every picture
 Places = tuple[tuple[int, int], ...]  # numbers of states, and where they or their drafts are
 
 
@@ -51,7 +52,9 @@ class Kept:
             stream.copy_to_device(memory.address, pinned.address, self._size_bytes)
 
     def launches(self, places: Places) -> tuple[Launch, ...]:
-        """What puts the known part over the states at these places, packed at the first call."""
+        """What puts the known part over the states at these places; those used last are kept packed."""
+        while len(self._launches) > _PACKED_MOST:
+            self._launches.pop(next(iter(self._launches)))
         if places not in self._launches:
             latents, noise, repaint = (memory.address for memory in self._memory)
             self._launches[places] = tuple(

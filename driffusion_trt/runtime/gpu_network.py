@@ -128,7 +128,10 @@ class FirstOf:
                 if short_of_memory(error):
                     if make_room is None:
                         raise
-                    make_room()
+                    try:
+                        make_room()
+                    except LaneError:  # this thread makes a picture, or the lanes are closed
+                        raise error from None
                     make_room = None
                     continue
                 # TensorRT fails on a broken device too, but also for reasons of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -64,7 +65,7 @@ class _Run:
         self._deadline_s, self._end = deadline_s, time.monotonic() + deadline_s
         self._enqueued = self._passed = self._state = self._predictions = 0
         self._clean_at = self._telling = 0
-        self._begun = 0.0
+        self._begun, self._thread = 0.0, threading.get_ident()
         self._drift: Float64 | None = None
 
     def run(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> Sampled:
@@ -100,7 +101,7 @@ class _Run:
         if self._on_round is not None:
             self._tell(self._enqueued, picture.plan.schedule.steps)
         latents = np.array(picture.latents.array(np.float32, noise.shape))
-        return Sampled(latents, Stats(self._enqueued, self._predictions, self._drift))
+        return Sampled(latents, Stats.of(self._enqueued, self._predictions, self._drift, len(noise)))
 
     def _join(self) -> None:
         """Let the lead's stream, which is current then, wait for all that is on the workers'."""
@@ -155,6 +156,9 @@ class _Run:
                     picture.final.record(lead.stream)
                 self._wait(picture.final)
             observation = picture.observed([len(table.targets) for table in item.observe])
+            if self._known is not None:  # the rest is what it was: nothing can be off there
+                share = self._known.share()
+                observation = tuple(gram / share for gram in observation)
             try:
                 item = walk.send(observation or None)
             except StopIteration as end:
@@ -230,7 +234,7 @@ class _Run:
 
     def _look(self, number: int) -> Float32:
         """The clean latents of the round that is told of; what is enqueued on the lead comes first."""
-        if number != self._telling:
+        if number != self._telling or threading.get_ident() != self._thread:
             raise InputError(
                 f"the latents of round {number} are no longer on the GPU; ask for them within the callback"
             )

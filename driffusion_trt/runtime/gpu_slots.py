@@ -67,8 +67,10 @@ class Slots:
                 self._free.append(address)
 
     def clear(self) -> None:
-        """Nothing is held; the places stay."""
-        self.keep(())
+        """Nothing is held; all places are free, those too that were taken and never named."""
+        self._of.clear()
+        self._users.clear()
+        self._free = [memory.address for memory in self._memory]
 
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""

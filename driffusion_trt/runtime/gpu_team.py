@@ -91,6 +91,11 @@ class Team:
         """Whether copies between the lead and this device go through the host."""
         return self._options.staged(self.lead.device, device)
 
+    @property
+    def kept(self) -> int:
+        """How many pictures are kept compiled."""
+        return len(self._pictures)
+
     def find(self, plan: Plan, form: Form) -> Picture | None:
         """The plan compiled for this form, if it is kept."""
         key = id(plan), form

@@ -92,8 +92,8 @@ def weights(distance: int) -> tuple[float, float]:
 def fit_rows(carried: Carried, differences: list[Form], targets: Collection[int]) -> list[Form]:
     """Rows whose inner products `fitted` needs: the differences, and the sums of weighted residuals.
 
-    carried: as it was before the round, its columns still there. targets: states that were
-    extrapolated, and are predicted by now.
+    carried: with the states that were known before the round; where the round has predicted one of them
+    again, the new prediction counts. targets: states that were extrapolated, and are predicted by now.
     """
     residuals = {i: total((1.0, carried.quantity(i)), (-1.0, differences[0])) for i in targets}
     rows = differences[1:]

@@ -55,6 +55,11 @@ class Known:
             return self.latents
         return noisy(schedule, state, self.latents, self.noise)
 
+    def share(self) -> NDArray[np.float64]:
+        """Of each picture that is made anew, (B, 1, 1); one element at least, so that it divides."""
+        every = np.broadcast_to(self.repaint, self.latents.shape).reshape(len(self.latents), -1)
+        return np.maximum(every.mean(1), 1 / every.shape[1])[:, None, None]
+
     def into(self, schedule: Schedule, state: int, latents: Float32) -> Float32:
         """`latents`, which are of this state, where they are made anew, and the known picture elsewhere.
 

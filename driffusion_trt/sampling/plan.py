@@ -14,6 +14,7 @@ from .schedule import Schedule
 
 MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", "skip")
 TOLERANCE = 0.01
+WINDOW_LANES = 16  # sums over more predictions than these are too long for one launch on a GPU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +142,8 @@ def make_plan(
         modes of DRiffusion (2603.25872, section 3); `window`, overlapping drafts in any number of
         rounds; `tolerance`, the same in as many rounds as the picture needs; `skip`, the same
         scheduler with only `rounds` steps, the baseline that spends as many sequential calls.
-    lanes: noises that can be predicted at once, the paper's n; at least 1.
+    lanes: noises that can be predicted at once, the paper's n; at least 1, and in `window` and
+        `tolerance` at most 16.
     rounds: for `skip` and `window` only; by default as many as `aggressive` needs with these lanes.
     order: of the extrapolation in `window` and `tolerance`: 0, 1 or 2; "auto" is 1, and 0 for
         schedules with step noises.
@@ -192,6 +194,10 @@ def _window_plan(
     tolerance: float | None,
 ) -> Plan:
     steps = schedule.steps
+    if lanes > WINDOW_LANES:
+        raise InputError(
+            f"lanes={lanes} was asked; mode {mode!r} takes {WINDOW_LANES} at most, further drafts are of no use"
+        )
     if order == "auto":
         order = 0 if schedule.eta else 1
     if order not in (0, 1, 2) or not isinstance(order, int) or isinstance(order, bool):

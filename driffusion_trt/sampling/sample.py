@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,11 @@ class Stats:
     rounds: int
     predictions: int
     drift: Float64 | None = None
+
+    @classmethod
+    def of(cls, rounds: int, predictions: int, drift: Float64 | None, batch: int) -> Self:
+        """drift: (B,), or (1,) of a plan that never had anything to compare."""
+        return cls(rounds, predictions, None if drift is None else np.broadcast_to(drift, (batch,)).copy())
 
 
 class Sampled(NamedTuple):
@@ -176,7 +181,9 @@ def run_plan(
             expected = plan.expected_rounds(rounds, state)
             on_round(RoundDone(rounds, expected, state, plan.schedule.steps, look))
         if following is None:
-            return Sampled(latents.held[Column("state", state)], Stats(rounds, predictions, drift))
+            return Sampled(
+                latents.held[Column("state", state)], Stats.of(rounds, predictions, drift, len(noise))
+            )
         item = following
 
 
@@ -244,7 +251,7 @@ class _Latents:
     def _gram(self, table: Table) -> Float64:
         rows = np.stack([row.reshape(len(row), -1) for row in table.apply(self.held)], 1).astype(np.float64)
         gram: Float64 = np.einsum("brd,bsd->brs", rows, rows) / rows.shape[-1]
-        return gram
+        return gram if self._known is None else gram / self._known.share()
 
     def _blended(self, target: Column, latents: Float32) -> Float32:
         """States and drafts are of what is known where that stays; a solver's memory need not be."""

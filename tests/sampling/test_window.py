@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import driffusion_trt as dt
 from driffusion_trt.sampling.carry import Theta, fitted, weights
+from driffusion_trt.sampling.known import Known
 from driffusion_trt.sampling.window import SIGNAL_POWER, least_rounds, strides
 
 DDIM = {
@@ -268,6 +269,41 @@ def test_pictures_of_a_batch_go_on_together() -> None:
 
 
 @pytest.mark.parametrize(
+    "options", [{"lanes": 1}, {"lanes": 4, "tolerance": 0}, {"lanes": 4, "steps": 1}], ids=str
+)
+def test_every_picture_has_a_drift_where_nothing_was_compared(options: dict[str, Any]) -> None:
+    options = dict(options)
+    schedule = dt.Schedule.from_config(DDIM, options.pop("steps", 6))
+    stats = run(schedule, mode="tolerance", **options).stats
+    assert stats.drift is not None and stats.drift.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_what_stays_of_a_picture_does_not_dilute_the_tolerance() -> None:
+    """With ten elements of twelve known, distances are those of the other two."""
+    schedule = dt.Schedule.from_config(DDIM, 12)
+    noise = start(1)
+    repaint = np.zeros((1, 12), np.bool_)
+    repaint[:, :2] = True
+    known = Known(np.zeros_like(noise), noise, repaint)
+    plan = dt.make_plan(schedule, mode="tolerance", lanes=4, tolerance=1e9)
+    network = Network(schedule)
+    stats = dt.sample(plan, network, noise, known=known, return_stats=True).stats
+    assert stats.drift is not None
+    assert known.share().shape == (1, 1, 1) and known.share()[0, 0, 0] == pytest.approx(2 / 12)
+    unscaled = replace_share(known, plan, network, noise)
+    assert stats.drift[0] == pytest.approx(unscaled * math.sqrt(6), rel=1e-6)
+
+
+def replace_share(known: Known, plan: dt.Plan, network: Network, noise: Floats) -> float:
+    """The drift as it would be if the known part counted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Known, "share", lambda known: np.ones((1, 1, 1)))
+        stats = dt.sample(plan, network, noise, known=known, return_stats=True).stats
+    assert stats.drift is not None
+    return float(stats.drift[0])
+
+
+@pytest.mark.parametrize(
     ("steps", "rounds", "short_last", "wanted"),
     [
         (10, 4, False, (1, 3, 3, 3)),
@@ -286,6 +322,7 @@ def test_strides(steps: int, rounds: int, short_last: bool, wanted: tuple[int, .
     [
         ({"mode": "window", "lanes": 4, "rounds": 3}, "rounds=3 was asked; it must be from 4 to 10"),
         ({"mode": "window", "lanes": 4, "rounds": 11}, "it must be from 4 to 10"),
+        ({"mode": "window", "lanes": 17}, "lanes=17 was asked; mode 'window' takes 16 at most"),
         ({"mode": "tolerance", "rounds": 5}, "takes as many as the picture needs"),
         ({"mode": "tolerance", "tolerance": -0.1}, "tolerance must be a number of at least 0"),
         ({"mode": "tolerance", "tolerance": math.nan}, "tolerance must be a number"),
