@@ -221,9 +221,7 @@ class CudaLanes:
             self._lose(error.devices)
             text = str(error) if len(self) else f"{error}; no lane is left"
             return LaneError(text, lanes_left=len(self))
-        if (
-            self._team is not None and self._team.kept > 1
-        ):  # it may be what is kept for others that is wanting
+        if self._team is not None and self._team.kept > 1:  # what is kept for others may be wanting
             self._start_or_lose(self._in_use())
             return LaneError(f"{error}; what was kept for other requests is let go", lanes_left=len(self))
         lanes = len(self)

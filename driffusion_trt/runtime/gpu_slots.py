@@ -68,9 +68,10 @@ class Slots:
 
     def clear(self) -> None:
         """Nothing is held; all places are free, those too that were taken and never named."""
-        self._of.clear()
-        self._users.clear()
-        self._free = [memory.address for memory in self._memory]
+        self.keep(())
+        free = set(self._free)
+        never_named = [memory.address for memory in self._memory if memory.address not in free]
+        self._free = never_named + self._free
 
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""

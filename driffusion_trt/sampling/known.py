@@ -58,7 +58,8 @@ class Known:
     def share(self) -> NDArray[np.float64]:
         """Of each picture that is made anew, (B, 1, 1); one element at least, so that it divides."""
         every = np.broadcast_to(self.repaint, self.latents.shape).reshape(len(self.latents), -1)
-        return np.maximum(every.mean(1), 1 / every.shape[1])[:, None, None]
+        share: NDArray[np.float64] = np.maximum(every.mean(1), 1 / every.shape[1])[:, None, None]
+        return share
 
     def into(self, schedule: Schedule, state: int, latents: Float32) -> Float32:
         """`latents`, which are of this state, where they are made anew, and the known picture elsewhere.

@@ -196,7 +196,7 @@ def _window_plan(
     steps = schedule.steps
     if lanes > WINDOW_LANES:
         raise InputError(
-            f"lanes={lanes} was asked; mode {mode!r} takes {WINDOW_LANES} at most, further drafts are of no use"
+            f"lanes={lanes} was asked; mode {mode!r} takes {WINDOW_LANES} at most: more are of no use to it"
         )
     if order == "auto":
         order = 0 if schedule.eta else 1

@@ -57,6 +57,16 @@ def test_a_place_is_used_again_once_nothing_kept_lies_there(device: Device) -> N
     slots.close()
 
 
+def test_a_place_that_was_never_named_is_free_after_a_clear(device: Device) -> None:
+    """As where a plan that adapts failed while it was compiled."""
+    slots = Slots(device, 1024)
+    slots.fresh()
+    slots.put(column("state"), slots.fresh())
+    slots.clear()
+    assert {slots.fresh(), slots.fresh()} and len(slots) == 2
+    slots.close()
+
+
 def test_a_column_that_is_put_anew_leaves_its_place(device: Device) -> None:
     slots = Slots(device, 1024)
     old, new = slots.fresh(), slots.fresh()
