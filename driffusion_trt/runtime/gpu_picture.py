@@ -83,6 +83,7 @@ class Picture:
         self._branches: tuple[Conditioning, ...] = ()
         self.guidance_scale = 1.0
         self._kept: Kept | None = None
+        self._clean: list[DeviceMemory] = []
         self.last: dict[Worker, Event] = {}  # after a worker's last request
         self._ready: list[Event] = []
         self._done: list[dict[Worker, Event]] = []
@@ -105,8 +106,6 @@ class Picture:
         self.noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
         self.latents = self._own(PinnedMemory(lead, self.latent_bytes))
         self.noises = {step: self._own(PinnedMemory(lead, self.latent_bytes)) for step in self.noisy_steps}
-        first, second = (self._own(DeviceMemory(lead, self.latent_bytes)) for _ in range(2))
-        self._clean = first.address, second.address
         self.final = self._own(Event(lead, blocking=True))
         self._partials: DeviceMemory | None = None
         self._grams: list[PinnedMemory] = []
@@ -137,7 +136,6 @@ class Picture:
             elements=self.form.elements,
             plan=self.plan,
             noisy_steps=self.noisy_steps,
-            clean=self._clean,
             gram=self._gram_places,
             upload=self._upload,
         )
@@ -150,6 +148,12 @@ class Picture:
         while len(self._grams) <= number:
             self._grams.append(self._own(PinnedMemory(lead, 8 * pictures * _GRAM_ROWS**2)))
         return self._partials.address, self._grams[number].address
+
+    def clean_places(self) -> tuple[int, int]:
+        """Two places for clean latents, which rounds use in turn; made where somebody listens."""
+        while len(self._clean) < 2:
+            self._clean.append(self._own(DeviceMemory(self.lead.device, self.latent_bytes)))
+        return self._clean[0].address, self._clean[1].address
 
     def kept(self) -> Kept:
         """For inpainting; made at the first call, since most pictures keep nothing."""

@@ -29,8 +29,8 @@ class Compiled:
     to upload before that: (address, pinned address, bytes). draft, messages: launches that draft, and that
     write the messages. lanes: for each lane in use its link and where its predictions go. combine:
     guidance that was split. refine, observe: launches afterwards. state: the state that is reached, or
-    None. drafted, refined: where the drafts and states are that were made, for inpainting. clean: the
-    clean latents as far as they are known, for who listens, which go to `clean_at`.
+    None. drafted, refined: where the drafts and states are that were made, for inpainting. clean:
+    writes the clean latents as far as they are known, for who listens, to a place that it is told then.
     """
 
     noises: tuple[tuple[int, int], ...]
@@ -44,8 +44,7 @@ class Compiled:
     refined: Places
     observe: tuple[Launch, ...]
     state: int | None
-    clean: tuple[Launch, ...]
-    clean_at: int
+    clean: Launch
 
     def guide(self, guidance_scale: float) -> None:
         """Another guidance scale, for the messages and for what is combined on the lead."""
@@ -73,19 +72,18 @@ class Compiler:
         elements: int,
         plan: Plan,
         noisy_steps: Sequence[int],
-        clean: tuple[int, int],
         gram: Callable[[int], tuple[int, int]],
         upload: Callable[[int, NDArray[np.float32]], tuple[int, int, int]],
     ) -> None:
         """link: gives the link of a lane for a number of drafts. noisy_steps: those that draw, in order.
 
-        clean: two places for clean latents, which rounds use in turn. gram: gives the addresses of
+        gram: gives the addresses of
         scratch memory and of the result for each table of a round that is observed. upload: puts
         coefficients, of which a picture has a number, where they can be copied from, and says where they go.
         """
         self._kernels, self._slots, self._link, self._lanes = kernels, slots, link, lanes
         self._pictures, self._elements = pictures, elements
-        self._plan, self._clean = plan, clean
+        self._plan = plan
         self._timesteps = [float(timestep) for timestep in plan.schedule.timesteps]
         self._scales = [float(scale) for scale in plan.schedule.input_scale]
         self._noisy, self._gram, self._upload = list(noisy_steps), gram, upload
@@ -111,8 +109,6 @@ class Compiler:
         state = max((state for state, _ in refined), default=None)
         if not item.observe:  # else the plan decides later which of the states is taken
             self._state = self._state if state is None else state
-        clean_at = self._clean[self._done % 2]
-        clean = self._clean_latents(clean_at)
         return Compiled(
             noises,
             tuple(self._uploads),
@@ -125,14 +121,13 @@ class Compiler:
             refined,
             observe,
             state,
-            clean,
-            clean_at,
+            self._clean_latents(),
         )
 
-    def _clean_latents(self, place: int) -> tuple[Launch, ...]:
+    def _clean_latents(self) -> Launch:
         form = clean_form(self._plan.schedule, last_columns(self._slots, self._state, self._plan))
         sources = [Source(self._slots[column]) for column in form]
-        return (self._launch(sources, [Target(place)], np.array([list(form.values())])),)
+        return self._launch(sources, [Target(0)], np.array([list(form.values())]))
 
     def _noises(self, columns: Sequence[Column]) -> tuple[tuple[int, int], ...]:
         """Step noises up to the last one that is needed now, as `sampling.sample` draws them."""

@@ -64,7 +64,8 @@ class _Run:
         self._kept: Kept | None = None
         self._deadline_s, self._end = deadline_s, time.monotonic() + deadline_s
         self._enqueued = self._passed = self._state = self._predictions = 0
-        self._clean_at = self._telling = 0
+        self._clean_at = self._clean_next = self._telling = 0
+        self._clean_places = (0, 0)
         self._begun, self._thread = 0.0, threading.get_ident()
         self._drift: Float64 | None = None
 
@@ -75,6 +76,8 @@ class _Run:
             with blame(lead):
                 compiler = None if picture.rounds else picture.compiler()
                 self._kept = None if self._known is None else picture.kept()
+                if self._on_round is not None:
+                    self._clean_places = picture.clean_places()
             self._begin(noise, streams, branches)
             end = self._walk(compiler)
             for link in picture.lane_links.values():
@@ -166,7 +169,7 @@ class _Run:
                 self._clean_at = picture.slots[Column("state", picture.plan.schedule.steps)]
                 return self._clean_at
             if self._on_round is not None:
-                self._clean_at = compiled.clean_at
+                self._clean_at = self._clean_next
                 self._tell(self._enqueued, item.starts_from())
 
     def _round(self, item: Compiled) -> None:
@@ -203,12 +206,18 @@ class _Run:
                 for k, one in enumerate(link.links):
                     stream.wait(done[one.worker])
                     one.receive(stream, link.received[k : k + 1] or places)
-            told = () if self._on_round is None else item.clean
+            told = () if self._on_round is None else (self._clean_latents(item),)
             for launch in (*item.combine, *item.refine, *self._keep(item.refined), *item.observe, *told):
                 launch(stream)
 
     def _keep(self, places: Places) -> tuple[Launch, ...]:
         return () if self._kept is None else self._kept.launches(places)
+
+    def _clean_latents(self, item: Compiled) -> Launch:
+        """To the place that the round before does not use: that one may be read meanwhile."""
+        self._clean_next = self._clean_places[self._enqueued % 2]
+        item.clean.write_to(self._clean_next)
+        return item.clean
 
     def _follow(self, item: Compiled) -> None:
         """Tell of the round before, which is over once this one is ready; the lanes are at work meanwhile."""
@@ -216,7 +225,7 @@ class _Run:
             self._wait(self._picture.events(self._enqueued - 1, item)[0])
             self._tell(self._enqueued - 1, self._state)
         self._state = item.state if item.state is not None else self._state
-        self._clean_at = item.clean_at
+        self._clean_at = self._clean_next
 
     def _tell(self, number: int, state: int) -> None:
         assert self._on_round is not None

@@ -83,6 +83,10 @@ class Launch:
     def __call__(self, stream: Stream) -> None:
         self._function.launch(self._grid, self._block, stream, self._pointer)
 
+    def write_to(self, address: int) -> None:
+        """Another target, a multiple of 16, for one of `Kernels.linear` with one row."""
+        self.arguments.targets[0] = address
+
     def guide(self, guidance_scale: float) -> None:
         """Another guidance scale for one of `Kernels.linear`."""
         self.arguments.forms.guidance = guidance_scale
