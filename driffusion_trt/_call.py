@@ -17,7 +17,7 @@ from .sampling.plan import Plan
 from .sampling.sample import RoundDone, Stats
 
 # Facts beside the arguments of `Pipeline.__call__` in a picture's settings.
-_FACTS = (
+FACTS = (
     *("batch_seed", "picture", "batch", "sequential_calls", "model", "model_hash", "version"),
     *("drift", "image_hash", "mask_hash"),
 )
@@ -111,6 +111,8 @@ class Result:
     def call(self, picture: int = 0) -> dict[str, Any]:
         """The arguments of `Pipeline.__call__` that make one of the pictures again, alone.
 
+        In mode `tolerance` a picture of a batch took the rounds of the hardest one; alone it may take fewer.
+
         What it was started from, `image` and `mask_image`, is not kept: give it beside them.
 
         Raises InputError where the whole batch came from one random stream (an int seed).
@@ -121,4 +123,4 @@ class Result:
                 f"picture {picture} is one of {settings['batch']} from one seed, {settings['batch_seed']}; "
                 "give a list of seeds to make pictures that can be made again alone"
             )
-        return {name: value for name, value in settings.items() if name not in _FACTS}
+        return {name: value for name, value in settings.items() if name not in FACTS}

@@ -142,6 +142,9 @@ def _pixels(name: str, given: Float32 | list[Image.Image], size: tuple[int, int]
             )
         return given
     kind = "RGB" if name == "image" else "L"
+    deep = next((one.mode for one in given if one.mode[0] in "IF"), None)
+    if deep is not None:
+        raise InputError(f"{name} has more than 8 bits a channel (mode {deep!r}); make it 8 bits first")
     # Palettes and single bits cannot be resized smoothly.
     smooth = (one if one.mode in ("RGB", "L") else one.convert(kind) for one in given)
     resized = (one.resize(size[::-1], Image.Resampling.LANCZOS).convert(kind) for one in smooth)

@@ -83,6 +83,7 @@ class Autoencoder:
             InputError: `vae_tiling` is none of these, or no tile of the plans' sizes fits into the picture.
         """
         if vae_tiling is False:
+            self._check_fits(Tile(height, width), height, width)
             return None
         side = self._tile * self._downscale
         if vae_tiling is not None and vae_tiling is not True:

@@ -16,6 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from ._errors import InputError
 
+# What Pillow raises for broken files, and for one that would fill the memory.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 SETTINGS_KEY = "driffusion_trt"
 
 
@@ -85,7 +87,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             text = image.info.get(SETTINGS_KEY)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for broken files
+    except UNREADABLE as error:
         raise InputError(f"{os.fspath(path)} cannot be read as a picture ({error})") from error
     if text is None:
         raise InputError(f"{os.fspath(path)} has no settings in it; only pictures of this program have")

@@ -684,3 +684,39 @@ def test_plan_as_json_of_a_bare_config(here: Path, capsys: pytest.CaptureFixture
             {"mode": "aggressive", "lanes": 3, "rounds": 11, "predictions": 30, "ideal_speedup": 30 / 11}
         ],
     }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--mode", "window", "--lanes", "3", "--rounds", "6", "--carry", "x0", "--order", "0"],
+        ["--mode", "tolerance", "--lanes", "3", "--tolerance", "0.2", "--carry", "G"],
+    ],
+    ids=["window", "tolerance"],
+)
+def test_from_picture_takes_what_belongs_to_the_mode(model: str, tmp_path: Path, words: list[str]) -> None:
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    assert main(["run", "a red fox", "--model", model, "--steps", "12", *words, "-o", str(first)]) == 0
+    assert main(["run", "--from-picture", str(first), "--model", model, "-o", str(again)]) == 0
+    one, other = (np.asarray(Image.open(path)) for path in (first, again))
+    np.testing.assert_array_equal(one, other)
+    for name in ("mode", "lanes", "order", "carry"):
+        assert read_settings(first)[name] == read_settings(again)[name]
+
+
+def test_a_picture_with_settings_that_have_no_option_is_refused(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "picture.png"
+    assert main(["run", "a red fox", "--model", model, "--steps", "2", "-o", str(path)]) == 0
+    settings = {**read_settings(path), "vae_tiling": 32}
+    save_png(Image.open(path), path, settings)
+    assert main(["run", "--from-picture", str(path), "--model", model, "-o", str(path)]) == 2
+    assert "was made with vae_tiling, for which" in capsys.readouterr().err
+
+
+def test_more_lanes_than_windows_take_leave_the_other_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--lanes", "17"]) == 0
+    shown = capsys.readouterr().out
+    assert "aggressive" in shown and "window" not in shown
+    assert main(["plan", "--lanes", "17", "--mode", "window"]) == 2

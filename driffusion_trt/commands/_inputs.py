@@ -9,9 +9,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from .._call import FACTS
 from .._errors import InputError
 from ..engines.manifest import BUNDLED
-from ..pictures import read_settings
+from ..pictures import UNREADABLE, read_settings
 
 # Settings of a picture that are options by the same name, and of which type. A picture may come
 # from anywhere, so nothing in it is trusted to be what we would have written.
@@ -33,7 +34,14 @@ _REPLAYED: dict[str, tuple[type, ...]] = {
     "strength": (int, float),
     "model": (str,),
 }
-_MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), "rounds": (int,)}
+# They belong to a mode, and are taken with it only.
+_OF_MODE: dict[str, tuple[type, ...]] = {
+    "rounds": (int,),
+    "order": (int,),
+    "carry": (str,),
+    "tolerance": (int, float),
+}
+_MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), **_OF_MODE}
 
 
 def read_prompts(words: list[str], file: str | None) -> list[str]:
@@ -83,7 +91,7 @@ def _image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)  # cameras turn pictures by a note in the file
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for broken files
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as a picture ({error})") from error
 
 
@@ -108,9 +116,17 @@ def fill_from_picture(args: argparse.Namespace) -> None:
             )
     if not args.words and args.prompts_file is None:
         args.words = [_checked(settings, "prompt", args.from_picture)]
-    if args.mode is None:  # a number of rounds belongs to its mode
+    lost = settings.keys() - {*_REPLAYED, *_MODE, *FACTS}
+    if lost:
+        raise InputError(
+            f"{args.from_picture} was made with {', '.join(sorted(lost))}, for which there is no option; "
+            "make it again in Python, with these arguments of Pipeline.__call__"
+        )
+    if args.mode is None:
         args.mode = settings.get("mode")
-        args.rounds = settings.get("rounds") if args.rounds is None else args.rounds
+        for name in _OF_MODE:
+            if getattr(args, name) is None:
+                setattr(args, name, settings.get(name))
     if args.model is None and settings.get("model", "demo") not in BUNDLED:
         # A name only: a path out of a picture would load whatever lies there.
         raise InputError(

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    from ..sampling.plan import make_plan
+    from ..sampling.plan import WINDOW_LANES, make_plan
     from ._planning import read_schedule
 
     with console.warnings():
@@ -54,6 +54,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     for mode in MODES if args.mode is None else (args.mode,):
         widths = (1,) if mode == "sequential" else _LANES
         for lanes in widths if args.lanes is None else (args.lanes,):
+            if args.mode is None and mode in ("window", "tolerance") and lanes > WINDOW_LANES:
+                continue
             rounds = args.rounds if mode in ("skip", args.mode) else None
             plan = make_plan(schedule, mode=mode, lanes=lanes, rounds=rounds)
             rows.append(

@@ -17,7 +17,8 @@ output:
   A file that is there already is replaced. Paths go to stdout, all else to stderr.
 
 seeds:
-  Picture k of a run has the seed SEED + k, and can be made again alone with it.
+  Picture k of a run has the seed SEED + k, and can be made again alone with it (in mode tolerance
+  nearly so: a batch takes the rounds of its hardest picture).
 
 example:
   driffusion-trt run "a red fox left of a blue star" --mode aggressive --lanes 2 --compare"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,7 +28,7 @@ from .gpu_slots import Slots
 from .gpu_worker import Worker
 from .kernels import Kernels, gram_partials_bytes
 
-__all__ = ["Lead", "Picture", "WorkerFailed"]
+__all__ = ["Lead", "Picture", "WorkerFailed", "failure_of"]
 
 T = TypeVar("T", bound=Owner)
 _GRAM_ROWS = 4
@@ -45,6 +45,13 @@ class WorkerFailed(LaneError):
     def short_of_memory(self) -> bool:
         """Whether there was no room on the device, and nothing else was wrong."""
         return short_of_memory(self.__cause__)
+
+
+def failure_of(broken: Mapping[Device, DeviceError]) -> WorkerFailed:
+    why = "; ".join(f"{device.title} failed: {error}" for device, error in broken.items())
+    failure = WorkerFailed(why, list(broken))
+    failure.__cause__ = next(iter(broken.values()))
+    return failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..sampling.tables import Column, Float64
 from ._driver import Device
 from ._resources import Event
 from .gpu_kept import Kept, Places
-from .gpu_picture import Picture, WorkerFailed, blame
+from .gpu_picture import Picture, WorkerFailed, blame, failure_of
 from .gpu_request import Conditioning
 from .gpu_rounds import Compiled, Compiler
 from .kernels import Launch
@@ -99,7 +99,7 @@ class _Run:
             self._wait(picture.final)
             raise
         if broken := picture.broken():
-            raise _failed(broken)
+            raise failure_of(broken)
         self._check_finite()
         if self._on_round is not None:
             self._tell(self._enqueued, picture.plan.schedule.steps)
@@ -261,15 +261,14 @@ class _Run:
     def _wait(self, event: Event) -> None:
         found: dict[Device, DeviceError] = {}
         try:
-            while not event.wait(max(0.0, self._end - time.monotonic())):
-                if not self._goes_on():
-                    break
-            else:
+            while not (there := event.wait(max(0.0, self._end - time.monotonic()))) and self._goes_on():
+                pass
+            if there:
                 return
         except DeviceError as error:
             found[event.device] = error
         if broken := self._picture.broken() or found:
-            raise _failed(broken)
+            raise failure_of(broken)
         late = self._picture.late(self._enqueued)
         for device in late:
             device.lost = True
@@ -299,10 +298,3 @@ class _Run:
                 f"lane {lane} ({title}); lower the guidance scale, take more steps, or build the model in "
                 "bf16 or fp32"
             )
-
-
-def _failed(broken: Mapping[Device, DeviceError]) -> WorkerFailed:
-    why = "; ".join(f"{device.title} failed: {error}" for device, error in broken.items())
-    failure = WorkerFailed(why, list(broken))
-    failure.__cause__ = next(iter(broken.values()))
-    return failure
