@@ -235,7 +235,7 @@ def test_a_plan_that_adapts_has_what_is_kept_for_others_let_go(
 ) -> None:
     """It gets its memory on the way; its device is not left out for what other requests keep."""
     asked = Asked("tolerance", 1, steps=4, pictures=5).again()
-    with machine(folder, kernels_library, [cudasim.Device(memory_bytes=needed * 3 // 2)]) as (_, lanes):
+    with machine(folder, kernels_library, [cudasim.Device(memory_bytes=needed * 7 // 4)]) as (_, lanes):
         for pictures in (8, 2):
             replace(ONE, pictures=pictures).latents(lanes)
         with pytest.raises(dt.LaneError, match=r"OUT_OF_MEMORY.*kept for other requests is let go") as caught:
