@@ -231,11 +231,19 @@ def test_a_picture_may_take_longer_than_the_deadline(
 
 
 def test_a_plan_that_adapts_has_what_is_kept_for_others_let_go(
-    folder: ModelFolder, kernels_library: Path, host: HostLanes, needed: int
+    folder: ModelFolder, kernels_library: Path, host: HostLanes
 ) -> None:
     """It gets its memory on the way; its device is not left out for what other requests keep."""
     asked = Asked("tolerance", 1, steps=4, pictures=5).again()
-    with machine(folder, kernels_library, [cudasim.Device(memory_bytes=needed * 7 // 4)]) as (_, lanes):
+    with machine(folder, kernels_library, [PLENTY]) as (simulator, lanes):
+        asked.latents(lanes)
+        alone = simulator.memory_bytes()["device 0"]
+    with machine(folder, kernels_library, [PLENTY]) as (simulator, lanes):
+        for pictures in (8, 2):
+            replace(ONE, pictures=pictures).latents(lanes)
+        others = simulator.memory_bytes()["device 0"]
+    room = max(others + alone // 3, alone * 11 // 10)
+    with machine(folder, kernels_library, [cudasim.Device(memory_bytes=room)]) as (_, lanes):
         for pictures in (8, 2):
             replace(ONE, pictures=pictures).latents(lanes)
         with pytest.raises(dt.LaneError, match=r"OUT_OF_MEMORY.*kept for other requests is let go") as caught:
