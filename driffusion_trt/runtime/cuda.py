@@ -221,19 +221,17 @@ class CudaLanes:
             self._lose(error.devices)
             text = str(error) if len(self) else f"{error}; no lane is left"
             return LaneError(text, lanes_left=len(self))
+        text, go_on = str(error), self._in_use()
         if self._team is not None and self._team.kept > 1:  # what is kept for others may be wanting
-            self._start_or_lose(self._in_use())
-            return LaneError(f"{error}; what was kept for other requests is let go", lanes_left=len(self))
-        lanes = len(self)
-        if plan.lanes > lanes:  # several drafts on one device; fewer may fit
-            self._start_or_lose(self._in_use())
-            return LaneError(str(error), lanes_left=len(self))
-        left = [engine for engine in self._in_use() if engine.device not in error.devices]
-        self._left_out = (form, time.monotonic() + _LEFT_OUT_S) if left else None
-        self._start_or_lose(left or self._engines)
-        if left:
-            return LaneError(str(error), lanes_left=len(self))
-        return DeviceError(f"no GPU has room for this request: {error}", "CUDA_ERROR_OUT_OF_MEMORY")
+            text += "; what was kept for other requests is let go"
+        elif plan.lanes <= len(self):  # no more drafts than lanes; else fewer of them may fit
+            go_on = [engine for engine in go_on if engine.device not in error.devices]
+            self._left_out = (form, time.monotonic() + _LEFT_OUT_S) if go_on else None
+        self._start_or_lose(go_on or self._engines)
+        self._asides.wait()  # until then nothing of it is given back, and the next attempt wants its memory
+        if not go_on:
+            return DeviceError(f"no GPU has room for this request: {error}", "CUDA_ERROR_OUT_OF_MEMORY")
+        return LaneError(text, lanes_left=len(self))
 
     def _in_use(self) -> list[Engine]:
         devices = {worker.device for worker in self._team.workers} if self._team is not None else set()

@@ -74,9 +74,13 @@ class Asides:
             self._kept.pop().close()
         return True
 
+    def wait(self) -> set[Device]:
+        """Devices that have not ended their work after some time to do so."""
+        return {device for aside in self._kept for device in aside.wait()}
+
     def end(self) -> None:
         """Give it all back, after some patience; what a device that hangs holds up stays."""
-        for device in {device for aside in self._kept for device in aside.wait()}:
+        for device in self.wait():
             device.lost = True
         while self._kept:
             self._kept.pop().close()
