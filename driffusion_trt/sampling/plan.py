@@ -106,7 +106,7 @@ class WindowPlan(Plan):
     def asked(self) -> dict[str, Any]:
         settings = self.settings
         own = (
-            {"tolerance": settings.tolerance}
+            {"tolerance": settings.tolerance, **({} if settings.most is None else {"rounds": settings.most})}
             if settings.strides is None
             else {"rounds": len(settings.strides)}
         )
@@ -144,7 +144,8 @@ def make_plan(
         scheduler with only `rounds` steps, the baseline that spends as many sequential calls.
     lanes: noises that can be predicted at once, the paper's n; at least 1, and in `window` and
         `tolerance` at most 16.
-    rounds: for `skip` and `window` only; by default as many as `aggressive` needs with these lanes.
+    rounds: for `skip` and `window`, by default as many as `aggressive` needs with these lanes; for
+        `tolerance` the most that there may be: where they run out, drafts are used that were not near.
     order: of the extrapolation in `window` and `tolerance`: 0, 1 or 2; "auto" is 1, and 0 for
         schedules with step noises.
     carry: what `window` and `tolerance` carry from a draft to other states: "G" = ε̂ − x̂0, or "x0";
@@ -159,9 +160,10 @@ def make_plan(
     if mode not in MODES:
         raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
     _whole("lanes", lanes, 1, None)
-    if rounds is not None and mode not in ("skip", "window"):
-        why = "takes as many as the picture needs" if mode == "tolerance" else "has a fixed number"
-        raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} {why}; leave it out")
+    if rounds is not None and mode not in ("skip", "window", "tolerance"):
+        raise InputError(
+            f"rounds={rounds!r} was given, but mode {mode!r} has a fixed number; leave it out"
+        )
     if mode in ("window", "tolerance"):
         return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
     for name, given in (("order", order), ("carry", carry), ("tolerance", tolerance)):
@@ -206,12 +208,15 @@ def _window_plan(
         carry = "x0" if mode == "tolerance" else "G"
     if carry not in CARRIES:
         raise InputError(f"carry must be one of {', '.join(CARRIES)} or 'auto', not {carry!r}")
+    least = window.least_rounds(steps, lanes)
     if mode == "tolerance":
-        settings = window.Settings(carry, order, None, _tolerance(tolerance))
+        allowed = _tolerance(tolerance)
+        if rounds is not None:
+            _whole("rounds", rounds, least if allowed else steps, steps)
+        settings = window.Settings(carry, order, None, allowed, rounds)
         return WindowPlan(schedule, mode, lanes, steps, (), settings)
     if tolerance is not None:
         raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance'")
-    least = window.least_rounds(steps, lanes)
     count = least if rounds is None else rounds
     _whole("rounds", count, least, steps)
     strides = window.strides(steps, count, short_last=schedule.solver == "flow" and count == least)

@@ -34,12 +34,14 @@ class Settings:
     carry, order: what is carried, and how it is extrapolated.
     strides: solver steps of each round, for a window; None with a tolerance.
     tolerance: how far a draft may be from the refined state; see `SIGNAL_POWER`.
+    most: rounds that there may be with a tolerance; None for as many as it takes.
     """
 
     carry: Carry
     order: int
     strides: tuple[int, ...] | None = None
     tolerance: float = 0.0
+    most: int | None = None
 
 
 def least_rounds(steps: int, lanes: int) -> int:
@@ -174,14 +176,22 @@ class _Window:
     def _accepted(self, distances: Float64) -> int:
         """Steps that are taken: one, and one for each draft that was near, up to the first that was not.
 
-        The pictures of a batch go on together: as far as the one whose drafts were the worst.
+        The pictures of a batch go on together: as far as the one whose drafts were the worst. Where the
+        rounds that are left would not be enough, steps are taken whose drafts were not near.
         """
         tolerance = self._settings.tolerance
         worst = np.maximum.accumulate(np.nan_to_num(distances, nan=np.inf).max(0, initial=0.0))
-        near = int((worst <= tolerance).sum())
-        drift = distances[:, :near].max(1, initial=0.0)
+        taken = 1 + max(int((worst <= tolerance).sum()), self._behind())
+        drift = distances[:, : taken - 1].max(1, initial=0.0)
         self.drift = drift if self.drift is None else np.maximum(self.drift, drift)
-        return 1 + near
+        return taken
+
+    def _behind(self) -> int:
+        """Drafts that must be taken in this round for the rounds after it to suffice."""
+        if self._settings.most is None:
+            return 0
+        after = self._settings.most - self._round - 1
+        return self._schedule.steps - self.at - 1 - self._lanes * after
 
 
 def _table(rows: Sequence[Form]) -> Table:

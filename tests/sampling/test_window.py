@@ -155,6 +155,21 @@ def test_a_tolerance_bounds_the_drift(
     assert distance(made.latents, run(schedule, seed, batch=1).latents) <= 24 * tolerance
 
 
+@given(lanes=st.integers(2, 6), more=st.integers(0, 20), tolerance=st.sampled_from([1e-9, 0.01, 10.0]))
+@settings(max_examples=40, deadline=None)
+def test_a_tolerance_takes_no_more_rounds_than_it_may(lanes: int, more: int, tolerance: float) -> None:
+    schedule = dt.Schedule.from_config(EULER, 24)
+    most = min(24, least_rounds(24, lanes) + more)
+    made = run(schedule, mode="tolerance", lanes=lanes, tolerance=tolerance, rounds=most)
+    wanted = {1e-9: most, 10.0: least_rounds(24, lanes)}.get(tolerance, made.stats.rounds)
+    assert made.stats.rounds == wanted <= most and np.isfinite(made.latents).all()
+    free = run(schedule, mode="tolerance", lanes=lanes, tolerance=tolerance)
+    if free.stats.rounds <= most:
+        assert np.array_equal(made.latents, free.latents)
+    else:
+        assert made.stats.drift is not None and made.stats.drift.max() > tolerance
+
+
 def test_a_smaller_tolerance_is_nearer_and_takes_more_rounds() -> None:
     schedule = dt.Schedule.from_config(DDIM, 50)
     wanted = run(schedule, batch=1).latents
@@ -323,7 +338,8 @@ def test_strides(steps: int, rounds: int, short_last: bool, wanted: tuple[int, .
         ({"mode": "window", "lanes": 4, "rounds": 3}, "rounds=3 was asked; it must be from 4 to 10"),
         ({"mode": "window", "lanes": 4, "rounds": 11}, "it must be from 4 to 10"),
         ({"mode": "window", "lanes": 17}, "lanes=17 was asked; mode 'window' takes 16 at most"),
-        ({"mode": "tolerance", "rounds": 5}, "takes as many as the picture needs"),
+        ({"mode": "tolerance", "lanes": 4, "rounds": 3}, "rounds=3 was asked; it must be from 4 to 10"),
+        ({"mode": "tolerance", "lanes": 4, "rounds": 9, "tolerance": 0}, "it must be from 10 to 10"),
         ({"mode": "tolerance", "tolerance": -0.1}, "tolerance must be a number of at least 0"),
         ({"mode": "tolerance", "tolerance": math.nan}, "tolerance must be a number"),
         ({"mode": "window", "tolerance": 0.1}, "goes with mode 'tolerance'"),
