@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "_manifest": {"_errors", "models"},  # the form of the files at which export and engines meet
     "_child": {"_errors"},
     "sampling": {"_errors"},
+    "planning": {"_errors", "sampling"},
     "_widen": set(),
     "engines": (ENGINES := {"_errors", "models", "_manifest", "_child", "_widen"}),
     "export": {"_errors", "models", "_manifest", "_child", "_widen"},
