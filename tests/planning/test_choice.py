@@ -260,12 +260,18 @@ COSTS = Costs(4, (10.0, 17.0, 25.0, 33.0), 1.02, (0.1, 0.2), 0.05, 30.0, 16)
         (900, "sequential, guidance split over two devices: 50 rounds, 538 ms expected"),
         (500, "tolerance 0.003, 4 lanes, guidance split over two devices: about 20.2 (at most 27) rounds"),
         (320, "tolerance 0.01, 4 lanes, guidance split over two devices: about 15.9 (at most 16) rounds"),
-        (285, "tolerance 0.01, 4 lanes, guidance split over two devices: 14 (at most 14) rounds"),
+        (285, "tolerance 0.03, 4 lanes, guidance split over two devices: 14 (at most 14) rounds"),
     ],
 )
 def test_more_time_is_a_nearer_picture(deadline_ms: float, wanted: str) -> None:
     asked = Wanted(STEPS, True, deadline_ms=deadline_ms)
     assert str(choose(COSTS, asked, demo_rounds)).startswith(wanted)
+
+
+def test_where_no_tolerance_has_the_time_there_are_as_many_rounds_as_can_be() -> None:
+    asked = Wanted(STEPS, True, deadline_ms=400)
+    chosen = choose(COSTS, asked, lambda lanes, tolerance: 49.0).chosen
+    assert (chosen.lanes, chosen.split, chosen.most_rounds) == (2, True, 35)
 
 
 def test_what_a_caller_fixes_stays_fixed() -> None:
