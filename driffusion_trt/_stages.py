@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from ._errors import InputError, LaneError, NonFiniteError, did_you_mean
 from ._request import Request
 from ._starting import start
 from ._tiles import Tile
+from ._trial import Trial
 from .autoencoder import Autoencoder
 from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
@@ -27,6 +29,7 @@ from .sampling.known import Known
 from .sampling.noise import NoiseStreams, noise_streams
 from .sampling.plan import Plan
 from .sampling.sample import RoundDone, Stats
+from .sampling.schedule import Schedule
 
 NAN_POLICIES = ("error", "retry-fp32")
 
@@ -75,7 +78,7 @@ class Stages:
         with contextlib.ExitStack() as stack:
             networks = stack.enter_context(load_networks(folder, devices, options))
             self.conditioner = Conditioner(folder, networks.text)
-            self.lanes = networks.lanes
+            self.lanes, self.rows = networks.lanes, networks.rows
             self._autoencoder = _autoencoder(folder, networks)
             self._resources = stack.pop_all()
 
@@ -95,6 +98,24 @@ class Stages:
         """One prediction on every lane, as the request's would be."""
         given, without = self.conditioner(request)
         self.lanes.job(given, self._scale(request), without).warm_up(self._shape(request))
+
+    def trial(self, request: Request, schedule: Callable[[int], Schedule]) -> tuple[Trial, float]:
+        """Runs of plans for a guided request of one picture, to be timed; and milliseconds of what is beside.
+
+        schedule: of so many steps.
+        """
+        shape = self._shape(request)
+        latents = np.zeros((1, *shape), np.float32)
+        for _ in range(2):  # the first time is slower
+            begun = time.perf_counter()
+            given, without = self.conditioner(request)
+            self._decode(latents, self._tile(request))
+            beside_ms = 1e3 * (time.perf_counter() - begun)
+        jobs = {
+            guided: self.lanes.job(given, self._scale(request) if guided else 1.0, without)
+            for guided in (False, True)
+        }
+        return Trial(jobs, shape, schedule), beside_ms
 
     def run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         """Run it, and again without the devices that fail, for as long as there are others.

@@ -25,11 +25,12 @@ ROOMS: dict[str, set[str]] = {
     "_manifest": {"_errors", "models"},  # the form of the files at which export and engines meet
     "_child": {"_errors"},
     "sampling": {"_errors"},
+    "_cache": set(),
     "planning": {"_errors", "sampling"},
     "_widen": set(),
     "engines": (ENGINES := {"_errors", "models", "_manifest", "_child", "_widen"}),
     "export": {"_errors", "models", "_manifest", "_child", "_widen"},
-    "runtime": (RUNTIME := ENGINES | {"sampling", "engines"}),
+    "runtime": (RUNTIME := ENGINES | {"sampling", "engines", "_cache"}),
     "pictures": {"_errors"},
     "_tiles": set(),
     "autoencoder": ENGINES | {"engines", "_tiles"},
@@ -48,7 +49,8 @@ ROOMS: dict[str, set[str]] = {
         | {"runtime", "pictures", "_tiles", "_starting", "autoencoder", "conditioning", "_request", "_call"}
     ),
     "_awaiting": STAGES,
-    "pipeline": (PIPELINE := STAGES | {"_stages", "_awaiting", "previews"}),
+    "_auto": STAGES | {"_stages", "_cache", "planning"},
+    "pipeline": (PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "planning", "previews"}),
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},
     "commands": PIPELINE | {"pipeline", "server", "evaluation", "export"},

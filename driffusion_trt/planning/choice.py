@@ -49,7 +49,8 @@ def choose(costs: Costs, wanted: Wanted, expected_rounds: ExpectedRounds) -> Cho
 class _Chooser:
     def __init__(self, costs: Costs, wanted: Wanted, expected_rounds: ExpectedRounds) -> None:
         self._costs, self._wanted, self._expected = costs, wanted, expected_rounds
-        possible = [False, True] if wanted.guided and costs.devices > 1 else [False]
+        can_split = wanted.guided and costs.fits(1, guided=True, split=True, pictures=wanted.pictures)
+        possible = [False, True] if can_split else [False]
         self._splits = [split for split in possible if wanted.split in (None, split)] or [False]
         self._sequential = self._candidate(1, False, 0.0, wanted.steps)
         self._exact = [

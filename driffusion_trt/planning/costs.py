@@ -24,8 +24,8 @@ class Costs:
         predictions back.
     look_ms: what a round takes more where the plan looks at its drafts to decide the next one.
     picture_ms: what a picture takes beside its rounds: encoders and decoder.
-    most_rows: of one network call: several drafts on one device are one call, and can be no more than fit
-        into it; 0 where they are calls of their own, one after another.
+    rows: of one network call, from and to: several drafts on one device are one call, and can be no more
+        than fit into it; to 0 where there is no such bound, and they are calls of their own.
     measured: whether all of this was; see `assumed`.
     """
 
@@ -35,7 +35,7 @@ class Costs:
     exchange_ms: tuple[float, float] = (0.0, 0.0)
     look_ms: float = 0.0
     picture_ms: float = 0.0
-    most_rows: int = 0
+    rows: tuple[int, int] = (1, 0)
     measured: bool = True
 
     def __post_init__(self) -> None:
@@ -92,13 +92,14 @@ class Costs:
 
     def _calls_ms(self, drafts: int, rows: int) -> float:
         """So many drafts of so many rows each on one device."""
-        return self.rows_ms(drafts * rows) if self.most_rows else drafts * self.rows_ms(rows)
+        return self.rows_ms(drafts * rows) if self.rows[1] else drafts * self.rows_ms(rows)
 
     def fits(self, drafts: int, *, guided: bool, split: bool, pictures: int = 1) -> bool:
         """Whether so many noises can be predicted in one round."""
         places = self.places(split=split and guided)
         rows = -(-drafts // max(1, places)) * self._rows(pictures, guided, split)
-        return places > 0 and (not self.most_rows or rows <= self.most_rows)
+        least, most = self.rows
+        return places > 0 and rows >= least and (not most or rows <= most)
 
     @staticmethod
     def _rows(pictures: int, guided: bool, split: bool) -> int:
@@ -112,8 +113,8 @@ class Costs:
         """Raises InputError where this is not what `to_json` gave."""
         try:
             values = dict(stored)  # type: ignore[call-overload]
-            for name in ("call_ms", "exchange_ms"):
-                values[name] = tuple(float(ms) for ms in values[name])
+            for name, kind in (("call_ms", float), ("exchange_ms", float), ("rows", int)):
+                values[name] = tuple(kind(one) for one in values[name])
             if set(values) != {field.name for field in fields(cls)}:
                 raise KeyError(", ".join(values))
             return cls(**values)

@@ -30,7 +30,7 @@ def measured(
     devices: int,
     *,
     picture_ms: float,
-    most_rows: int = 0,
+    rows: tuple[int, int] = (1, 0),
     told: Callable[[int, int], None] = lambda done, of: None,
 ) -> Costs:
     """Costs of some devices.
@@ -38,13 +38,17 @@ def measured(
     timed: runs a plan of one round that predicts a single noise and `ROUNDS` of a shape, guidance in one
         batch, and returns its milliseconds; its first call of each shape may be slow.
     picture_ms: what a picture takes beside its rounds.
-    most_rows: see `Costs`.
+    rows: see `Costs`; where calls of a single row cannot be, those of two stand for them.
     told: called after each of so many runs.
     """
-    one, two = Shape(1, False), Shape(1, True)
-    many, many_two, pair = Shape(devices, False), Shape(devices, True), Shape(min(2, devices), True)
-    looking, twice = Shape(devices, True, True), Shape(2 * devices, True)
-    shapes = [one, two, many, many_two, pair, looking, *([twice] if most_rows >= 4 else [])]
+    lanes, alone = max(2, devices), rows[0] > 1
+    one, two = Shape(1, alone), Shape(1, True)
+    many, many_two, pair = Shape(devices, alone), Shape(devices, True), Shape(min(2, devices), True)
+    looking, blind, twice = Shape(lanes, True, True), Shape(lanes, True), Shape(2 * devices, True)
+    shapes = [one, two, many, many_two, pair]
+    if devices > 1 or rows[1] >= 2 * lanes or not rows[1]:
+        shapes += [blind, looking]
+    shapes += [twice] if rows[1] >= 4 else []
     found = _medians(timed, list(dict.fromkeys(shapes)), told)
     crowded, of_all = _together((found[one], found[two]), (found[many], found[many_two]))
     call_ms = [found[one], max(found[two], found[one])]
@@ -55,8 +59,8 @@ def measured(
     if twice in found:
         four = max((found[twice] - of_all) / crowded, call_ms[1])
         call_ms += [(call_ms[1] + four) / 2, four]
-    look_ms = max(0.0, found[looking] - found[many_two])
-    return Costs(devices, tuple(call_ms), crowded, (of_two, of_all), look_ms, picture_ms, most_rows)
+    look_ms = max(0.0, found[looking] - found[blind]) if looking in found else 0.0
+    return Costs(devices, tuple(call_ms), crowded, (of_two, of_all), look_ms, picture_ms, rows)
 
 
 def _medians(
@@ -73,11 +77,9 @@ def _medians(
             runs[shape].append(timed(shape))
             told(len(shapes) * (1 + number) + done, len(shapes) * (1 + repeats))
     whole = {shape: statistics.median(times) for shape, times in runs.items()}
-    single = {guided: whole[Shape(1, guided)] / (1 + ROUNDS) for guided in (False, True)}
+    single = {shape.guided: whole[shape] / (1 + ROUNDS) for shape in whole if shape.drafts == 1}
     return {
-        shape: single[shape.guided]
-        if shape.drafts == 1 and not shape.looks
-        else (ms - single[shape.guided]) / ROUNDS
+        shape: single[shape.guided] if shape.drafts == 1 else (ms - single[shape.guided]) / ROUNDS
         for shape, ms in whole.items()
     }
 

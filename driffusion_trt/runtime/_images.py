@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
+from .._cache import cache_folder, keep
 from .._errors import DeviceError, InputError, MissingExtraError
 from ._driver import nvrtc
 
-__all__ = ["ARCHITECTURES", "IMAGE_VARIABLE", "cache_folder", "compile_kernels", "find_kernels"]
+__all__ = ["ARCHITECTURES", "IMAGE_VARIABLE", "compile_kernels", "find_kernels"]
 
 # What CMakeLists.txt builds the fatbin for: machine code of each, and PTX of the last.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -56,24 +54,13 @@ def find_kernels(
     fatbin = fatbin or _CSRC / "kernels.fatbin"
     if _covers(gpu) and fatbin.is_file():
         return fatbin.read_bytes()
-    return _compiled(gpu, cache or cache_folder())
+    return _compiled(gpu, cache or cache_folder("kernels"))
 
 
 def _covers(gpu: int) -> bool:
     """Machine code runs on later GPUs of its generation, PTX on every later one."""
     same = any(built // 10 == gpu // 10 and built <= gpu for built in ARCHITECTURES)
     return same or gpu > ARCHITECTURES[-1]
-
-
-def cache_folder() -> Path:
-    """Where this system keeps what a program can make again."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "driffusion-trt" / "kernels"
 
 
 def _sources() -> dict[str, bytes]:
@@ -92,15 +79,7 @@ def _compiled(gpu: int, cache: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         image = compile_kernels(architecture)
-    # A folder that cannot be written to costs a second at every start, no more.
-    with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        try:
-            partial.write_bytes(image)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    keep(path, image)  # a folder that cannot be written to costs a second at every start, no more
     return image
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
 from ..engines.onnx_session import OnnxSession
-from ..engines.profiles import Profile
+from ..engines.profiles import Profile, Range
 from ..engines.session import Network
 from ..models import ON_HOST
 from .devices import Devices, choose_plan
@@ -40,6 +40,8 @@ class Networks:
     text: the text encoders by name.
     encoder: loads the VAE's encoder at its first call, since few pictures are made from others; None
         where the model has none.
+    rows: that one call of the denoiser takes, two for each picture with guidance; None where it takes any
+        number, and several drafts on one device are calls of their own.
     vae_profile: the sizes that the VAE's plans take; None where its networks take any.
     lanes: HostLanes, or CudaLanes, which is loaded only where there is a GPU.
     """
@@ -47,6 +49,7 @@ class Networks:
     text: Mapping[str, Network]
     decoder: Network
     encoder: Callable[[], Network] | None
+    rows: Range | None
     vae_profile: Profile | None
     lanes: Any
     _resources: contextlib.ExitStack = field(repr=False)
@@ -84,8 +87,13 @@ def load_networks(folder: ModelFolder, devices: Devices, options: GpuOptions) ->
         names = [name for name in folder.networks if name.startswith("text_encoder")]
         text = {name: (on_host if name in ON_HOST else load)(name) for name in names}
         encoder = _Once(partial(load, "vae_encoder")) if "vae_encoder" in folder.networks else None
-        profile = _vae_profile(folder, devices.gpus[0]) if devices.gpus else None
-        return Networks(text, load("vae_decoder"), encoder, profile, lanes, stack)
+        rows = profile = None
+        if devices.gpus:
+            denoiser, profile = (
+                _profile(folder, name, devices.gpus[0]) for name in ("denoiser", "vae_decoder")
+            )
+            rows = None if denoiser is None else denoiser.batch
+        return Networks(text, load("vae_decoder"), encoder, rows, profile, lanes, stack)
     except BaseException:
         stack.close()
         raise
@@ -160,6 +168,6 @@ def _on_gpus(
     return load, lanes
 
 
-def _vae_profile(folder: ModelFolder, gpu: Gpu) -> Profile | None:
-    plan, _ = choose_plan(folder, "vae_decoder", gpu)
+def _profile(folder: ModelFolder, network: str, gpu: Gpu) -> Profile | None:
+    plan, _ = choose_plan(folder, network, gpu)
     return None if plan.key is None else plan.key.profile

@@ -161,9 +161,7 @@ def make_plan(
         raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
     _whole("lanes", lanes, 1, None)
     if rounds is not None and mode not in ("skip", "window", "tolerance"):
-        raise InputError(
-            f"rounds={rounds!r} was given, but mode {mode!r} has a fixed number; leave it out"
-        )
+        raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} has a fixed number; leave it out")
     if mode in ("window", "tolerance"):
         return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
     for name, given in (("order", order), ("carry", carry), ("tolerance", tolerance)):

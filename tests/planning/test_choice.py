@@ -91,7 +91,7 @@ class Machine:
         return first + (one.rounds - 1) * each
 
     def costs(self) -> Costs:
-        return measured(self.timed, self.devices, picture_ms=0.0, most_rows=32 if self.batches else 0)
+        return measured(self.timed, self.devices, picture_ms=0.0, rows=(1, 32 if self.batches else 0))
 
 
 def machines() -> st.SearchStrategy[Machine]:
@@ -251,7 +251,7 @@ def fewest(machine: Machine, guided: bool) -> list[Candidate]:
     return [replace(one, ms=machine.picture_ms(one, guided=guided)) for one in least]
 
 
-COSTS = Costs(4, (10.0, 17.0, 25.0, 33.0), 1.02, (0.1, 0.2), 0.05, 30.0, 16)
+COSTS = Costs(4, (10.0, 17.0, 25.0, 33.0), 1.02, (0.1, 0.2), 0.05, 30.0, (1, 16))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_what_a_caller_fixes_stays_fixed() -> None:
 
 def test_one_device_drafts_where_that_was_measured_to_be_faster() -> None:
     """Where a call of eight rows takes little longer than one of two, drafts on one device are worth it."""
-    flat = Costs(1, (10.0, 10.5, 11.0, 11.5), most_rows=8)
+    flat = Costs(1, (10.0, 10.5, 11.0, 11.5), rows=(1, 8))
     assert choose(flat, Wanted(STEPS, True), demo_rounds).chosen.lanes == 4  # more do not fit into one call
     steep = replace(flat, call_ms=(10.0, 20.0, 30.0, 40.0))
     assert not choose(steep, Wanted(STEPS, True), demo_rounds).chosen.drafts

@@ -14,7 +14,7 @@ import pytest
 
 from driffusion_trt import DeviceError, InputError, MissingExtraError
 from driffusion_trt.runtime import _images
-from driffusion_trt.runtime._images import ARCHITECTURES, cache_folder, compile_kernels, find_kernels
+from driffusion_trt.runtime._images import ARCHITECTURES, compile_kernels, find_kernels
 
 ELF = b"\x7fELF"
 NEEDS_NVRTC = pytest.mark.skipif(sys.platform != "linux", reason="the test extra brings NVRTC on Linux alone")
@@ -277,8 +277,8 @@ def test_the_real_nvrtc_tells_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cache_is_where_the_system_keeps_caches(
     platform: str, name: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_images.sys, "platform", platform)
+    monkeypatch.setattr(_cache.sys, "platform", platform)
     monkeypatch.setenv("HOME", "/home/a")
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    assert cache_folder() == Path(expected)
+    assert _cache.cache_folder("kernels") == Path(expected)

@@ -1,0 +1,158 @@
+"""`mode="auto"`: what a pipeline's devices take is measured once and kept, and a plan chosen from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ._cache import cache_folder, keep
+from ._errors import InputError
+from ._planner import Planner, PlanSettings
+from ._request import Request
+from ._stages import Stages
+from .engines.key import onnx_hash
+from .engines.manifest import ModelFolder
+from .planning.candidates import Choice, Wanted
+from .planning.choice import choose, tolerance_of
+from .planning.costs import Costs
+from .planning.measuring import measured
+from .runtime.devices import Devices
+from .runtime.networks import GpuOptions
+from .sampling.plan import TOLERANCE, WINDOW_LANES
+
+__all__ = ["AUTO_ONLY", "Auto", "check_auto", "is_auto"]
+
+AUTO_ONLY = ("quality", "deadline_ms")
+_NOT_AUTO = ("rounds", "order", "carry", "blocks")
+_FORMAT = 1  # of the kept costs
+Told = Callable[[int, int], None]
+
+
+def is_auto(settings: Mapping[str, Any]) -> bool:
+    """Whether a call leaves its plan to the devices' costs: where it names no mode."""
+    return settings.get("mode") in (None, "auto")
+
+
+def check_auto(settings: Mapping[str, Any]) -> None:
+    """Raises InputError for settings that do not go together with the mode, or cannot be."""
+    given = [name for name in AUTO_ONLY if settings.get(name) is not None]
+    if not is_auto(settings):
+        if given:
+            raise InputError(
+                f"{given[0]}={settings[given[0]]!r} was given; it goes with mode 'auto', which chooses the plan"
+            )
+        return
+    fixed = [name for name in _NOT_AUTO if settings.get(name) not in (None, "auto")]
+    if fixed:
+        raise InputError(
+            f"{fixed[0]}={settings[fixed[0]]!r} was given, and mode 'auto' chooses it; name the mode that it "
+            "is for, or leave it out"
+        )
+    given += [name for name in ("tolerance",) if settings.get(name) is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} were given; mode 'auto' goes by one of them")
+    if settings.get("quality") is not None:
+        tolerance_of(settings["quality"])
+    deadline = settings.get("deadline_ms")
+    if deadline is not None and (
+        isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 0 < deadline < math.inf
+    ):
+        raise InputError(f"deadline_ms must be a number of milliseconds above 0, not {deadline!r}")
+
+
+class Auto:
+    """Chooses the plans of one pipeline; safe from several threads."""
+
+    def __init__(
+        self, folder: ModelFolder, devices: Devices, options: GpuOptions, planner: Planner, stages: Stages
+    ) -> None:
+        self._folder, self._devices, self._options = folder, devices, options
+        self._planner, self._stages = planner, stages
+        self._lock = threading.Lock()
+        self._costs: dict[tuple[int, int], Costs] = {}
+
+    def choice(self, request: Request, settings: PlanSettings) -> Choice:
+        """The plan for a checked request. Measures the devices where that was never done.
+
+        Raises InputError where no plan is there by the deadline.
+        """
+        schedule = self._planner.schedule(**settings)
+        lanes = settings.get("lanes")
+        tolerance = settings.get("tolerance")
+        quality = settings.get("quality")
+        wanted = Wanted(
+            schedule.steps,
+            request.guided,
+            len(request.prompts),
+            tolerance_of(quality) if quality is not None else TOLERANCE if tolerance is None else tolerance,
+            settings.get("deadline_ms"),
+            WINDOW_LANES if lanes is None else lanes,
+            settings.get("split_guidance"),
+        )
+        costs = self.costs(request.height, request.width)
+        return choose(costs, wanted, lambda lanes, tolerance: 0.0)
+
+    def known(self, height: int, width: int) -> Costs | None:
+        """The costs of pictures of this size, where they were measured: in this process, or one before it."""
+        size = height, width
+        with self._lock:
+            if size not in self._costs and (found := self._read(size)) is not None:
+                self._costs[size] = found
+            return self._costs.get(size)
+
+    def costs(self, height: int, width: int, told: Told = lambda done, of: None) -> Costs:
+        """The same, measured now if need be, and kept; `told` is called after each of so many runs."""
+        found = self.known(height, width)
+        if found is not None:
+            return found
+        with self._lock:
+            size = height, width
+            if size not in self._costs:  # another thread may have measured meanwhile
+                self._costs[size] = self._measured(size, told)
+                what = {**self._what(size), "costs": self._costs[size].to_json()}
+                keep(self._path(size), json.dumps(what, indent=1).encode())
+            return self._costs[size]
+
+    def _measured(self, size: tuple[int, int], told: Told) -> Costs:
+        height, width = size
+        settings = {"height": height, "width": width, "guidance_scale": 2.0}
+        request = Request.check(self._folder.spec, self._planner.own_size, "", settings)
+        trial, beside_ms = self._stages.trial(
+            request, lambda steps: self._planner.schedule(steps=steps, height=height, width=width)
+        )
+        rows = self._stages.rows
+        return measured(
+            trial.timed,
+            min(self._devices.count, WINDOW_LANES),
+            picture_ms=beside_ms,
+            rows=(1, 0) if rows is None else (rows.min, rows.max),
+            told=told,
+        )
+
+    def _what(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What the costs are of; another of any of these has others."""
+        options = self._options
+        return {
+            "format": _FORMAT,
+            "denoiser": onnx_hash(self._folder, "denoiser"),
+            "devices": str(self._devices),
+            "picture": list(size),
+            "graphs": options.cuda_graphs,
+            "peer_copies": options.peer_copies,
+        }
+
+    def _path(self, size: tuple[int, int]) -> Path:
+        digest = hashlib.sha256(json.dumps(self._what(size), sort_keys=True).encode()).hexdigest()
+        return cache_folder("costs") / f"{digest[:32]}.json"
+
+    def _read(self, size: tuple[int, int]) -> Costs | None:
+        try:
+            stored = json.loads(self._path(size).read_text("utf-8"))
+            return Costs.from_json(stored.pop("costs")) if isinstance(stored, dict) else None
+        except (OSError, ValueError, KeyError, InputError):
+            return None  # measured again
