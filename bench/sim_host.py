@@ -60,7 +60,7 @@ def _enqueued(simulator: Any, lanes: CudaLanes, run: Callable[[], object]) -> tu
         gate.set()
         wait(this, event)
 
-    streams = [*(worker.stream for lane in lanes.lanes for worker in lane)]
+    streams = [worker.stream for worker in lanes.workers]
     if lanes._team is not None:
         streams.append(lanes._team.lead.stream)
     entered = threading.Semaphore(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -12,17 +13,20 @@ from .engines.manifest import ModelFolder
 from .sampling.plan import Plan, default_lanes, make_plan
 from .sampling.schedule import Schedule, dynamic_mu
 
-__all__ = ["PlanSettings", "Planner", "planned"]
+__all__ = ["PlanSettings", "Planner", "flag", "planned", "scale"]
 
 _PLANS_KEPT = 64
+_OF_WIDTH = ("guidance_scale", "split_guidance")  # they say how many devices a lane is, and no more
 
 
 class PlanSettings(TypedDict, total=False):
     """What of a call makes a difference to its plan; `Pipeline.__call__` explains each."""
 
     steps: int | None
+    guidance_scale: float | None
     mode: str
     lanes: int | None
+    split_guidance: bool
     rounds: int | None
     order: int | str
     carry: str
@@ -65,17 +69,28 @@ class Planner:
         strength = settings.get("strength")
         return whole if strength is None else self._late(whole, count, strength)
 
+    def devices_per_lane(self, **settings: Unpack[PlanSettings]) -> int:
+        """Two where guidance is split, and there is some; else one. Raises InputError as `flag`, `scale`."""
+        split = flag("split_guidance", settings.get("split_guidance", False))
+        wanted = settings.get("guidance_scale")
+        guided = scale(self._spec.guidance_scale if wanted is None else wanted) > 1
+        return 2 if split and guided else 1
+
     def plan(self, devices: int, **settings: Unpack[PlanSettings]) -> Plan:
-        """The plan for these settings on so many devices. Raises as `schedule` and `make_plan` do."""
-        key = repr((devices, sorted(settings.items())))  # by equality True would be 1
+        """The plan for these settings on so many devices; on a single one a lane is that one.
+
+        Raises as `schedule`, `devices_per_lane` and `make_plan` do.
+        """
+        width, lanes = max(1, devices // self.devices_per_lane(**settings)), settings.get("lanes")
+        rest = {name: value for name, value in settings.items() if name not in _OF_WIDTH}
+        key = repr((width if lanes is None else None, sorted(rest.items())))  # by equality True would be 1
         with self._lock:
             if key not in self._plans:
                 schedule = self.schedule(**settings)
-                lanes = settings.get("lanes")
                 made = make_plan(
                     schedule,
                     mode=settings.get("mode", "aggressive"),
-                    lanes=default_lanes(devices, schedule.steps) if lanes is None else lanes,
+                    lanes=default_lanes(width, schedule.steps) if lanes is None else lanes,
                     rounds=settings.get("rounds"),
                     order=settings.get("order", "auto"),
                     carry=settings.get("carry", "auto"),
@@ -110,6 +125,22 @@ class Planner:
         )
         patch = self._spec.latent_multiple
         return dynamic_mu(self._config, (rows // patch) * (columns // patch))
+
+
+def flag(name: str, given: object) -> bool:
+    """A switch. Raises InputError for what is neither True nor False."""
+    if not isinstance(given, bool):
+        raise InputError(f"{name} must be True or False, not {given!r}")
+    return given
+
+
+def scale(given: object) -> float:
+    """A guidance scale. Raises InputError for what cannot be one."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise InputError(f"guidance_scale must be a number, not {given!r}")
+    if not math.isfinite(given) or given < 0:
+        raise InputError(f"guidance_scale={given} was asked; it must be finite and at least 0")
+    return float(given)
 
 
 def planned(settings: Mapping[str, Any]) -> PlanSettings:

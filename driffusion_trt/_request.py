@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from . import __version__
 from ._errors import InputError
-from ._settings import Seed, Size, check_names, pair, scale, seeds, texts, whole
+from ._planner import flag, scale
+from ._settings import Seed, Size, check_names, pair, seeds, texts, whole
 from ._source import Source
 from .models import ModelSpec
 from .sampling.plan import Plan
@@ -43,6 +44,7 @@ class Request:
     seed: an int is one random stream for the whole batch, a tuple has one for each picture.
     sizes, negative_sizes: for SDXL; None for the others.
     source: the picture to start from; None for noise.
+    split_guidance: predict with and without the prompt on two devices; see `Pipeline.__call__`.
     """
 
     prompts: tuple[Texts, ...]
@@ -56,6 +58,7 @@ class Request:
     negative_sizes: Sizes | None = None
     vae_tiling: bool | int | None = None
     source: Source | None = None
+    split_guidance: bool = False
 
     @classmethod
     def check(cls, spec: ModelSpec, own_size: Size, prompt: object, settings: Mapping[str, Any]) -> Self:
@@ -88,6 +91,7 @@ class Request:
             negative_sizes,
             settings.get("vae_tiling"),
             Source.check(spec, settings, len(prompts), images, (height, width)),
+            flag("split_guidance", settings.get("split_guidance", False)),
         )
 
     @property
@@ -113,6 +117,7 @@ class Request:
             "guidance_scale": self.guidance_scale,
             "mode": plan.mode,
             "lanes": plan.lanes,
+            **({"split_guidance": True} if self.split_guidance and self.guided else {}),
             "scheduler": scheduler,
             **plan.asked(),
             **({"eta": plan.schedule.eta} if plan.schedule.solver == "ddim" and plan.schedule.eta else {}),

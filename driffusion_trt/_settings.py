@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from ._planner import PlanSettings
 from .sampling.noise import noise_streams
 from .sampling.sample import RoundDone
 
-__all__ = ["Seed", "Settings", "Size", "check_names", "pair", "scale", "seeds", "text", "texts", "whole"]
+__all__ = ["Seed", "Settings", "Size", "check_names", "pair", "seeds", "text", "texts", "whole"]
 
 Seed = int | tuple[int, ...]
 Size = tuple[int, int]
@@ -37,6 +36,10 @@ class Settings(PlanSettings, total=False):
     vae_tiling: True, or the side of a tile in pixels, for the tiles of diffusers' `enable_tiling`; False
         for none; None for tiles where the plans do not take the picture whole, or it has more than two
         million pixels. The picture differs a little.
+    split_guidance: predict with and without the prompt on two devices, and not in one batch: then a lane
+        is two devices, and by default there are half as many lanes (one at least). The picture is the same
+        within float32 rounding. Without guidance it changes nothing. A single CPU thread makes both
+        predictions in turn, a single GPU makes them in one batch; of an odd number of GPUs one idles.
     """
 
     prompt_2: str | Sequence[str] | None
@@ -44,7 +47,6 @@ class Settings(PlanSettings, total=False):
     negative_prompt: str | Sequence[str] | None
     negative_prompt_2: str | Sequence[str] | None
     negative_prompt_3: str | Sequence[str] | None
-    guidance_scale: float | None
     seed: int | Iterable[int]
     num_images: int
     clip_skip: int | None
@@ -99,15 +101,6 @@ def pair(name: str, given: object, least: int) -> Size:
         raise InputError(f"{name} must be two whole numbers, height or top first, not {given!r}")
     first, second = (whole(name, one, least) for one in given)
     return first, second
-
-
-def scale(given: object) -> float:
-    """A guidance scale."""
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise InputError(f"guidance_scale must be a number, not {given!r}")
-    if not math.isfinite(given) or given < 0:
-        raise InputError(f"guidance_scale={given} was asked; it must be finite and at least 0")
-    return float(given)
 
 
 def seeds(given: object, pictures: int) -> Seed:

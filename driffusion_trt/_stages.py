@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +97,7 @@ class Stages:
 
     def warm_up(self, request: Request) -> None:
         """One prediction on every lane, as the request's would be."""
-        given, without = self.conditioner(request)
-        self.lanes.job(given, self._scale(request), without).warm_up(self._shape(request))
+        self._job(request).warm_up(self._shape(request))
 
     def trial(self, request: Request, schedule: Callable[[int], Schedule]) -> tuple[Trial, float]:
         """Runs of plans for a guided request of one picture, to be timed; and milliseconds of what is beside.
@@ -140,8 +140,7 @@ class Stages:
     def _run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         marks = [time.perf_counter()]
         streams = noise_streams(request.seed, len(request.prompts))
-        given, without = self.conditioner(request)
-        job = self.lanes.job(given, self._scale(request), without)
+        job = self._job(request)
         noise, known = self._start(request, plan, streams)
         marks.append(time.perf_counter())
         ticks = [marks[-1]]
@@ -173,9 +172,10 @@ class Stages:
             return streams.draw(self._shape(request)), None
         return start(request.source, self._autoencoder, self._tile(request), plan.schedule, streams)
 
-    @staticmethod
-    def _scale(request: Request) -> float:
-        return request.guidance_scale if request.guided else 1.0
+    def _job(self, request: Request) -> Any:
+        given, without = self.conditioner(request)
+        scale = request.guidance_scale if request.guided else 1.0
+        return self.lanes.job(given, scale, without, split_guidance=request.split_guidance)
 
     def _shape(self, request: Request) -> tuple[int, int, int]:
         spec = self.folder.spec

@@ -59,7 +59,6 @@ class Pipeline:
         model: str | os.PathLike[str] = "demo",
         *,
         devices: Asked = "auto",
-        split_guidance: bool = False,
         cuda_graphs: bool = True,
         peer_copies: bool = True,
         deadline_s: float = 120.0,
@@ -73,7 +72,6 @@ class Pipeline:
             devices: what predicts in parallel: a number, "auto", "cuda" for all GPUs, or a list such as
                 ["cuda:0", "cuda:1"] or ["cpu", "cpu"]. A number and "auto" take the GPUs for which the
                 model has plans, else CPU lanes, one for each core that there is.
-            split_guidance: predict with and without the prompt on two GPUs a lane.
             cuda_graphs: launch each GPU's work as one graph.
             peer_copies: copy latents from GPU to GPU where that was seen to work, else through the host.
             deadline_s: a call that takes longer has a GPU that hangs, and goes on without it.
@@ -94,7 +92,7 @@ class Pipeline:
                 f"{folder.path} is in bf16, which ONNX Runtime cannot multiply in on a CPU; run it on a GPU "
                 "that it has plans for, or build it with --precision fp32 or fp16"
             )
-        options = GpuOptions(split_guidance, cuda_graphs, peer_copies, deadline_s)
+        options = GpuOptions(cuda_graphs, peer_copies, deadline_s)
         single = single_precision(folder, nan_policy, fp32_model)
         if sum(entry.size_bytes for entry in folder.manifest.files.values()) <= _HASHED_BYTES:
             folder.verify()
@@ -107,7 +105,7 @@ class Pipeline:
 
     @property
     def devices(self) -> int:
-        """Predictions that run at once."""
+        """Network calls that run at once: predictions, or halves of them where guidance is split."""
         return len(self._lanes)
 
     @property
@@ -123,11 +121,18 @@ class Pipeline:
         """The plan that a call with these settings runs; see `Pipeline.__call__`."""
         return self._planner.plan(self.devices, **settings)
 
-    def warm_up(self, batch: int = 1, height: int | None = None, width: int | None = None) -> float:
+    def warm_up(
+        self,
+        batch: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        split_guidance: bool = False,
+    ) -> float:
         """One prediction on every lane at once, of `batch` pictures with guidance; returns milliseconds.
 
         The first prediction after loading is slower than later ones; this is for who
         measures, or serves. height, width: of the pictures; by default the model's.
+        split_guidance: as the calls to come will have it.
 
         Raises:
             InputError: `batch` is not a positive whole number, or there are no pictures of this size.
@@ -135,6 +140,7 @@ class Pipeline:
         """
         self._check_open()
         settings = {"num_images": batch, "height": height, "width": width, "guidance_scale": 2.0}
+        settings["split_guidance"] = split_guidance
         request = Request.check(self.spec, self._planner.own_size, "", settings)
         start = time.perf_counter()
         self._stages.warm_up(request)
@@ -145,8 +151,7 @@ class Pipeline:
 
         Args:
             prompt: one prompt or several.
-            prompt_2, prompt_3: for the second and third text encoder, where the family has them; by
-                default `prompt`.
+            prompt_2, prompt_3: for a second and third text encoder; by default `prompt`.
             negative_prompt: what guidance leads away from: one text, or one for each prompt. None
                 is what the model was trained with for none, which for SDXL is not an empty text.
             negative_prompt_2, negative_prompt_3: as `prompt_2` and `prompt_3`.
@@ -162,6 +167,7 @@ class Pipeline:
             lanes: noises predicted at once; by default the number of devices, but no more than
                 2, or one for every 10 steps, or 4. The picture depends on the lanes and not on the
                 devices, so name them where it must be the same on every machine.
+            split_guidance: predict with and without the prompt on two devices; see `Settings`.
             rounds: for modes "skip" and "window".
             order, carry: of modes "window" and "tolerance"; the defaults are good.
             tolerance: for mode "tolerance"; the pictures of a batch take the rounds that the hardest needs.

@@ -74,6 +74,7 @@ class Asked:
     seed: int = 0
     first: int | None = None  # the state to start at, from a picture
     inpaint: bool = False
+    split: bool = False  # guidance over two devices
     plan: Plan | None = field(default=None, compare=False)
 
     def planned(self) -> Plan:
@@ -89,7 +90,7 @@ class Asked:
     def latents(self, lanes: HostLanes | CudaLanes, on_round: OnRound | None = None) -> Floats:
         """The picture that these lanes make."""
         text, empty = (normal(self.seed + k, self.pictures, tiny.LENGTH, tiny.WIDTH) for k in (1, 2))
-        job = lanes.job(text, self.guidance_scale, empty)
+        job = lanes.job(text, self.guidance_scale, empty, split_guidance=self.split)
         noise = normal(self.seed + 3, self.pictures, tiny.CHANNELS, tiny.SIDE, tiny.SIDE)
         known, streams = self.known(noise) if self.inpaint else None, noise_streams(self.seed, self.pictures)
         made = job.sample(self.planned(), noise, streams, on_round, known).latents

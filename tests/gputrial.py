@@ -51,7 +51,7 @@ ONE_DEVICE = ("prompt and no prompt, on one device", "results with and without t
 TWO_DEVICES = ("prompt and no prompt, on two devices", "results with and without the prompt, on two devices")
 LANES = ("places of two lanes' predictions", "outboxes of two lanes")
 FOUR = Asked("aggressive", 4, "ddpm", steps=9, pictures=2)  # two drafts on each of two lanes
-TWO = Asked("aggressive", 2, "ddpm", steps=5, pictures=2)  # on one lane
+TWO = Asked("aggressive", 2, "ddpm", steps=5, pictures=2, split=True)  # on one lane
 SETUPS = {
     "peers": Setup({}, FOUR, (*SHARED, *ONE_DEVICE, *LANES, PLACES)),
     "staged": Setup(
@@ -65,10 +65,8 @@ SETUPS = {
             "pinned memory of messages and of predictions",
         ),
     ),
-    "split guidance": Setup({"split_guidance": True}, TWO, (*SHARED, *TWO_DEVICES)),
-    "split guidance, staged": Setup(
-        {"split_guidance": True, "peer_copies": False}, TWO, (*SHARED, *TWO_DEVICES)
-    ),
+    "split guidance": Setup({}, TWO, (*SHARED, *TWO_DEVICES)),
+    "split guidance, staged": Setup({"peer_copies": False}, TWO, (*SHARED, *TWO_DEVICES)),
     "one device twice": Setup({"devices": [0, 0]}, FOUR, (*SHARED[1:], *ONE_DEVICE, *LANES, PLACES)),
     # In this mode networks see every refined state; in the other, only what is drafted and the end matter.
     "inpainting": Setup({}, Asked("conservative", 2, "ddpm", steps=7, seed=10, first=1, inpaint=True)),
@@ -205,7 +203,7 @@ class Trial:
         text, empty = (normal(asked.seed + k, asked.pictures, tiny.LENGTH, tiny.WIDTH) for k in (1, 2))
         noise = normal(asked.seed + 3, asked.pictures, tiny.CHANNELS, tiny.SIDE, tiny.SIDE)
         try:
-            job = lanes.job(text, asked.guidance_scale, empty)
+            job = lanes.job(text, asked.guidance_scale, empty, split_guidance=asked.split)
             streams = noise_streams(asked.seed, asked.pictures)
             known = asked.known(noise) if asked.inpaint else None
             made = job.sample(asked.planned(), noise, streams, on_round, known).latents

@@ -412,10 +412,39 @@ def test_a_picture_can_be_replayed_from_its_file(model: str, capsys: pytest.Capt
     assert (other["prompt"], other["seed"], other["mode"], other["steps"]) == ("cat", 4, "sequential", 9)
 
 
+def test_split_guidance_is_replayed_and_can_be_left_out(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"--model {model} --devices 2 -q"
+    assert main(f"run fox --steps 9 --split-guidance {words} -o first.png".split()) == 0
+    assert main(f"run --from-picture first.png {words} -o again.png".split()) == 0
+    assert main(f"run --from-picture first.png --no-split-guidance {words} -o whole.png".split()) == 0
+    first, again, whole = (read_settings(f"{name}.png") for name in ("first", "again", "whole"))
+    assert pixels("again.png") == pixels("first.png") and again == first
+    assert first["split_guidance"] is True and first["lanes"] == 1
+    assert whole == {name: value for name, value in first.items() if name != "split_guidance"}
+    words = f"run fox --steps 9 --split-guidance --guidance-scale 1 {words} --json -o plain.png"
+    capsys.readouterr()
+    assert main(words.split()) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["plan"]["lanes"] == facts["plan"]["devices"] == 2
+    assert "split_guidance" not in read_settings("plain.png")
+
+
+def test_split_guidance_compares_with_sequential(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"run fox --steps 9 --split-guidance --lanes 2 --devices 4 --compare --json --model {model}"
+    assert main(words.split()) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["plan"]["lanes"], facts["plan"]["devices"]) == (2, 4)
+    assert facts["compare"]["pictures"][0]["relative_l2"] < 0.5
+
+
 @pytest.mark.parametrize(
     ("altered", "message"),
     [
         ({"seed": [1]}, "has seed=[1]"),
+        ({"split_guidance": 1}, "has split_guidance=1"),
+        ({"split_guidance": None}, "has split_guidance=None"),
         ({"mode": 3}, "has mode=3"),
         ({"model": 5}, "has model=5"),
         ({"steps": True}, "has steps=True"),
@@ -510,7 +539,7 @@ def test_compare_measures_against_sequential(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warmed: list[int] = []
-    monkeypatch.setattr(Pipeline, "warm_up", lambda _, batch: warmed.append(batch))
+    monkeypatch.setattr(Pipeline, "warm_up", lambda _, batch, **named: warmed.append(batch))
     words = ["run", "fox", "cat", "--steps", "10", "--lanes", "4", "--model", model, "--compare", "--json"]
     assert main([*words, "-o", "x.png"]) == 0
     out, err = capsys.readouterr()
@@ -641,23 +670,37 @@ def test_a_file_that_is_there_is_replaced(here: Path, model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lanes", "devices", "width"),
+    ("lanes", "devices", "each", "width"),
     [
-        (None, None, (4, 4)),
-        (2, None, (2, 2)),
-        (2, "auto", (2, 2)),
-        (100, None, (100, 64)),
-        (2, 5, (2, 5)),
-        (None, 3, (3, 3)),
-        (None, ["cpu"], (1, ["cpu"])),
+        (None, None, 1, (4, 4)),
+        (2, None, 1, (2, 2)),
+        (2, "auto", 1, (2, 2)),
+        (100, None, 1, (100, 64)),
+        (2, 5, 1, (2, 5)),
+        (None, 3, 1, (3, 3)),
+        (None, ["cpu"], 1, (1, ["cpu"])),
+        (None, None, 2, (4, 8)),
+        (2, None, 2, (2, 4)),
+        (100, None, 2, (100, 64)),
+        (None, 5, 2, (2, 5)),
+        (None, 1, 2, (1, 1)),
+        (None, ["cpu"], 2, (1, ["cpu"])),
     ],
 )
-def test_no_more_threads_than_lanes_unless_told(
-    monkeypatch: pytest.MonkeyPatch, lanes: int | None, devices: Any, width: tuple[int, Any]
+def test_no_more_threads_than_lanes_need_unless_told(
+    monkeypatch: pytest.MonkeyPatch, lanes: int | None, devices: Any, each: int, width: tuple[int, Any]
 ) -> None:
     monkeypatch.setattr("driffusion_trt.runtime.devices.auto_lanes", lambda: 64)
-    args = argparse.Namespace(lanes=lanes, devices=devices, split_guidance=False)
-    assert _pictures._width(args, ModelFolder.open("demo"), 50) == width
+    args = argparse.Namespace(lanes=lanes, devices=devices)
+    assert _pictures._width(args, ModelFolder.open("demo"), 50, each) == width
+
+
+def test_one_core_is_enough_for_split_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no device is asked for that is not there."""
+    for cores, width in ((1, (1, 1)), (2, (1, 2)), (3, (1, 2))):
+        monkeypatch.setattr("driffusion_trt.runtime.devices.auto_lanes", lambda cores=cores: cores)
+        args = argparse.Namespace(lanes=None, devices=None)
+        assert _pictures._width(args, ModelFolder.open("demo"), 50, 2) == width
 
 
 # plan

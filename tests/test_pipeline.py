@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
 from driffusion_trt import CancelledError, InputError, LaneError, ModelError, NonFiniteError, Pipeline
 from driffusion_trt.engines.manifest import ModelFolder, write_manifest
@@ -24,7 +26,7 @@ from driffusion_trt.pictures import to_images
 from driffusion_trt.pipeline import PrecisionWarning, PromptWarning, Result
 from driffusion_trt.runtime.host import HostJob
 from driffusion_trt.sampling.noise import noise_streams
-from driffusion_trt.sampling.plan import MODES
+from driffusion_trt.sampling.plan import MODES, default_lanes
 from driffusion_trt.sampling.sample import RoundDone
 
 PROMPT = "a red fox"
@@ -233,9 +235,9 @@ def test_without_guidance_there_is_no_unconditional_pass(
     jobs = []
     make = pipe._lanes.job
 
-    def spy(conditioning: Any, scale: float, unconditional: Any = None) -> Any:
+    def spy(conditioning: Any, scale: float, unconditional: Any = None, **named: Any) -> Any:
         jobs.append((scale, unconditional is None))
-        return make(conditioning, scale, unconditional)
+        return make(conditioning, scale, unconditional, **named)
 
     monkeypatch.setattr(pipe._lanes, "job", spy)
     plain = pipe(PROMPT, guidance_scale=1, steps=STEPS)
@@ -245,6 +247,87 @@ def test_without_guidance_there_is_no_unconditional_pass(
     guided = pipe(PROMPT, guidance_scale=3, steps=STEPS)
     assert not same(guided, pipe(PROMPT, guidance_scale=3, negative_prompt="blue", steps=STEPS))
     assert jobs[3:] == [(3.0, False)] * 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_split_guidance_makes_the_same_picture_in_every_mode(
+    folder: Path, pipe: Pipeline, scheduler: str, mode: str
+) -> None:
+    """That of a batch but for rounding, and to the bit for any number of devices and when it is replayed."""
+    asked: dict[str, Any] = {"steps": STEPS, "scheduler": scheduler, "mode": mode, "lanes": 2, "seed": 4}
+    whole, made = pipe(PROMPT, **asked), pipe(PROMPT, **asked, split_guidance=True)
+    assert np.linalg.norm(made.latents - whole.latents) < 1e-5 * np.linalg.norm(whole.latents)
+    assert not same(made, whole), "in this network a batch of two rounds in another way"
+    assert made.plan is whole.plan
+    assert made.settings[0]["split_guidance"] is True and "split_guidance" not in whole.settings[0]
+    assert same(made, pipe(**json.loads(json.dumps(made.call()))))
+    for devices in (1, 3, 4):
+        with Pipeline.load(folder, devices=devices) as other:
+            assert same(made, other(PROMPT, **asked, split_guidance=True))
+
+
+def test_split_guidance_without_guidance_changes_nothing(pipe: Pipeline) -> None:
+    for guidance_scale in (0, 0.5, 1):
+        asked: dict[str, Any] = {"steps": STEPS, "guidance_scale": guidance_scale}
+        plain, split = pipe(PROMPT, **asked), pipe(PROMPT, **asked, split_guidance=True)
+        assert same(plain, split) and split.plan is plain.plan
+        assert split.settings == plain.settings
+
+
+@given(
+    devices=st.integers(1, 9),
+    split=st.booleans(),
+    scale=st.sampled_from([None, 0, 1, 1.5, 3]),
+    steps=st.sampled_from([None, 2, 20, 30, 60]),
+)
+def test_lanes_by_default_are_those_that_the_devices_make(
+    pipe: Pipeline, devices: int, split: bool, scale: float | None, steps: int | None
+) -> None:
+    """Half as many where guidance is split and there is some, and one at least."""
+    lanes = max(1, devices // 2) if split and (scale is None or scale > 1) else devices
+    plan = pipe._planner.plan(devices, steps=steps, guidance_scale=scale, split_guidance=split)
+    assert plan is pipe._planner.plan(lanes, steps=steps)
+    most = default_lanes(devices, plan.steps)
+    assert plan.lanes == min(lanes, most) and 1 <= plan.lanes <= most
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_the_plan_that_is_shown_is_the_one_that_is_run(folder: Path, devices: int) -> None:
+    with Pipeline.load(folder, devices=devices) as pipe:
+        for settings in (
+            {"split_guidance": True},
+            {"split_guidance": False},
+            {"split_guidance": True, "guidance_scale": 1.0},
+            {"split_guidance": True, "lanes": 3},
+            {"split_guidance": True, "mode": "window", "steps": 20},
+        ):
+            asked: Any = {"steps": STEPS, **settings}
+            assert pipe(PROMPT, **asked).plan is pipe.plan(**asked)
+        assert pipe.plan(split_guidance=True, guidance_scale=5.0) is pipe.plan(split_guidance=True)
+        assert pipe.plan(split_guidance=True).lanes == max(1, devices // 2)
+
+
+def test_calls_with_and_without_split_guidance_share_the_lanes(pipe: Pipeline) -> None:
+    asked = [{**one, "split_guidance": bool(k % 2)} for k, one in enumerate([*MANY, *reversed(MANY)])]
+    expected = [pipe(**one) for one in asked]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda one: pipe(**one), asked))
+    assert [same(*both) for both in zip(expected, found, strict=True)] == [True] * len(asked)
+
+    async def work() -> list[Result]:
+        return await asyncio.gather(*(pipe.generate(**one) for one in asked[:4]))
+
+    awaited = asyncio.run(work())
+    assert [same(*both) for both in zip(expected, awaited, strict=False)] == [True] * 4
+
+
+def test_pictures_of_a_batch_are_exact_with_split_guidance(pipe: Pipeline) -> None:
+    batch = pipe([PROMPT, "a blue star"], seed=[4, 9], steps=STEPS, split_guidance=True)
+    for k, (prompt, seed) in enumerate([(PROMPT, 4), ("a blue star", 9)]):
+        alone = pipe(prompt, seed=seed, steps=STEPS, split_guidance=True)
+        np.testing.assert_allclose(batch.latents[k], alone.latents[0], rtol=1e-4, atol=1e-5)
+        assert batch.settings[k]["split_guidance"] is True
 
 
 def test_timings_add_up_and_rounds_are_told(pipe: Pipeline) -> None:
@@ -470,6 +553,10 @@ def test_warm_up_predicts_on_every_lane(pipe: Pipeline, monkeypatch: pytest.Monk
     monkeypatch.setattr(pipe._lanes._threads, "run", spy)
     assert pipe.warm_up(batch=2) > 0
     assert lanes == [pipe.devices] == [2]
+    assert pipe.warm_up(split_guidance=True) > 0
+    assert lanes == [2, 4]
+    with pytest.raises(InputError, match="split_guidance must be True or False, not 3"):
+        pipe.warm_up(split_guidance=3)  # type: ignore[arg-type]
 
 
 # What is refused, before any work
@@ -500,6 +587,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guidance_scale": float("inf")}, "guidance_scale=inf was asked"),
     ({"guidance_scale": -1}, "guidance_scale=-1 was asked"),
     ({"guidance_scale": "3"}, "guidance_scale must be a number, not '3'"),
+    ({"split_guidance": 1}, "split_guidance must be True or False, not 1"),
+    ({"split_guidance": None}, "split_guidance must be True or False, not None"),
+    ({"split_guidance": "yes", "guidance_scale": 1}, "split_guidance must be True or False, not 'yes'"),
+    ({"split_guidence": True}, "no setting 'split_guidence'; did you mean 'split_guidance'"),
     ({"seed": -1}, "seed must be a whole number from 0"),
     ({"seed": 2**64}, "seed must be a whole number from 0"),
     ({"seed": 1.5}, "seed must be a whole number"),
@@ -530,7 +621,7 @@ def test_a_wrong_argument_is_refused_before_any_work(
 ) -> None:
     pipe.plan(steps=50, lanes=1), pipe.plan(steps=50, lanes=2)  # a plan that is kept must not let it pass
     monkeypatch.setattr(OnnxSession, "run", lambda *_: pytest.fail("a network ran"))
-    monkeypatch.setattr(pipe._lanes, "job", lambda *_: pytest.fail("the lanes were asked"))
+    monkeypatch.setattr(pipe._lanes, "job", lambda *_, **__: pytest.fail("the lanes were asked"))
     with pytest.raises(InputError) as refused:
         pipe(**{"prompt": PROMPT, "steps": 50, **wrong})
     assert message in str(refused.value)
@@ -540,6 +631,25 @@ def test_a_wrong_argument_is_refused_before_any_work(
 def test_devices_that_cannot_be_had_are_refused(folder: Path, devices: Any) -> None:
     with pytest.raises(InputError, match="devices="):
         Pipeline.load(folder, devices=devices)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split_guidance": 0}, "split_guidance must be True or False, not 0"),
+        ({"guidance_scale": "3"}, "guidance_scale must be a number, not '3'"),
+        ({"guidance_scale": -1.0}, "guidance_scale=-1.0 was asked; it must be finite and at least 0"),
+        ({"guidance_scle": 3.0}, "no setting 'guidance_scle' of plans; did you mean 'guidance_scale'"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(pipe: Pipeline, settings: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pipe.plan(**settings)
+
+
+def test_loading_does_not_fix_how_guidance_is_predicted(folder: Path) -> None:
+    with pytest.raises(TypeError, match="split_guidance"):
+        Pipeline.load(folder, split_guidance=True)  # type: ignore[call-arg]
 
 
 def test_devices_may_be_a_number_a_list_or_auto(folder: Path) -> None:

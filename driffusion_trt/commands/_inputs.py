@@ -30,6 +30,7 @@ _REPLAYED: dict[str, tuple[type, ...]] = {
     "guidance_scale": (int, float),
     "seed": (int,),
     "lanes": (int,),
+    "split_guidance": (bool,),
     "scheduler": (str,),
     "strength": (int, float),
     "model": (str,),
@@ -102,7 +103,7 @@ def fill_from_picture(args: argparse.Namespace) -> None:
     """
     settings = read_settings(args.from_picture)
     for name, types in (_REPLAYED | _MODE).items():
-        if name in settings and (not isinstance(settings[name], types) or isinstance(settings[name], bool)):
+        if name in settings and type(settings[name]) not in types:  # True is no number
             raise InputError(f"{args.from_picture} has {name}={settings[name]!r}, which is of no use here")
     if "batch_seed" in settings:
         raise InputError(

@@ -31,7 +31,7 @@ from ._output import check_writable, comparison, places
 # Options that `Pipeline.__call__` takes by the same name.
 _SETTINGS = (
     *("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "height", "width"),
-    *("steps", "guidance_scale", "mode", "lanes", "rounds", "order", "carry", "tolerance"),
+    *("steps", "guidance_scale", "mode", "lanes", "split_guidance", "rounds", "order", "carry", "tolerance"),
     *("scheduler", "eta", "clip_skip"),
 )
 _OF_MODES = ("rounds", "order", "carry", "tolerance")  # which sequential has not
@@ -122,7 +122,8 @@ def _checked(args: argparse.Namespace) -> _Job:
     settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     settings = dict(resolved(folder.spec, settings | read_start(args)))
     planner = Planner(folder)
-    lanes, devices = _width(args, folder, planner.schedule(**planned(settings)).steps)
+    each = planner.devices_per_lane(**planned(settings))
+    lanes, devices = _width(args, folder, planner.schedule(**planned(settings)).steps, each)
     plan = planner.plan(lanes, **planned({**settings, "lanes": lanes}))
     pictures, start = _pictures(args, folder.spec, planner.own_size, settings)
     paths = [picture.path for picture in pictures]
@@ -130,7 +131,6 @@ def _checked(args: argparse.Namespace) -> _Job:
     check_writable([*paths, *extra], make_folder=args.output is not None and args.output.endswith("/"))
     batches = [pictures[at : at + size] for at in range(0, len(pictures), size)]
     options = {
-        "split_guidance": args.split_guidance,
         "cuda_graphs": not args.no_cuda_graphs,
         "peer_copies": not args.no_peer_copies,
         "nan_policy": args.nan_policy or "error",
@@ -139,13 +139,16 @@ def _checked(args: argparse.Namespace) -> _Job:
     return _Job(model, devices, options, plan, settings, start, batches, args.compare)
 
 
-def _width(args: argparse.Namespace, folder: ModelFolder, steps: int) -> tuple[int, Asked]:
-    """Lanes and devices; devices that nobody counted are no more than lanes: the rest would idle."""
+def _width(args: argparse.Namespace, folder: ModelFolder, steps: int, each: int) -> tuple[int, Asked]:
+    """Lanes and devices; devices that nobody counted are no more than lanes need: the rest would idle.
+
+    each: devices of a lane.
+    """
     asked: Asked = "auto" if args.devices is None else args.devices
-    each = 2 if args.split_guidance else 1  # devices of a lane
-    count = max(1, choose_devices(asked, folder).count // each)
-    lanes = default_lanes(count, steps) if args.lanes is None else args.lanes
-    return lanes, each * min(count, lanes) if asked == "auto" else asked
+    count = choose_devices(asked, folder).count
+    width = max(1, count // each)
+    lanes = default_lanes(width, steps) if args.lanes is None else args.lanes
+    return lanes, min(count, each * min(width, lanes)) if asked == "auto" else asked
 
 
 def _pictures(
@@ -193,7 +196,7 @@ def _say_replayed(args: argparse.Namespace, job: _Job, pipe: Pipeline, console: 
 def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
     """Make, write and compare batch by batch; `done` has at any time what is on disk."""
     if job.compare:
-        pipe.warm_up(len(job.batches[0]))
+        pipe.warm_up(len(job.batches[0]), split_guidance=job.settings.get("split_guidance", False))
     steps = job.plan.schedule.steps
     each = steps + (job.plan.steps if job.compare else 0)
     with console.progress(each * len(job.batches)) as tick:

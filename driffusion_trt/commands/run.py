@@ -68,6 +68,11 @@ def _how(group: argparse._ArgumentGroup) -> None:
     option(group, "--guidance-scale", "G", "1 is none (default: the model's, demo: 3)", type=number)
     option(group, "--mode", "MODE", f"{', '.join(MODES)} (default: aggressive)", names=MODES)
     option(group, "--lanes", "N", "noises predicted at once (default: the devices, at most 4)", type=whole)
+    group.add_argument(
+        "--split-guidance",
+        action=argparse.BooleanOptionalAction,
+        help="predict with and without the prompt on two devices a lane, not in one batch",
+    )
     option(group, "--rounds", "N", "steps of mode skip, or rounds of mode window", type=whole)
     option(group, "--tolerance", "T", "of mode tolerance, 0 is sequential (default: 0.01)", type=number)
     option(group, "--order", "N", "of the extrapolation in window and tolerance: 0, 1 or 2", type=whole)
@@ -104,9 +109,6 @@ def _from_image(group: argparse._ArgumentGroup) -> None:
 
 
 def _on_gpus(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--split-guidance", action="store_true", help="predict with and without the prompt on two GPUs a lane"
-    )
     option(group, "--nan-policy", "NAME", f"{' or '.join(NAN_POLICIES)} (default: error)", names=NAN_POLICIES)
     option(group, "--fp32-model", "DIR", "for retry-fp32 (default: the model's folder with -fp32 after it)")
     group.add_argument("--no-cuda-graphs", action="store_true", help="launch kernels and engines one by one")

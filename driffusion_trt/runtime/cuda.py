@@ -28,6 +28,7 @@ from .gpu_links import Lane
 from .gpu_picture import Picture, WorkerFailed
 from .gpu_request import Conditioning, Form
 from .gpu_team import Engine, Team, TeamOptions
+from .gpu_worker import Worker
 from .kernels import Kernels, find_kernels
 from .peers import direct_pairs
 
@@ -39,7 +40,7 @@ _LEFT_OUT_S = 60.0  # for which a device without enough memory is not asked for 
 
 
 class CudaLanes:
-    """Lanes over loaded engines, one device a lane, or two where guidance is split.
+    """Lanes over loaded engines: each request has one device a lane, or two where its guidance is split.
 
     One picture (or batch) is made at a time; calls from several threads wait for one another. The
     caller owns devices and sessions, and closes them after the lanes.
@@ -50,7 +51,6 @@ class CudaLanes:
         engines: Sequence[Engine],
         *,
         latents: str = "sample",
-        split_guidance: bool = False,
         graphs: bool = True,
         peer_copies: bool = True,
         deadline_s: float = 120.0,
@@ -61,24 +61,20 @@ class CudaLanes:
         Args:
             engines: the first one's device is the lead.
             latents: the network's name for its input of latents.
-            split_guidance: predict with and without the prompt on two devices, not in one batch.
             graphs: launch captured CUDA graphs; an engine that cannot be captured goes without.
             peer_copies: copy from device to device where that works; else through the host.
             deadline_s: a device hangs where nothing of a picture gets done for so long.
             image: gives the kernels' machine code, by default that of the package.
 
         Raises:
-            InputError: no engine, or an odd number of them for split guidance.
+            InputError: no engine.
             DeviceError: a device cannot be used.
         """
-        if not engines or (split_guidance and len(engines) % 2):
-            raise InputError(
-                f"{len(engines)} engines were given; "
-                + ("split guidance needs two for each lane" if engines else "lanes need one at least")
-            )
+        if not engines:
+            raise InputError("no engine was given; lanes need one at least")
         self.deadline_s = deadline_s
         self._options = TeamOptions(latents, graphs, deadline_s, self._through_host)
-        self._engines, self._split = list(engines), split_guidance
+        self._engines = list(engines)
         self._lock = threading.Lock()
         self._user = 0  # the thread whose turn it is
         self._closed = False
@@ -101,24 +97,27 @@ class CudaLanes:
     def _start(self, engines: Sequence[Engine]) -> None:
         """Set aside what there is, and begin anew with these. Raises WorkerFailed."""
         self._set_aside()
-        split = self._split and len(engines) > 1
         if engines:
-            even = engines[: len(engines) // 2 * 2] if split else engines
-            self._team = Team(even, self._kernels, self._options, split=split)
+            self._team = Team(engines, self._kernels, self._options)
 
     @property
-    def lanes(self) -> list[Lane]:
-        """The devices of each lane that can be used; two where guidance is split."""
-        return self._team.lanes if self._team is not None else []
+    def workers(self) -> list[Worker]:
+        """Devices with their streams that can be used: each a lane of its own where nothing is split."""
+        return self._team.workers if self._team is not None else []
 
     def __len__(self) -> int:
-        return len(self.lanes)
+        return len(self.workers)
+
+    def lanes_for(self, form: Form) -> list[Lane]:
+        """The devices of each lane for this form of request."""
+        return self._team.lanes(split=form.split) if self._team is not None else []
 
     @property
     def without_graphs(self) -> dict[str, str]:
         """Devices that go without graphs though they were asked for, and why."""
-        workers = self._team.workers if self._team is not None else []
-        return {worker.device.title: worker.without_graphs for worker in workers if worker.without_graphs}
+        return {
+            worker.device.title: worker.without_graphs for worker in self.workers if worker.without_graphs
+        }
 
     def is_staged(self, device: Device) -> bool:
         """Whether copies between the lead and this device go through the host."""
@@ -132,6 +131,8 @@ class CudaLanes:
         conditioning: Float32 | Conditioning,
         guidance_scale: float,
         unconditional: Float32 | Conditioning | None = None,
+        *,
+        split_guidance: bool = False,
     ) -> CudaJob:
         """What stays the same over the steps of one batch of pictures; see `HostLanes.job`.
 
@@ -140,13 +141,15 @@ class CudaLanes:
                 by name, each with the batch first.
             guidance_scale: g of u + g·(c − u); 1 predicts c alone, at half the cost.
             unconditional: the same for the negative prompt, for g ≠ 1.
+            split_guidance: predict with and without the prompt on two devices, not in one batch: half as
+                many lanes, an odd device idles, and a single one has both in a batch all the same.
 
         Raises:
             InputError: shapes or names do not fit, or `unconditional` is missing.
             LaneError: the lanes are closed, or none is left.
         """
         self.check_open()
-        return CudaJob(self, conditioning, guidance_scale, unconditional)
+        return CudaJob(self, conditioning, guidance_scale, unconditional, split_guidance=split_guidance)
 
     def check_open(self) -> None:
         """Raises LaneError after `close`, or where every device has failed."""
@@ -156,8 +159,11 @@ class CudaLanes:
             raise LaneError("every device has failed; load the pipeline again, or see driffusion-trt doctor")
 
     @contextlib.contextmanager
-    def turn(self, waiting: Waiting = None) -> Iterator[None]:
-        """Use of the lanes, after other threads. Raises LaneError inside of `on_round`, and after `close`."""
+    def turn(self, form: Form | None = None, waiting: Waiting = None) -> Iterator[None]:
+        """Use of the lanes, after other threads. Raises LaneError inside of `on_round`, and after `close`.
+
+        form: of the request that it is for, whose lanes are then counted in `lanes_left`.
+        """
         if self._user == threading.get_ident():
             raise LaneError("on_round asked for another picture; ask for it when the one under way is there")
         with held(self._lock, waiting):
@@ -167,7 +173,7 @@ class CudaLanes:
             if failed:
                 self._lose(failed)
                 names = " and ".join(dict.fromkeys(device.title for device in failed))
-                raise LaneError(f"{names} failed", lanes_left=len(self))
+                raise LaneError(f"{names} failed", lanes_left=len(self.lanes_for(form)) if form else 0)
             self._user = threading.get_ident()
             try:
                 yield
@@ -220,22 +226,18 @@ class CudaLanes:
         if not error.short_of_memory:
             self._lose(error.devices)
             text = str(error) if len(self) else f"{error}; no lane is left"
-            return LaneError(text, lanes_left=len(self))
-        text, go_on = str(error), self._in_use()
+            return LaneError(text, lanes_left=len(self.lanes_for(form)))
+        text, go_on = str(error), list(self._team.engines) if self._team is not None else []
         if self._team is not None and self._team.kept > 1:  # what is kept for others may be wanting
             text += "; what was kept for other requests is let go"
-        elif plan.lanes <= len(self):  # no more drafts than lanes; else fewer of them may fit
+        elif plan.lanes <= len(self.lanes_for(form)):  # no more drafts than lanes; else fewer of them may fit
             go_on = [engine for engine in go_on if engine.device not in error.devices]
             self._left_out = (form, time.monotonic() + _LEFT_OUT_S) if go_on else None
         self._start_or_lose(go_on or self._engines)
         self._asides.wait()  # until then nothing of it is given back, and the next attempt wants its memory
         if not go_on:
             return DeviceError(f"no GPU has room for this request: {error}", "CUDA_ERROR_OUT_OF_MEMORY")
-        return LaneError(text, lanes_left=len(self))
-
-    def _in_use(self) -> list[Engine]:
-        devices = {worker.device for worker in self._team.workers} if self._team is not None else set()
-        return [engine for engine in self._engines if engine.device in devices]
+        return LaneError(text, lanes_left=len(self.lanes_for(form)))
 
     def _bring_back(self, form: Form) -> None:
         """Use the devices again that had no room for another form of request, or had none long ago."""

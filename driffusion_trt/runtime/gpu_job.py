@@ -36,6 +36,8 @@ class CudaJob:
         conditioning: Float32 | Conditioning,
         guidance_scale: float,
         unconditional: Float32 | Conditioning | None,
+        *,
+        split_guidance: bool = False,
     ) -> None:
         if not np.isfinite(guidance_scale):
             raise InputError(f"guidance_scale must be finite, not {guidance_scale}")
@@ -49,6 +51,7 @@ class CudaJob:
             if {k: v.shape for k, v in other.items()} != {k: v.shape for k, v in given.items()}:
                 raise InputError("the unconditional embeddings must have the names and shapes of the others")
             self._branches = (other, given)
+        self._split = split_guidance and len(self._branches) == 2
         batches = {len(value) for value in given.values()}
         if len(batches) != 1:
             raise InputError(f"the embeddings have batches of {sorted(batches)}; they are one batch")
@@ -62,15 +65,14 @@ class CudaJob:
             DeviceError, EngineError: a device or TensorRT failed.
         """
         form = self._form(shape)
-        with self._lanes.turn():
-            for lane in self._lanes.lanes:
-                workers, one = requested(lane, form, 1)
-                for worker in workers:
-                    worker.request(one)
+        with self._lanes.turn(form):
+            for lane in self._lanes.lanes_for(form):
+                for worker in lane:
+                    worker.request(requested(lane, form, 1))
 
     def _form(self, shape: tuple[int, ...]) -> Form:
         inputs = tuple(sorted((name, value.shape[1:]) for name, value in self._branches[0].items()))
-        return Form(1, self.batch, shape, len(self._branches), inputs)
+        return Form(1, self.batch, shape, len(self._branches), inputs, self._split)
 
     def sample(
         self,
@@ -90,7 +92,7 @@ class CudaJob:
         Raises:
             InputError: the engines' plans were not built for this size.
             LaneError: a device failed or did not answer, and is not used again, or has no room for this
-                request; `lanes_left` says with how many lanes the call can be made again.
+                request; `lanes_left` says with how many lanes of this kind the call can be made again.
             DeviceError: no device has room for this request; all can be used on.
             NonFiniteError: a prediction was not finite.
         """
@@ -101,7 +103,7 @@ class CudaJob:
                 f"job's batch {self.batch}"
             )
         form = self._form(noise.shape[1:])
-        with lanes.turn(waiting):
+        with lanes.turn(form, waiting):
             try:
                 picture = lanes.picture(plan, form)
                 return run_picture(

@@ -20,14 +20,13 @@ __all__ = ["Lane", "LaneLink", "WorkerLink", "requested"]
 Lane = tuple[Worker, ...]  # one device with all branches, or one for each branch of guidance
 
 
-def requested(lane: Lane, form: Form, drafts: int) -> tuple[Lane, Form]:
-    """The workers of a lane that are needed, and what each is asked for.
+def requested(lane: Lane, form: Form, drafts: int) -> Form:
+    """What each worker of a lane is asked for.
 
     form: has the branches that are wanted in the end, wherever they are combined.
     """
-    lane = lane[: form.branches]
     branches = form.branches if len(lane) == 1 else 1
-    return lane, replace(form, drafts=drafts, branches=branches)
+    return replace(form, drafts=drafts, branches=branches, split=False)
 
 
 class WorkerLink:

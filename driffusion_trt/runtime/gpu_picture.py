@@ -191,7 +191,8 @@ class Picture:
         """The way to a lane for requests of so many drafts."""
         key = lane, drafts
         if key not in self.lane_links:
-            workers, form = requested(self._lanes[lane], self.form, drafts)
+            workers = self._lanes[lane]
+            form = requested(workers, self.form, drafts)
             staged = [self._staged(worker.device) for worker in workers]
             for worker in workers:
                 with blame(worker.device):

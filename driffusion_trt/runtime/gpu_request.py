@@ -43,6 +43,7 @@ class Form:
     branches: 2 with and without the prompt, in one batch, and both combined with the guidance scale of
         the message; 1 for one of them.
     inputs: shapes, without the batch, of the network's other inputs, by name.
+    split: what is asked of a lane is to predict its two branches on two devices, where it has two.
     """
 
     drafts: int
@@ -50,6 +51,7 @@ class Form:
     shape: tuple[int, ...]
     branches: int
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    split: bool = False
 
     @property
     def elements(self) -> int:

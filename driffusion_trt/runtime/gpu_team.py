@@ -48,11 +48,9 @@ class Team:
         engines: Sequence[Engine],
         kernels: Mapping[Device, Kernels],
         options: TeamOptions,
-        *,
-        split: bool,
     ) -> None:
-        """split: guidance is split, over two engines for each lane. Raises WorkerFailed."""
-        self._options, self._split = options, split
+        """Raises WorkerFailed."""
+        self.engines, self._options = tuple(engines), options
         self._pictures: OrderedDict[object, Picture] = OrderedDict()
         self.workers: list[Worker] = []
         lead = engines[0].device
@@ -80,10 +78,12 @@ class Team:
             deadline_s=options.deadline_s,
         )
 
-    @property
-    def lanes(self) -> list[Lane]:
-        """The workers of each lane; two where guidance is split."""
-        if not self._split:
+    def lanes(self, *, split: bool) -> list[Lane]:
+        """The workers of each lane: one, or two where guidance is split.
+
+        Of an odd number the last one idles then; a single one predicts both branches in one batch.
+        """
+        if not split or len(self.workers) == 1:
             return [(worker,) for worker in self.workers]
         return list(zip(self.workers[::2], self.workers[1::2], strict=False))
 
@@ -108,7 +108,7 @@ class Team:
 
         Raises InputError or WorkerFailed; what there was of it has to be removed then.
         """
-        made = Picture(self.lead, self.lanes, plan, form, self.is_staged)
+        made = Picture(self.lead, self.lanes(split=form.split), plan, form, self.is_staged)
         self._pictures[id(plan), form] = made  # the plan stays with it, and so does its id
         made.make()
         return made

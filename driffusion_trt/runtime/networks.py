@@ -27,7 +27,6 @@ _SMALL_BYTES = 64 << 20
 class GpuOptions:
     """How GPU lanes work; see `Pipeline.load`."""
 
-    split_guidance: bool = False
     cuda_graphs: bool = True
     peer_copies: bool = True
     deadline_s: float = 120.0
@@ -148,7 +147,6 @@ def _on_gpus(
     lanes = CudaLanes(
         [engines[gpu] for gpu in devices.gpus],
         latents=folder.spec.denoiser_inputs[0],
-        split_guidance=options.split_guidance,
         graphs=options.cuda_graphs,
         peer_copies=options.peer_copies,
         deadline_s=options.deadline_s,

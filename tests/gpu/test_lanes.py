@@ -76,16 +76,20 @@ def test_more_lanes_than_devices(reduced_model: Path, wanted: Any, lanes: int) -
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_split_guidance(reduced_model: Path, gpus: tuple[Gpu, ...], wanted: Any, count: int) -> None:
-    devices = devices_of(count, gpus)
-    with dt.Pipeline.load(reduced_model, devices=devices, split_guidance=True) as pipe:
-        assert pipe.devices == count // 2
-        got = picture(pipe, mode="aggressive", lanes=count // 2)
+    with dt.Pipeline.load(reduced_model, devices=devices_of(count, gpus)) as pipe:
+        pipe.warm_up(split_guidance=True)
+        asked: dict[str, Any] = {"mode": "aggressive", "lanes": count // 2}
+        whole = picture(pipe, **asked)
+        got = picture(pipe, **asked, split_guidance=True)
+        np.testing.assert_array_equal(picture(pipe, **asked).latents, whole.latents)
+        np.testing.assert_array_equal(picture(pipe, **asked, split_guidance=True).latents, got.latents)
+        assert picture(pipe, split_guidance=True).plan.lanes == count // 2
     assert distance(got, wanted["aggressive", count // 2]) < LIMIT
 
 
 def test_split_guidance_on_one_gpu(reduced_model: Path, wanted: Any) -> None:
-    with dt.Pipeline.load(reduced_model, devices=["cuda:0", "cuda:0"], split_guidance=True) as pipe:
-        assert distance(picture(pipe, lanes=1), wanted["sequential", 1]) < LIMIT
+    with dt.Pipeline.load(reduced_model, devices=["cuda:0", "cuda:0"]) as pipe:
+        assert distance(picture(pipe, lanes=1, split_guidance=True), wanted["sequential", 1]) < LIMIT
 
 
 def test_sequential_has_the_same_bits_for_any_number_of_devices(

@@ -30,6 +30,7 @@ from driffusion_trt.runtime import _peer_trial
 from driffusion_trt.runtime._driver import Device, driver
 from driffusion_trt.runtime._resources import Stream
 from driffusion_trt.runtime.cuda import CudaLanes, Engine
+from driffusion_trt.runtime.gpu_request import Request
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.plan import MODES
@@ -37,13 +38,14 @@ from driffusion_trt.sampling.sample import RoundDone
 from driffusion_trt.sampling.tables import Float64
 
 
-def same(made: Floats, wanted: Floats, lanes: int, asked: Asked, *, split: bool = False) -> None:
-    """To the bit, unless a device was given several drafts in one batch, or guidance was split.
+def same(made: Floats, wanted: Floats, devices: int, asked: Asked) -> None:
+    """To the bit, unless a device was given several drafts, or both branches of split guidance, in one batch.
 
     ONNX Runtime may then block its sums in another way; both sums are float32, so that they differ by a
     few roundings, which the steps carry on.
     """
-    if asked.planned().lanes <= lanes and not split:
+    pairs = asked.split and asked.guidance_scale != 1
+    if asked.planned().lanes <= (devices // 2 if pairs else devices):
         np.testing.assert_array_equal(made, wanted)
     else:
         np.testing.assert_allclose(made, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
@@ -94,8 +96,8 @@ class Bench:
         """Of the driver, on the machine made last."""
         return defaultdict(int, self.simulators[-1].calls())
 
-    def check(self, lanes: CudaLanes, asked: Asked, *, split: bool = False) -> None:
-        same(asked.latents(lanes), asked.latents(self.host), len(lanes), asked, split=split)
+    def check(self, lanes: CudaLanes, asked: Asked) -> None:
+        same(asked.latents(lanes), asked.latents(self.host), len(lanes), asked)
 
 
 @pytest.fixture
@@ -104,11 +106,11 @@ def bench(folder: ModelFolder, kernels_library: Path, host: HostLanes) -> Bench:
 
 
 def modes(lanes: Sequence[int]) -> list[Asked]:
-    """A call in every mode, for several numbers of drafts at once, guidance and batches in turn."""
+    """A call in every mode, for several numbers of drafts at once; guidance, batches, splits in turn."""
     made = [Asked(mode, count) for mode in MODES for count in lanes]
     scales, pictures = (3.0, 1.0, 0.0), (1, 2)
     return [
-        replace(asked, guidance_scale=scales[k % 3], pictures=pictures[k % 2], seed=10 * k)
+        replace(asked, guidance_scale=scales[k % 3], pictures=pictures[k % 2], seed=10 * k, split=k % 4 > 1)
         for k, asked in enumerate(made)
     ]
 
@@ -128,7 +130,7 @@ def test_every_mode_makes_the_pictures_of_the_cpu(bench: Bench, devices: int, co
     if pairs is not None:
         options["machine"] = {"peers": [pair for pair in pairs if max(pair) < devices]}
     with bench.lanes(devices, batch_size=10, **options) as lanes:
-        staged = [lanes.is_staged(worker.device) for (worker,) in lanes.lanes]
+        staged = [lanes.is_staged(worker.device) for worker in lanes.workers]
         direct = {"peers": devices, "staged": 1, "some": min(devices, 2)}[copies]
         assert staged == [k >= direct for k in range(devices)]
         for asked in modes([devices, 2 * devices, 5]):
@@ -171,16 +173,69 @@ def test_a_part_is_kept_where_a_lane_has_many_drafts(bench: Bench) -> None:
         ([0, 1, 1, 0], True),
         ([1, 0, 1], False),
         ([0, 1, 2, 3], True),
+        ([0], True),
+        ([0, 1, 0], True),
+        ([0, 1, 2, 3, 4], True),
     ],
 )
 def test_any_placement_of_engines(bench: Bench, ordinals: list[int], split: bool, graphs: bool) -> None:
     for copies in ("peers", "staged"):
-        options = {"split_guidance": split, "graphs": graphs, **PEERS[copies]}
-        with bench.lanes(ordinals, **options) as lanes:
-            assert len(lanes) == len(ordinals) // (1 + split)
+        with bench.lanes(ordinals, graphs=graphs, **PEERS[copies]) as lanes:
+            assert len(lanes) == len(ordinals)
             for scale in (3.0, 1.0):
-                for count in (len(lanes), 3):
-                    bench.check(lanes, Asked(lanes=count, guidance_scale=scale, pictures=2))
+                for count in (max(1, len(lanes) // 2), len(lanes), 3):
+                    bench.check(lanes, Asked(lanes=count, guidance_scale=scale, pictures=2, split=split))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 5])
+def test_split_guidance_takes_pairs_of_devices_call_by_call(bench: Bench, devices: int) -> None:
+    """One launch for each branch of each prediction where guidance is split, else one for both."""
+    pairs = devices // 2
+    with bench.lanes(devices) as lanes, pytest.MonkeyPatch.context() as patch:
+        calls: list[tuple[int, int]] = []
+        enqueue = Request.enqueue
+
+        def noted(request: Request) -> None:
+            calls.append((lanes.workers.index(request._worker), request.form.branches))
+            enqueue(request)
+
+        patch.setattr(Request, "enqueue", noted)
+        for seed in range(2):
+            for split in (True, False):
+                asked = Asked("conservative", pairs if split and pairs else devices, split=split, seed=seed)
+                calls.clear()
+                bench.check(lanes, asked)
+                apart = split and devices > 1
+                predictions = asked.planned().model_calls
+                assert {branches for _, branches in calls} == {1 if apart else 2}
+                assert len(calls) == predictions * (2 if apart else 1)
+                used = {worker for worker, _ in calls}
+                assert used == set(range(2 * pairs if apart else devices)), "an odd one idles"
+
+
+@pytest.mark.parametrize("copies", ["peers", "staged"])
+def test_split_and_whole_pictures_of_one_plan_are_kept_side_by_side(bench: Bench, copies: str) -> None:
+    """Nothing is made anew when the kinds take turns, and what they share is not mixed up."""
+    asked = Asked("aggressive", 2, "ddpm", steps=8, pictures=2).again()
+    kinds = [
+        replace(asked, split=split, guidance_scale=scale, seed=seed)
+        for seed, split, scale in ((1, True, 3.0), (2, False, 3.0), (3, True, 1.0), (4, True, 7.5))
+    ]
+    with bench.lanes(4, **PEERS[copies]) as lanes:
+        for one in kinds:
+            bench.check(lanes, one)
+        simulator = bench.simulators[-1]
+        held, made = simulator.memory_bytes(), bench.calls()
+        for one in (*kinds, *reversed(kinds), *kinds[::2]):
+            bench.check(lanes, one)
+        assert simulator.memory_bytes() == held
+        grown = {name for name, count in bench.calls().items() if count > made[name]}
+        assert not {name for name in grown if "Alloc" in name or "Create" in name or "Instantiate" in name}
+        assert len(lanes._team._pictures) == 3  # without guidance there is nothing to split
+        lanes.make_room()
+        assert [simulator.memory_bytes()[f"device {k}"] for k in range(4)] == [0] * 4
+        for one in kinds:
+            bench.check(lanes, one)
 
 
 def test_a_picture_is_graph_launches_and_copies_and_no_more(bench: Bench) -> None:
@@ -223,14 +278,13 @@ def test_an_engine_that_cannot_be_captured_goes_without_graphs(
 
         monkeypatch.setattr(standin, "on_stream", refuse)
         bench.check(lanes, asked)
-        assert set(lanes.without_graphs) == {worker.device.title for (worker,) in lanes.lanes}
+        assert set(lanes.without_graphs) == {worker.device.title for worker in lanes.workers}
         bench.check(lanes, replace(asked, guidance_scale=1.0))
 
 
 @given(
     ordinals=st.lists(st.integers(0, 3), min_size=1, max_size=4),
     pairs=st.sets(st.sampled_from(list(permutations(range(4), 2)))),
-    split=st.booleans(),
     graphs=st.booleans(),
     delays=st.integers(1, 1 << 30),
     calls=st.lists(
@@ -243,9 +297,10 @@ def test_an_engine_that_cannot_be_captured_goes_without_graphs(
             guidance_scale=st.sampled_from([0.0, 1.0, 3.0, 7.5]),
             pictures=st.integers(1, 3),
             seed=st.integers(0, 99),
+            split=st.booleans(),
         ),
         min_size=1,
-        max_size=4,
+        max_size=5,
     ),
 )
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -253,17 +308,15 @@ def test_any_machine_and_any_calls(
     bench: Bench,
     ordinals: list[int],
     pairs: set[tuple[int, int]],
-    split: bool,
     graphs: bool,
     delays: int,
     calls: list[Asked],
 ) -> None:
-    split = split and len(ordinals) % 2 == 0
     count = max(ordinals) + 1
     machine = {"delays": delays, "delay_us": 200, "peers": [pair for pair in pairs if max(pair) < count]}
-    with bench.lanes(ordinals, machine, split_guidance=split, graphs=graphs, batch_size=18) as lanes:
+    with bench.lanes(ordinals, machine, graphs=graphs, batch_size=18) as lanes:
         for asked in calls:
-            bench.check(lanes, asked, split=split)
+            bench.check(lanes, asked)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -320,10 +373,11 @@ def test_plans_made_for_one_call_each(bench: Bench) -> None:
 
 def test_calls_from_several_threads_wait_for_one_another(bench: Bench) -> None:
     calls = [
-        Asked(MODES[k % 4], 2, steps=5 + k % 2, guidance_scale=(1.0, 3.0)[k % 2], seed=k) for k in range(8)
+        Asked(MODES[k % 4], 2, steps=5 + k % 2, guidance_scale=(1.0, 3.0)[k % 2], seed=k, split=k % 3 > 1)
+        for k in range(8)
     ]
     wanted = [asked.latents(bench.host) for asked in calls]
-    with bench.lanes(2) as lanes, ThreadPoolExecutor(4) as threads:
+    with bench.lanes(4) as lanes, ThreadPoolExecutor(4) as threads:
         for made, right in zip(threads.map(lambda asked: asked.latents(lanes), calls), wanted, strict=True):
             np.testing.assert_array_equal(made, right)
 
@@ -483,7 +537,7 @@ def test_a_callback_may_use_another_device(bench: Bench) -> None:
     """As a preview that torch decodes: it leaves its own context current and does not say so."""
     asked = Asked("aggressive", 2)
     with bench.lanes(2, graphs=False) as lanes:
-        other = lanes.lanes[1][0].device
+        other = lanes.workers[1].device
 
         def meddle(_: RoundDone) -> None:
             assert int(driver().cuCtxSetCurrent(other.context)[0]) == 0
@@ -580,7 +634,7 @@ def test_an_engine_with_other_timesteps_is_refused(bench: Bench) -> None:
 def test_lanes_that_were_closed_stay_so_where_a_device_is_lost(bench: Bench) -> None:
     with gpulanes.machine(2) as simulator:
         with gpulanes.gpu_lanes(bench.folder, bench.kernels, 2) as lanes:
-            device = lanes.lanes[1][0].device
+            device = lanes.workers[1].device
             text = normal(1, 1, tiny.LENGTH, tiny.WIDTH)
             job = lanes.job(text, 1.0)
             lanes.close()

@@ -47,10 +47,10 @@ def host(folder: ModelFolder) -> Iterator[HostLanes]:
 
 @contextmanager
 def machine(
-    folder: ModelFolder, kernels: Path, devices: Sequence[cudasim.Device], **options: bool
+    folder: ModelFolder, kernels: Path, devices: Sequence[cudasim.Device]
 ) -> Iterator[tuple[cudasim.Simulator, CudaLanes]]:
     with gpulanes.machine(devices) as simulator:
-        with gpulanes.gpu_lanes(folder, kernels, len(devices), peer_copies=False, **options) as lanes:
+        with gpulanes.gpu_lanes(folder, kernels, len(devices), peer_copies=False) as lanes:
             yield simulator, lanes
         gpulanes.clean(simulator)
 
@@ -67,9 +67,9 @@ def needed(folder: ModelFolder, kernels_library: Path) -> int:
 def test_guidance_scales_share_one_form(
     folder: ModelFolder, kernels_library: Path, host: HostLanes, split: bool
 ) -> None:
-    asked = Asked("aggressive", 2, steps=5).again()
+    asked = Asked("aggressive", 2, steps=5, split=split).again()
     made = mock.Mock(side_effect=standin.IExecutionContext)
-    with machine(folder, kernels_library, [PLENTY] * 2, split_guidance=split) as (simulator, lanes):
+    with machine(folder, kernels_library, [PLENTY] * 2) as (simulator, lanes):
         first = asked.latents(lanes)
         with mock.patch.object(standin, "IExecutionContext", made):
             held = simulator.memory_bytes()
@@ -147,6 +147,37 @@ def test_a_device_without_room_is_left_out_of_that_request_only(
         for _ in range(2):  # a minute later it may have room, and is asked again
             with pytest.raises(dt.LaneError):
                 large.latents(lanes)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 5])
+def test_a_device_without_room_is_left_out_of_split_requests_only(
+    folder: ModelFolder, kernels_library: Path, host: HostLanes, needed: int, devices: int
+) -> None:
+    """The others form pairs; requests that are not split have all devices, and the lanes of their kind."""
+    small = cudasim.Device(memory_bytes=needed // 4)
+    large, asked = replace(ONE, pictures=8, split=True), replace(ONE, lanes=devices)
+    with machine(folder, kernels_library, [PLENTY, small, *[PLENTY] * (devices - 2)]) as (_, lanes):
+        with pytest.raises(dt.LaneError, match=r"GPU 1 .*CUDA_ERROR_OUT_OF_MEMORY") as caught:
+            large.latents(lanes)
+        assert caught.value.lanes_left == max(1, (devices - 1) // 2)
+        for _ in range(2):
+            np.testing.assert_allclose(large.latents(lanes), large.latents(host), rtol=0, atol=1e-5)
+            assert len(lanes) == devices - 1
+        np.testing.assert_array_equal(asked.latents(lanes), asked.latents(host))
+        assert len(lanes) == devices
+
+
+def test_drafts_of_split_requests_that_do_not_fit_need_fewer_lanes(
+    folder: ModelFolder, kernels_library: Path, host: HostLanes, needed: int
+) -> None:
+    small = cudasim.Device(memory_bytes=needed // 3)
+    with machine(folder, kernels_library, [small] * 3) as (_, lanes):
+        asked = Asked("aggressive", 6, steps=8, pictures=2, split=True)
+        with pytest.raises(dt.LaneError, match="CUDA_ERROR_OUT_OF_MEMORY") as caught:
+            asked.latents(lanes)
+        assert caught.value.lanes_left == 1 and len(lanes) == 3
+        one = replace(asked, lanes=1)
+        np.testing.assert_array_equal(one.latents(lanes), one.latents(host))
 
 
 def test_drafts_that_do_not_fit_on_one_device_need_fewer_lanes(

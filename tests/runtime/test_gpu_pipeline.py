@@ -125,10 +125,12 @@ def test_a_call_that_waits_for_another_can_be_cancelled(planned: Path) -> None:
 def test_split_guidance_staged_copies_and_no_graphs(planned: Path) -> None:
     with dt.Pipeline.load(planned, devices=["cpu"]) as pipe:
         wanted = picture(pipe, lanes=1)
-    options = {"split_guidance": True, "cuda_graphs": False, "peer_copies": False}
-    with dt.Pipeline.load(planned, devices="cuda", **options) as pipe:  # type: ignore[arg-type]
-        assert pipe.devices == 1
-        got = picture(pipe, lanes=1)
+        apart = picture(pipe, lanes=1, split_guidance=True)
+    with dt.Pipeline.load(planned, devices="cuda", cuda_graphs=False, peer_copies=False) as pipe:
+        assert pipe.warm_up(split_guidance=True) > 0
+        got = picture(pipe, split_guidance=True)
+    assert got.plan.lanes == 1 and got.settings[0]["split_guidance"] is True
+    np.testing.assert_array_equal(got.latents, apart.latents)
     # ONNX Runtime multiplies batches of 1 and of 2 in another order.
     assert np.linalg.norm(got.latents - wanted.latents) < 1e-5 * np.linalg.norm(wanted.latents)
 
@@ -180,6 +182,33 @@ def test_a_device_that_fails_costs_a_warning_and_not_the_picture(planned: Path, 
         assert got.plan.lanes == 1 and got.settings[0]["lanes"] == 1
         np.testing.assert_array_equal(got.latents, wanted.latents)
         np.testing.assert_array_equal(picture(pipe, lanes=1).latents, wanted.latents)
+
+
+@pytest.mark.parametrize(("devices", "lanes", "left"), [(2, 1, 1), (3, 1, 1), (4, 2, 1), (5, 2, 2)])
+def test_a_device_that_fails_under_split_guidance(
+    planned: Path, machine: Any, devices: int, lanes: int, left: int
+) -> None:
+    """The plan is made again for the pairs that are left, and other calls have all devices."""
+    import cudasim
+
+    machine.configure([cudasim.Device()] * devices)
+    with dt.Pipeline.load(planned, devices=["cpu"]) as pipe:
+        wanted = picture(pipe, lanes=left, split_guidance=devices > 2)
+        whole = picture(pipe, lanes=devices - 1)
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        assert pipe.plan(steps=30, split_guidance=True).lanes == lanes
+        assert picture(pipe, lanes=lanes, split_guidance=True).plan.lanes == lanes
+        machine.fail("cuGraphLaunch", 719, call=3, device=1)
+        with pytest.warns(LaneWarning, match=rf"GPU 1 .*made with the {left} lanes left"):
+            got = picture(pipe, lanes=lanes, split_guidance=True)
+        assert got.plan.lanes == got.settings[0]["lanes"] == left
+        assert pipe.devices == devices - 1
+        for _ in range(2):
+            np.testing.assert_array_equal(picture(pipe, lanes=devices - 1).latents, whole.latents)
+            again = picture(pipe, lanes=left, split_guidance=True)
+            np.testing.assert_array_equal(again.latents, got.latents)
+    np.testing.assert_array_equal(got.latents, wanted.latents)
+    assert {k: v for k, v in machine.live_objects().items() if v} == {}
 
 
 def test_where_no_device_is_left(planned: Path, machine: Any) -> None:

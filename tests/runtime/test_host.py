@@ -17,12 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from driffusion_trt import InputError, LaneError, ModelError
+from driffusion_trt import InputError, LaneError, ModelError, Schedule, make_plan
+from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.runtime import host
 from driffusion_trt.runtime.host import HostJob, HostLanes, auto_lanes
+from driffusion_trt.sampling.noise import noise_streams
+from driffusion_trt.sampling.plan import MODES
 
 Floats = NDArray[np.float32]
 
@@ -46,8 +51,11 @@ def latents(seed: int, batch: int = 1, side: int = 16) -> Floats:
     return normal(seed, batch, 4, side, side)
 
 
-def make_job(lanes: HostLanes, seed: int = 0, batch: int = 1, guidance_scale: float = 3.0) -> HostJob:
-    return lanes.job(normal(seed, batch, 16, 96), guidance_scale, normal(seed + 100, batch, 16, 96))
+def make_job(
+    lanes: HostLanes, seed: int = 0, batch: int = 1, guidance_scale: float = 3.0, split: bool = False
+) -> HostJob:
+    text, empty = normal(seed, batch, 16, 96), normal(seed + 100, batch, 16, 96)
+    return lanes.job(text, guidance_scale, empty, split_guidance=split)
 
 
 def literal(
@@ -67,12 +75,13 @@ def literal(
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0, 7.5])
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("split", [False, True])
 def test_predictions_equal_two_plain_calls(
-    network: Path, lanes: HostLanes, batch: int, guidance_scale: float
+    network: Path, lanes: HostLanes, batch: int, guidance_scale: float, split: bool
 ) -> None:
     text, empty = normal(1, batch, 16, 96), normal(2, batch, 16, 96)
     requests = [(latents(k, batch), 900.0 - 100 * k) for k in range(3)]
-    got = lanes.job(text, guidance_scale, empty).predict(requests)
+    got = lanes.job(text, guidance_scale, empty, split_guidance=split).predict(requests)
     for out, (x, timestep) in zip(got, requests, strict=True):
         assert out.shape == x.shape and out.dtype == np.float32
         wanted = literal(network, x, timestep, text, guidance_scale, empty)
@@ -85,7 +94,10 @@ def test_guidance_of_one_needs_no_unconditional_and_half_the_batch(lanes: HostLa
     np.testing.assert_array_equal(
         plain.predict([(latents(0), 5.0)])[0], lanes.job(text, 1.0, 0 * text).predict([(latents(0), 5.0)])[0]
     )
-    assert plain._runs[0][(1, 4, 16, 16)].inputs["sample"].shape[0] == 1
+    assert plain._runs[0][0, (1, 4, 16, 16)].inputs["sample"].shape[0] == 1
+    split = lanes.job(text, 1.0, 0 * text, split_guidance=True)
+    np.testing.assert_array_equal(split.predict([(latents(0), 5.0)]), plain.predict([(latents(0), 5.0)]))
+    assert len(split._told) == 1
 
 
 @pytest.mark.parametrize(("count", "threads"), [(1, 1), (2, 1), (3, 1), (2, 2)])
@@ -100,14 +112,14 @@ def test_requests_go_to_the_lanes_in_turn(network: Path) -> None:
     with HostLanes(network, 3) as lanes:
         job = make_job(lanes)
         seen: dict[int, list[float]] = {}
-        predict_one = job._predict_one
+        call_one = job._call
 
-        def noted(x: Floats, timestep: float, lane: int) -> Floats:
+        def noted(x: Floats, timestep: float, call: int, lane: int) -> Floats:
             seen.setdefault(lane, []).append(timestep)
             assert threading.current_thread().name == f"driffusion-lane-{lane}"
-            return predict_one(x, timestep, lane)
+            return call_one(x, timestep, call, lane)
 
-        job._predict_one = noted  # type: ignore[method-assign, assignment]
+        job._call = noted  # type: ignore[method-assign, assignment]
         job.predict([(latents(0), float(k)) for k in range(7)])
     assert seen == {0: [0.0, 3.0, 6.0], 1: [1.0, 4.0], 2: [2.0, 5.0]}
 
@@ -189,6 +201,129 @@ def test_many_threads_with_jobs_of_their_own_are_not_mixed_up(lanes: HostLanes) 
 
     in_threads([partial(work, seed) for seed in wanted])
     assert wrong == []
+
+
+# Guidance split over lanes
+
+
+@given(
+    counts=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    batch=st.integers(1, 3),
+    requests=st.integers(1, 6),
+    guidance_scale=st.sampled_from([0.0, 0.5, 3.0, 7.5, -2.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=30)
+def test_split_guidance_predicts_what_a_batch_of_both_does(
+    network: Path, counts: tuple[int, int], batch: int, requests: int, guidance_scale: float, seed: int
+) -> None:
+    """The same bits for any number of lanes and again; those of the batch but for rounding."""
+    asked = [(latents(seed + k, batch), 990.0 - 150 * k) for k in range(requests)]
+    with HostLanes(network, counts[0]) as lanes, HostLanes(network, counts[1]) as others:
+        job = make_job(lanes, seed, batch, guidance_scale, split=True)
+        made = job.predict(asked)
+        np.testing.assert_array_equal(made, job.predict(asked))
+        np.testing.assert_array_equal(
+            made, make_job(others, seed, batch, guidance_scale, split=True).predict(asked)
+        )
+        wanted = make_job(lanes, seed, batch, guidance_scale).predict(asked)
+    for one, other in zip(made, wanted, strict=True):
+        # Both branches are sums of some 40 float32 terms, added up in another order: a few roundings of
+        # 6e-8, which the guidance scale makes larger by |1 - g| + |g|.
+        atol = 5e-7 * (abs(1 - guidance_scale) + abs(guidance_scale)) * np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("count", "requests", "most"), [(2, 1, 1), (4, 2, 1), (4, 3, 2), (3, 3, 2), (1, 2, 4)]
+)
+def test_split_guidance_keeps_all_lanes_busy(network: Path, count: int, requests: int, most: int) -> None:
+    """The two calls of each prediction go to the lanes in turn, and none has more than its share."""
+    with HostLanes(network, count) as lanes:
+        job = make_job(lanes, split=True)
+        seen: dict[int, list[int]] = {}
+        call_one = job._call
+
+        def noted(x: Floats, timestep: float, call: int, lane: int) -> Floats:
+            seen.setdefault(lane, []).append(call)
+            return call_one(x, timestep, call, lane)
+
+        job._call = noted  # type: ignore[method-assign, assignment]
+        job.predict([(latents(k), 5.0) for k in range(requests)])
+        assert sum(len(calls) for calls in seen.values()) == 2 * requests
+        assert max(len(calls) for calls in seen.values()) == most
+        assert len(seen) == min(count, 2 * requests)
+        if count % 2 == 0:  # and then a lane has buffers of one branch only
+            assert all(len(runs) <= 1 for runs in job._runs)
+
+
+def test_both_branches_run_at_the_same_time(lanes: HostLanes) -> None:
+    both = threading.Barrier(2, timeout=30)  # broken, and raised as LaneError, unless both are there
+    job = make_job(lanes, split=True)
+    call_one = job._call
+
+    def met(*arguments: Any) -> Floats:
+        both.wait()
+        return call_one(*arguments)
+
+    job._call = met  # type: ignore[method-assign]
+    assert len(job.predict([(latents(0), 5.0)])) == 1
+
+
+def test_split_and_whole_jobs_are_not_mixed_up(lanes: HostLanes) -> None:
+    """From several threads at once, of several sizes, on the same lanes."""
+    kinds = [(seed, split) for seed in range(3) for split in (False, True)]
+    wanted = {
+        kind: make_job(lanes, kind[0], 1 + kind[0], split=kind[1]).predict(sizes(kind[0])) for kind in kinds
+    }
+    wrong: list[tuple[int, bool]] = []
+
+    def work(kind: tuple[int, bool]) -> None:
+        job = make_job(lanes, kind[0], 1 + kind[0], split=kind[1])
+        for _ in range(25):
+            if not all(map(np.array_equal, job.predict(sizes(kind[0])), wanted[kind])):
+                wrong.append(kind)
+
+    in_threads([partial(work, kind) for kind in kinds])
+    assert wrong == []
+
+
+def sizes(seed: int) -> list[tuple[Floats, float]]:
+    return [(latents(10 * seed + k, 1 + seed, 8 + 8 * (k % 2)), 7.0 * seed + k) for k in range(3)]
+
+
+def test_a_branch_that_fails_fails_the_prediction_and_nothing_else(lanes: HostLanes) -> None:
+    job = make_job(lanes, split=True)
+    wanted = job.predict([(latents(0), 5.0)])
+    call_one = job._call
+
+    def refuse(x: Floats, timestep: float, call: int, lane: int) -> Floats:
+        if call == 1:
+            raise ModelError("no memory")
+        return call_one(x, timestep, call, lane)
+
+    job._call = refuse  # type: ignore[method-assign]
+    with pytest.raises(LaneError, match=r"lane 1 of 2 failed: ModelError: no memory"):
+        job.predict([(latents(0), 5.0)])
+    job._call = call_one  # type: ignore[method-assign]
+    np.testing.assert_array_equal(job.predict([(latents(0), 5.0)]), wanted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_demos_pictures_with_split_guidance(mode: str) -> None:
+    """In every mode, on more and on fewer lanes than the plan has."""
+    demo = ModelFolder.open("demo")
+    plan = make_plan(Schedule.from_config(demo.scheduler_config(), 6), mode=mode, lanes=2)
+    text, empty, noise = normal(0, 1, 16, 96), normal(1, 1, 16, 96), latents(2)
+    made: dict[tuple[int, bool], Floats] = {}
+    for count, split in ((1, False), (1, True), (3, True), (4, True)):
+        with HostLanes(demo.network("denoiser"), count) as lanes:
+            job = lanes.job(text, 3.0, empty, split_guidance=split)
+            made[count, split] = job.sample(plan, noise, noise_streams(0, 1)).latents
+    np.testing.assert_array_equal(made[1, True], made[3, True])
+    np.testing.assert_array_equal(made[1, True], made[4, True])
+    wanted = made[1, False]
+    assert np.linalg.norm(made[1, True] - wanted) < 1e-5 * np.linalg.norm(wanted)
 
 
 def test_many_threads_with_one_job_are_not_mixed_up(lanes: HostLanes) -> None:
