@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
-from ._cache import cache_folder, keep
 from ._errors import InputError
+from ._kept_costs import KeptCosts
 from ._planner import Planner, PlanSettings
 from ._request import Request
 from ._stages import Stages
-from .engines.key import onnx_hash
 from .engines.manifest import ModelFolder
 from .planning.candidates import Choice, Wanted
 from .planning.choice import choose, tolerance_of
@@ -29,7 +26,6 @@ __all__ = ["AUTO_ONLY", "Auto", "check_auto", "is_auto"]
 
 AUTO_ONLY = ("quality", "deadline_ms")
 _NOT_AUTO = ("rounds", "order", "carry", "blocks")
-_FORMAT = 1  # of the kept costs
 Told = Callable[[int, int], None]
 
 
@@ -43,9 +39,7 @@ def check_auto(settings: Mapping[str, Any]) -> None:
     given = [name for name in AUTO_ONLY if settings.get(name) is not None]
     if not is_auto(settings):
         if given:
-            raise InputError(
-                f"{given[0]}={settings[given[0]]!r} was given; it goes with mode 'auto', which chooses the plan"
-            )
+            raise InputError(f"{given[0]}={settings[given[0]]!r} was given; it goes with mode 'auto'")
         return
     fixed = [name for name in _NOT_AUTO if settings.get(name) not in (None, "auto")]
     if fixed:
@@ -71,37 +65,46 @@ class Auto:
     def __init__(
         self, folder: ModelFolder, devices: Devices, options: GpuOptions, planner: Planner, stages: Stages
     ) -> None:
-        self._folder, self._devices, self._options = folder, devices, options
+        self._folder, self._devices = folder, devices
+        self._kept = KeptCosts(folder, devices, options)
         self._planner, self._stages = planner, stages
         self._lock = threading.Lock()
         self._costs: dict[tuple[int, int], Costs] = {}
+
+    def named(self, request: Request, settings: PlanSettings) -> tuple[Request, PlanSettings]:
+        """The request and its settings with the plan named that `choice` finds."""
+        chosen = self.choice(request, settings).chosen
+        open_ = {name: value for name, value in settings.items() if name not in (*AUTO_ONLY, "tolerance")}
+        named = cast(PlanSettings, {**open_, **chosen.settings()})
+        return replace(request, split_guidance=chosen.split), named
 
     def choice(self, request: Request, settings: PlanSettings) -> Choice:
         """The plan for a checked request. Measures the devices where that was never done.
 
         Raises InputError where no plan is there by the deadline.
         """
-        schedule = self._planner.schedule(**settings)
-        lanes = settings.get("lanes")
-        tolerance = settings.get("tolerance")
-        quality = settings.get("quality")
+        schedule, quality = self._planner.schedule(**settings), settings.get("quality")
+        lanes, tolerance = settings.get("lanes"), settings.get("tolerance")
+        if tolerance is None:
+            tolerance = TOLERANCE if quality is None else tolerance_of(quality)
         wanted = Wanted(
             schedule.steps,
             request.guided,
             len(request.prompts),
-            tolerance_of(quality) if quality is not None else TOLERANCE if tolerance is None else tolerance,
+            tolerance,
             settings.get("deadline_ms"),
             WINDOW_LANES if lanes is None else lanes,
             settings.get("split_guidance"),
         )
         costs = self.costs(request.height, request.width)
-        return choose(costs, wanted, lambda lanes, tolerance: 0.0)
+        left = len(self._stages.lanes)  # devices that failed are out
+        return choose(replace(costs, devices=min(costs.devices, left)), wanted, lambda lanes, tolerance: 0.0)
 
     def known(self, height: int, width: int) -> Costs | None:
         """The costs of pictures of this size, where they were measured: in this process, or one before it."""
         size = height, width
         with self._lock:
-            if size not in self._costs and (found := self._read(size)) is not None:
+            if size not in self._costs and (found := self._kept.read(size)) is not None:
                 self._costs[size] = found
             return self._costs.get(size)
 
@@ -114,8 +117,7 @@ class Auto:
             size = height, width
             if size not in self._costs:  # another thread may have measured meanwhile
                 self._costs[size] = self._measured(size, told)
-                what = {**self._what(size), "costs": self._costs[size].to_json()}
-                keep(self._path(size), json.dumps(what, indent=1).encode())
+                self._kept.write(size, self._costs[size])
             return self._costs[size]
 
     def _measured(self, size: tuple[int, int], told: Told) -> Costs:
@@ -133,26 +135,3 @@ class Auto:
             rows=(1, 0) if rows is None else (rows.min, rows.max),
             told=told,
         )
-
-    def _what(self, size: tuple[int, int]) -> dict[str, Any]:
-        """What the costs are of; another of any of these has others."""
-        options = self._options
-        return {
-            "format": _FORMAT,
-            "denoiser": onnx_hash(self._folder, "denoiser"),
-            "devices": str(self._devices),
-            "picture": list(size),
-            "graphs": options.cuda_graphs,
-            "peer_copies": options.peer_copies,
-        }
-
-    def _path(self, size: tuple[int, int]) -> Path:
-        digest = hashlib.sha256(json.dumps(self._what(size), sort_keys=True).encode()).hexdigest()
-        return cache_folder("costs") / f"{digest[:32]}.json"
-
-    def _read(self, size: tuple[int, int]) -> Costs | None:
-        try:
-            stored = json.loads(self._path(size).read_text("utf-8"))
-            return Costs.from_json(stored.pop("costs")) if isinstance(stored, dict) else None
-        except (OSError, ValueError, KeyError, InputError):
-            return None  # measured again

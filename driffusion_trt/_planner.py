@@ -24,13 +24,15 @@ class PlanSettings(TypedDict, total=False):
 
     steps: int | None
     guidance_scale: float | None
-    mode: str
+    mode: str | None
     lanes: int | None
     split_guidance: bool
     rounds: int | None
     order: int | str
     carry: str
     tolerance: float | None
+    quality: str | None
+    deadline_ms: float | None
     scheduler: str | None
     eta: float | None
     height: int | None
@@ -89,7 +91,7 @@ class Planner:
                 schedule = self.schedule(**settings)
                 made = make_plan(
                     schedule,
-                    mode=settings.get("mode", "aggressive"),
+                    mode=settings.get("mode") or "sequential",
                     lanes=default_lanes(width, schedule.steps) if lanes is None else lanes,
                     rounds=settings.get("rounds"),
                     order=settings.get("order", "auto"),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ._call import LaneWarning, Timings, Watch
-from ._errors import InputError, LaneError, NonFiniteError, did_you_mean
+from ._errors import LaneError, NonFiniteError
 from ._request import Request
 from ._starting import start
 from ._tiles import Tile
@@ -32,8 +31,6 @@ from .sampling.plan import Plan
 from .sampling.sample import RoundDone, Stats
 from .sampling.schedule import Schedule
 
-NAN_POLICIES = ("error", "retry-fp32")
-
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -44,31 +41,6 @@ class Made:
     images: tuple[Image.Image, ...]
     timings: Timings
     stats: Stats
-
-
-def single_precision(
-    folder: ModelFolder, nan_policy: str, fp32_model: str | os.PathLike[str] | None
-) -> ModelFolder | None:
-    """The fp32 folder of the same model for `nan_policy` "retry-fp32"; None for "error".
-
-    Raises:
-        InputError: no such policy, or the folder is not this model in fp32.
-        ModelError: there is no such folder.
-    """
-    if nan_policy not in NAN_POLICIES:
-        raise InputError(f"there is no nan_policy {nan_policy!r}{did_you_mean(nan_policy, NAN_POLICIES)}")
-    if nan_policy == "error":
-        if fp32_model is not None:
-            raise InputError("fp32_model was given; it goes with nan_policy 'retry-fp32'")
-        return None
-    other = ModelFolder.open(f"{folder.path}-fp32" if fp32_model is None else fp32_model)
-    found = (other.manifest.family, other.latent_shape, other.manifest.precision[:4])
-    if found != (folder.manifest.family, folder.latent_shape, "fp32"):
-        raise InputError(
-            f"{other.path} is a {found[0]} in {other.manifest.precision} for latents {found[1]}; to retry "
-            f"{folder.path} in fp32, build the same checkpoint with --precision fp32"
-        )
-    return other
 
 
 class Stages:
@@ -108,13 +80,9 @@ class Stages:
         latents = np.zeros((1, *shape), np.float32)
         for _ in range(2):  # the first time is slower
             begun = time.perf_counter()
-            given, without = self.conditioner(request)
+            jobs = {True: self._job(request), False: self._job(replace(request, guidance_scale=1.0))}
             self._decode(latents, self._tile(request))
             beside_ms = 1e3 * (time.perf_counter() - begun)
-        jobs = {
-            guided: self.lanes.job(given, self._scale(request) if guided else 1.0, without)
-            for guided in (False, True)
-        }
         return Trial(jobs, shape, schedule), beside_ms
 
     def run(self, request: Request, plan: Plan, watch: Watch) -> Made:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -15,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ._auto import Auto, check_auto, is_auto
 from ._call import LaneWarning, PrecisionWarning, PromptWarning, Result, Timings, Watch
-from ._errors import DriffusionError, LaneError, ModelError, NonFiniteError
-from ._planner import Planner, PlanSettings, planned
+from ._errors import DriffusionError, InputError, LaneError, ModelError
+from ._planner import Planner, planned
+from ._precision import Precisions, single_precision
 from ._request import Request
 from ._settings import Settings
 from ._source import resolved
-from ._stages import Made, Stages, single_precision
+from ._stages import Stages
 from .engines.manifest import ModelFolder
 from .models import ModelSpec
+from .planning.candidates import Choice
+from .planning.costs import Costs
 from .previews import preview
 from .runtime.devices import Asked, Devices, choose_devices
 from .runtime.networks import GpuOptions
@@ -45,13 +47,12 @@ class Pipeline:
         self, folder: ModelFolder, devices: Devices, options: GpuOptions, single: ModelFolder | None = None
     ) -> None:
         self.folder, self._devices, self._options = folder, devices, options
-        self._single, self._again = single, contextlib.ExitStack()
-        self._in_single: Stages | None = None
         self._planner = Planner(folder)
-        self._lock = threading.Lock()
         self._closed = False
         self._stages = Stages(folder, devices, options)
         self._lanes = self._stages.lanes
+        self._precisions = Precisions(self._stages, single, devices, options)
+        self._auto = Auto(folder, devices, options, self._planner, self._stages)
 
     @classmethod
     def load(
@@ -117,9 +118,35 @@ class Pipeline:
         """What of a prompt the model cannot read, in words; empty where it reads all."""
         return self._stages.conditioner.complaints((prompt,) * len(self.spec.text_encoders))
 
-    def plan(self, **settings: Unpack[PlanSettings]) -> Plan:
-        """The plan that a call with these settings runs; see `Pipeline.__call__`."""
-        return self._planner.plan(self.devices, **settings)
+    def plan(self, **settings: Unpack[Settings]) -> Plan:
+        """The plan that a call with these settings runs. Raises as a call does for what cannot be."""
+        return self._planned(*self._checked("", settings))[1]
+
+    def choice(self, **settings: Unpack[Settings]) -> Choice:
+        """What mode "auto" chooses for these settings: `str` of it is one line, `explained()` the reasons.
+
+        Raises InputError for settings that cannot be, or a mode that leaves no choice.
+        """
+        request, checked = self._checked("", settings)
+        if not is_auto(checked):
+            raise InputError(f"mode {checked['mode']!r} leaves no choice; leave it out, or use plan()")
+        return self._auto.choice(request, planned(checked))
+
+    def measure(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        told: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Costs:
+        """What network calls take here, for mode "auto"; measured once for a size, and kept on this machine.
+
+        The first call that needs it does the same; services do it before they serve, with nothing else at
+        work. told: called after each of so many runs. Raises as `warm_up` does.
+        """
+        self._check_open()
+        size = {"height": height, "width": width}
+        request = Request.check(self.spec, self._planner.own_size, "", size)
+        return self._auto.costs(request.height, request.width, told)
 
     def warm_up(
         self,
@@ -162,8 +189,10 @@ class Pipeline:
             seed: an int is one random stream for the whole batch, as in diffusers; a
                 sequence has one seed for each picture.
             num_images: pictures of each prompt.
-            mode: "sequential", "aggressive", "conservative", "window", "tolerance" or "skip"; see
-                `make_plan`.
+            mode: "auto", the default, chooses split, lanes and mode by what was measured here, see `choice`;
+                or one of `make_plan`, such as "sequential", "aggressive" or "tolerance".
+            quality: for mode "auto": "exact", "high", "balanced" (the default) or "fast", each a tolerance.
+            deadline_ms: for mode "auto" in place of `quality`: the time there is, prompt to picture.
             lanes: noises predicted at once; by default the number of devices, but no more than
                 2, or one for every 10 steps, or 4. The picture depends on the lanes and not on the
                 devices, so name them where it must be the same on every machine.
@@ -190,21 +219,20 @@ class Pipeline:
             NonFiniteError: the networks gave numbers that are not finite.
             CancelledError: `cancel` was set.
         """
-        checked = resolved(self.spec, settings)
-        request = Request.check(self.spec, self._planner.own_size, prompt, checked)
-        self._stages.check(request)
-        plan = self._planner.plan(self.devices, **planned(checked))
+        request, checked = self._checked(prompt, settings)
         watch = Watch.check(settings)
         self._check_open()
         self._complain(request)
+        request, plan = self._planned(request, checked)
         try:
-            made = self._made(request, plan, watch)
+            made, folder = self._precisions.run(request, plan, watch)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error
             raise
         solver = settings.get("scheduler") or plan.schedule.solver
-        facts = request.settings(made.plan, made.stats, solver, self._model())
+        model = {"model": self.folder.manifest.family, "model_hash": folder.model_hash}
+        facts = request.settings(made.plan, made.stats, solver, model)
         return Result(made.images, made.latents, made.timings, made.plan, facts, made.stats)
 
     async def generate(self, prompt: str | Sequence[str], **settings: Unpack[Settings]) -> Result:
@@ -226,6 +254,21 @@ class Pipeline:
         """
         return preview(self.spec, latents)
 
+    def _checked(
+        self, prompt: str | Sequence[str], settings: Mapping[str, Any]
+    ) -> tuple[Request, Mapping[str, Any]]:
+        checked = resolved(self.spec, settings)
+        check_auto(checked)
+        request = Request.check(self.spec, self._planner.own_size, prompt, checked)
+        self._stages.check(request)
+        return request, checked
+
+    def _planned(self, request: Request, checked: Mapping[str, Any]) -> tuple[Request, Plan]:
+        asked = planned(checked)
+        if is_auto(checked):
+            request, asked = self._auto.named(request, asked)
+        return request, self._planner.plan(self.devices, **asked)
+
     def _complain(self, request: Request) -> None:
         texts = dict.fromkeys((*request.prompts, *(request.negative or ())))
         for row in texts:
@@ -236,35 +279,15 @@ class Pipeline:
         if self._closed:
             raise LaneError("the pipeline is closed; load it again")
 
-    def _made(self, request: Request, plan: Plan, watch: Watch) -> Made:
-        try:
-            return self._stages.run(request, plan, watch)
-        except NonFiniteError as error:
-            if self._single is None:
-                raise
-            text = f"{error}; the pictures are made again with {self._single.path}"
-            warnings.warn(text, PrecisionWarning, stacklevel=3)
-        with self._lock:
-            self._check_open()
-            if self._in_single is None:
-                self._in_single = Stages(self._single, self._devices, self._options)
-                self._again.callback(self._in_single.close)
-        return self._in_single.run(request, plan, watch)
-
     @property
     def model_hash(self) -> str:
         """The first digits of the denoiser's SHA-256: which weights these are."""
-        return self.folder.manifest.files["onnx/denoiser.onnx"].sha256[:10]
-
-    def _model(self) -> dict[str, Any]:
-        return {"model": self.folder.manifest.family, "model_hash": self.model_hash}
+        return self.folder.model_hash
 
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""
         self._closed = True
-        with self._lock:
-            self._again.close()
-        self._stages.close()
+        self._precisions.close()
 
     def __enter__(self) -> Self:
         return self

@@ -87,6 +87,11 @@ class ModelFolder:
         return get_spec(self.manifest.family)
 
     @property
+    def model_hash(self) -> str:
+        """The first digits of the denoiser's SHA-256: which weights these are."""
+        return self.manifest.files["onnx/denoiser.onnx"].sha256[:10]
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latent of one picture of the model's own size."""
         _, height, width = self.shape("picture")

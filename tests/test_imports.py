@@ -46,11 +46,26 @@ ROOMS: dict[str, set[str]] = {
     "_stages": (
         STAGES := REQUEST
         | RUNTIME
-        | {"runtime", "pictures", "_tiles", "_starting", "autoencoder", "conditioning", "_request", "_call"}
+        | {
+            "runtime",
+            "pictures",
+            "_tiles",
+            "_starting",
+            "autoencoder",
+            "conditioning",
+            "_request",
+            "_call",
+            "_trial",
+        }
     ),
     "_awaiting": STAGES,
-    "_auto": STAGES | {"_stages", "_cache", "planning"},
-    "pipeline": (PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "planning", "previews"}),
+    "_trial": {"sampling", "planning"},
+    "_kept_costs": RUNTIME | {"runtime", "_cache", "planning"},
+    "_auto": STAGES | {"_stages", "_kept_costs", "planning"},
+    "_precision": STAGES | {"_stages"},
+    "pipeline": (
+        PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "_precision", "planning", "previews"}
+    ),
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},
     "commands": PIPELINE | {"pipeline", "server", "evaluation", "export"},

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 # Repeated here, since their modules import numpy; a test holds the copies together.
 MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", "skip")
+QUALITIES = ("exact", "high", "balanced", "fast")
 NAN_POLICIES = ("error", "retry-fp32")
 SCHEDULERS = ("ddpm", "ddim", "euler", "dpmsolver++", "flow")
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import __version__
+from .._auto import AUTO_ONLY, check_auto, is_auto
 from .._call import Timings
 from .._errors import InputError
-from .._planner import Planner, planned
+from .._planner import Planner, PlanSettings, planned
 from .._request import Request
 from .._source import resolved
 from ..engines.manifest import ModelFolder
@@ -23,6 +24,7 @@ from ..runtime.devices import Asked, choose_devices
 from ..sampling.noise import noise_streams
 from ..sampling.plan import Plan, default_lanes
 from ..sampling.sample import RoundDone
+from ._choosing import name_plan
 from ._compare import HOW_MEASURED, Comparison, compare
 from ._console import Console, Tick
 from ._inputs import fill_from_picture, read_prompts, read_start
@@ -32,9 +34,9 @@ from ._output import check_writable, comparison, places
 _SETTINGS = (
     *("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "height", "width"),
     *("steps", "guidance_scale", "mode", "lanes", "split_guidance", "rounds", "order", "carry", "tolerance"),
-    *("scheduler", "eta", "clip_skip"),
+    *("quality", "deadline_ms", "scheduler", "eta", "clip_skip"),
 )
-_OF_MODES = ("rounds", "order", "carry", "tolerance")  # which sequential has not
+_NOT_SEQUENTIAL = ("rounds", "order", "carry", "tolerance", "split_guidance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
         with Pipeline.load(job.model, devices=job.devices, **job.options) as pipe:
             done.devices = pipe.devices
             load_ms = 1e3 * (time.perf_counter() - start)
+            if is_auto(job.settings):
+                named = name_plan(pipe, job.settings, len(job.batches[0]), console, explain=args.explain)
+                job = replace(job, settings=named)
+            job = replace(job, plan=pipe.plan(**job.settings))
             _say_first(job, pipe, console)
             _say_replayed(args, job, pipe, console)
             try:
@@ -112,6 +118,8 @@ def _checked(args: argparse.Namespace) -> _Job:
     """Every check that needs no network; the folder for the pictures may be made here."""
     if args.from_picture is not None:
         fill_from_picture(args)
+    if args.explain and not is_auto({"mode": args.mode}):
+        raise InputError(f"--explain was given with --mode {args.mode}; it explains what mode auto chooses")
     if args.compare and args.mode == "sequential":
         raise InputError("--compare compares a mode with sequential; choose another --mode, or leave it out")
     size = 1 if args.batch_size is None else args.batch_size
@@ -121,10 +129,9 @@ def _checked(args: argparse.Namespace) -> _Job:
     folder = ModelFolder.open(model)
     settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     settings = dict(resolved(folder.spec, settings | read_start(args)))
+    check_auto(settings)
     planner = Planner(folder)
-    each = planner.devices_per_lane(**planned(settings))
-    lanes, devices = _width(args, folder, planner.schedule(**planned(settings)).steps, each)
-    plan = planner.plan(lanes, **planned({**settings, "lanes": lanes}))
+    plan, devices = _planned(args, folder, planner, planned(settings))
     pictures, start = _pictures(args, folder.spec, planner.own_size, settings)
     paths = [picture.path for picture in pictures]
     extra = [comparison(path) for path in paths] if args.compare else []
@@ -139,16 +146,23 @@ def _checked(args: argparse.Namespace) -> _Job:
     return _Job(model, devices, options, plan, settings, start, batches, args.compare)
 
 
-def _width(args: argparse.Namespace, folder: ModelFolder, steps: int, each: int) -> tuple[int, Asked]:
-    """Lanes and devices; devices that nobody counted are no more than lanes need: the rest would idle.
+def _planned(
+    args: argparse.Namespace, folder: ModelFolder, planner: Planner, settings: PlanSettings
+) -> tuple[Plan, Asked]:
+    """The plan and the devices; devices that nobody counted are no more than its lanes need.
 
-    each: devices of a lane.
+    Of mode auto it is a sequential one, in place of the plan that is chosen once the devices are measured.
     """
     asked: Asked = "auto" if args.devices is None else args.devices
     count = choose_devices(asked, folder).count
+    if is_auto(settings):
+        named = {name: value for name, value in settings.items() if name not in (*AUTO_ONLY, "tolerance")}
+        return planner.plan(count, **cast(PlanSettings, {**named, "mode": "sequential"})), asked
+    each = planner.devices_per_lane(**settings)
     width = max(1, count // each)
-    lanes = default_lanes(width, steps) if args.lanes is None else args.lanes
-    return lanes, min(count, each * min(width, lanes)) if asked == "auto" else asked
+    lanes = default_lanes(width, planner.schedule(**settings).steps) if args.lanes is None else args.lanes
+    plan = planner.plan(count, **cast(PlanSettings, {**settings, "lanes": lanes}))
+    return plan, min(count, each * min(width, lanes)) if asked == "auto" else asked
 
 
 def _pictures(
@@ -210,7 +224,7 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
             done.settings += result.settings
             done.batches.append(result.timings)
             if job.compare:
-                exact = {name: value for name, value in ask.items() if name not in _OF_MODES}
+                exact = {name: value for name, value in ask.items() if name not in _NOT_SEQUENTIAL}
                 exact["mode"] = "sequential"
                 watch = _watch(tick, each * number + steps, f"{label}sequential ")
                 sequential = pipe(**exact, callback_on_round_end=watch)

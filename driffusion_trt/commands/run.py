@@ -6,7 +6,7 @@ import argparse
 import time
 
 from ._console import Console
-from ._options import MODES, NAN_POLICIES, SCHEDULERS, devices, number, option, whole
+from ._options import MODES, NAN_POLICIES, QUALITIES, SCHEDULERS, devices, number, option, whole
 
 DESCRIPTION = "Make pictures from prompts, and write them as PNG files with their settings inside."
 EPILOG = """\
@@ -66,14 +66,29 @@ def _how(group: argparse._ArgumentGroup) -> None:
         aliases=["--denoising-steps", "--num-inference-steps"],
     )
     option(group, "--guidance-scale", "G", "1 is none (default: the model's, demo: 3)", type=number)
-    option(group, "--mode", "MODE", f"{', '.join(MODES)} (default: aggressive)", names=MODES)
-    option(group, "--lanes", "N", "noises predicted at once (default: the devices, at most 4)", type=whole)
+    option(
+        group,
+        "--mode",
+        "MODE",
+        f"auto, {', '.join(MODES)} (default: auto)",
+        names=("auto", *MODES),
+    )
+    option(
+        group,
+        "--quality",
+        "LEVEL",
+        f"of mode auto: {', '.join(QUALITIES)} (default: balanced)",
+        names=QUALITIES,
+    )
+    option(group, "--deadline-ms", "MS", "of mode auto: the time for a picture or batch of them", type=number)
+    group.add_argument("--explain", action="store_true", help="say what mode auto chose from, and why")
+    option(group, "--lanes", "N", "noises predicted at once; of mode auto the most", type=whole)
     group.add_argument(
         "--split-guidance",
         action=argparse.BooleanOptionalAction,
         help="predict with and without the prompt on two devices a lane, not in one batch",
     )
-    option(group, "--rounds", "N", "steps of mode skip, or rounds of mode window", type=whole)
+    option(group, "--rounds", "N", "of modes skip and window; of tolerance the most", type=whole)
     option(group, "--tolerance", "T", "of mode tolerance, 0 is sequential (default: 0.01)", type=number)
     option(group, "--order", "N", "of the extrapolation in window and tolerance: 0, 1 or 2", type=whole)
     option(group, "--carry", "NAME", "what window and tolerance carry: G or x0", names=("G", "x0"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from driffusion_trt import DeviceError, InputError, MissingExtraError
+from driffusion_trt import DeviceError, InputError, MissingExtraError, _cache
 from driffusion_trt.runtime import _images
 from driffusion_trt.runtime._images import ARCHITECTURES, compile_kernels, find_kernels
 
