@@ -20,7 +20,7 @@ from .planning.costs import Costs
 from .planning.measuring import measured
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions
-from .sampling.plan import TOLERANCE, WINDOW_LANES
+from .sampling.plan import WINDOW_LANES, check_tolerance, check_whole
 
 __all__ = ["AUTO_ONLY", "Auto", "check_auto", "is_auto"]
 
@@ -31,7 +31,7 @@ Told = Callable[[int, int], None]
 
 def is_auto(settings: Mapping[str, Any]) -> bool:
     """Whether a call leaves its plan to the devices' costs: where it names no mode."""
-    return settings.get("mode") in (None, "auto")
+    return settings.get("mode", "auto") == "auto"
 
 
 def check_auto(settings: Mapping[str, Any]) -> None:
@@ -47,9 +47,12 @@ def check_auto(settings: Mapping[str, Any]) -> None:
             f"{fixed[0]}={settings[fixed[0]]!r} was given, and mode 'auto' chooses it; name the mode that it "
             "is for, or leave it out"
         )
-    given += [name for name in ("tolerance",) if settings.get(name) is not None]
+    given += ["tolerance"] if settings.get("tolerance") is not None else []
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} were given; mode 'auto' goes by one of them")
+    check_tolerance(settings.get("tolerance"))
+    if settings.get("lanes") is not None:
+        check_whole("lanes", settings["lanes"], 1, None)
     if settings.get("quality") is not None:
         tolerance_of(settings["quality"])
     deadline = settings.get("deadline_ms")
@@ -84,9 +87,8 @@ class Auto:
         Raises InputError where no plan is there by the deadline.
         """
         schedule, quality = self._planner.schedule(**settings), settings.get("quality")
-        lanes, tolerance = settings.get("lanes"), settings.get("tolerance")
-        if tolerance is None:
-            tolerance = TOLERANCE if quality is None else tolerance_of(quality)
+        lanes = settings.get("lanes")
+        tolerance = check_tolerance(settings.get("tolerance")) if quality is None else tolerance_of(quality)
         wanted = Wanted(
             schedule.steps,
             request.guided,

@@ -24,7 +24,7 @@ class PlanSettings(TypedDict, total=False):
 
     steps: int | None
     guidance_scale: float | None
-    mode: str | None
+    mode: str
     lanes: int | None
     split_guidance: bool
     rounds: int | None
@@ -91,7 +91,7 @@ class Planner:
                 schedule = self.schedule(**settings)
                 made = make_plan(
                     schedule,
-                    mode=settings.get("mode") or "sequential",
+                    mode=settings.get("mode", "sequential"),
                     lanes=default_lanes(width, schedule.steps) if lanes is None else lanes,
                     rounds=settings.get("rounds"),
                     order=settings.get("order", "auto"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import json
 import os
 import pty
+import re
 import resource
 import signal
 import subprocess
@@ -28,9 +28,11 @@ from driffusion_trt.commands import COMMANDS, _options, _pictures
 from driffusion_trt.commands._output import places, slug
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.pictures import psnr, read_settings, save_png
+from driffusion_trt.runtime.devices import choose_devices
 from driffusion_trt.sampling.options import CLASSES
 from driffusion_trt.sampling.plan import MODES
 
+FEW = ("--steps", "10", "--mode", "aggressive")
 COMMAND = [sys.executable, "-m", "driffusion_trt"]
 
 
@@ -82,7 +84,7 @@ def test_help_fits_a_terminal_and_names_every_command(
             assert all(f"\n  {name} " in text for name in COMMANDS)
         if words[0] == "run":
             assert "--num-inference-steps" not in text, "aliases are kept out"
-            assert "conservative, window, tolerance, skip (default: aggressive)" in " ".join(text.split())
+            assert "conservative, window, tolerance, skip (default: auto)" in " ".join(text.split())
 
 
 def test_names_in_the_help_are_those_of_the_library() -> None:
@@ -104,7 +106,7 @@ def test_shells_are_told_how_to_complete(capsys: pytest.CaptureFixture[str]) -> 
     [
         ("driffusion-trt ", {"run", "plan", "completion"}),
         ("driffusion-trt run --mod", {"--mode", "--model"}),
-        ("driffusion-trt run --mode a", {"aggressive"}),
+        ("driffusion-trt run --mode a", {"aggressive", "auto"}),
         ("driffusion-trt plan --scheduler d", {"ddpm", "ddim", "dpmsolver++"}),
     ],
 )
@@ -190,7 +192,16 @@ REFUSED: list[tuple[str, str]] = [
     ("run fox --lanes -2", "lanes=-2"),
     ("run fox --steps 0", "steps=0 was asked; it must be from 1 to 1000"),
     ("run fox --steps 1001", "steps=1001 was asked; it must be from 1 to 1000"),
-    ("run fox --rounds 3", "mode 'aggressive' has a fixed number"),
+    ("run fox --mode aggressive --rounds 3", "mode 'aggressive' has a fixed number"),
+    ("run fox --rounds 3", "rounds=3 was given, and mode 'auto' chooses it"),
+    (
+        "run fox --quality hihg",
+        "quality must be one of exact, high, balanced, fast, not 'hihg'; did you mean 'high'?",
+    ),
+    ("run fox --quality high --mode window", "quality='high' was given; it goes with mode 'auto'"),
+    ("run fox --quality high --deadline-ms 9", "quality and deadline_ms were given; mode 'auto' goes by one"),
+    ("run fox --deadline-ms 0", "deadline_ms must be a number of milliseconds above 0, not 0.0"),
+    ("run fox --explain --mode skip", "it explains what mode auto chooses"),
     ("run fox --mode skip --rounds 51", "rounds=51 was asked; it must be from 1 to 50"),
     ("run fox --scheduler dim", "no scheduler 'dim'; did you mean 'ddim'"),
     ("run fox --seed -1", "seed must be a whole number from 0"),
@@ -297,12 +308,14 @@ def test_a_missing_or_damaged_model_fails(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_failing_lane_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny.make_model_folder(tmp_path / "model", tiny.SCHEDULER | {"num_train_timesteps": 2000})
-    assert main(["run", "fox", "--model", str(folder), "--devices", "2", "--json"]) == 1
+    assert (
+        main(["run", "fox", "--mode", "aggressive", "--model", str(folder), "--devices", "2", "--json"]) == 1
+    )
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith("driffusion-trt: error: lane 0 of 2 failed: ModelError")
     assert "Traceback" not in err and os.listdir() == []
-    assert main(["run", "fox", "--model", str(folder), "-v"]) == 1
+    assert main(["run", "fox", "--mode", "aggressive", "--model", str(folder), "-v"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and err.splitlines()[-1].startswith("driffusion-trt: error: lane 0")
 
@@ -325,7 +338,7 @@ def test_a_full_disk_fails_and_keeps_what_was_written(
 
 
 def test_interrupting_says_so_and_leaves_nothing_half_written(here: Path, model: str) -> None:
-    words = ["run", "fox", "--num-images", "3000", "--steps", "50", "--model", model]
+    words = ["run", "fox", "--num-images", "3000", "--mode", "aggressive", "--model", model]
     process = subprocess.Popen(
         [*COMMAND, *words],
         stdout=subprocess.PIPE,
@@ -350,7 +363,7 @@ def test_interrupting_says_so_and_leaves_nothing_half_written(here: Path, model:
 
 
 def test_a_run_prints_the_path_and_the_timings(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "A red Fox!", "--steps", "10", "--lanes", "2", "--seed", "7", "--model", model]) == 0
+    assert main(["run", "A red Fox!", *FEW, "--lanes", "2", "--seed", "7", "--model", model]) == 0
     out, err = capsys.readouterr()
     assert out == "a-red-fox-7.png\n"
     (line,) = err.splitlines()
@@ -359,6 +372,31 @@ def test_a_run_prints_the_path_and_the_timings(model: str, capsys: pytest.Captur
     settings = read_settings("a-red-fox-7.png")
     assert settings["prompt"] == "A red Fox!" and settings["seed"] == 7
     assert settings["mode"] == "aggressive" and settings["steps"] == 10 and settings["lanes"] == 2
+
+
+def test_auto_says_what_it_chose_and_the_picture_can_be_made_again(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "fox", "--steps", "10", "--model", model, "--explain", "-o", "x.png"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert re.match(
+        r"auto: (sequential|tolerance 0\.01).*: (about )?[0-9.]+ rounds, \d+ ms expected", lines[0]
+    )
+    assert "calls with guidance take" in lines[1] and "measured on these devices" in lines[2]
+    assert sum(line.startswith("  * ") for line in lines) == 1
+    settings = read_settings("x.png")
+    assert settings["mode"] in ("sequential", "tolerance") and "quality" not in settings
+    assert main(["run", "--from-picture", "x.png", "--model", model, "-q", "-o", "y.png"]) == 0
+    assert Path("x.png").read_bytes() == Path("y.png").read_bytes()
+
+
+def test_a_deadline_that_no_plan_keeps_is_refused_with_what_could_be(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "fox", "--model", model, "--deadline-ms", "0.001"]) == 2
+    assert "the fastest plan for 50 steps on these" in capsys.readouterr().err
+    assert not list(Path().glob("*.png"))
+    assert main(["run", "fox", "--model", model, "--deadline-ms", "1e9", "-q"]) == 0
 
 
 def test_the_picture_is_that_of_the_library(model: str) -> None:
@@ -416,14 +454,14 @@ def test_split_guidance_is_replayed_and_can_be_left_out(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = f"--model {model} --devices 2 -q"
-    assert main(f"run fox --steps 9 --split-guidance {words} -o first.png".split()) == 0
+    assert main(f"run fox --steps 9 --mode aggressive --split-guidance {words} -o first.png".split()) == 0
     assert main(f"run --from-picture first.png {words} -o again.png".split()) == 0
     assert main(f"run --from-picture first.png --no-split-guidance {words} -o whole.png".split()) == 0
     first, again, whole = (read_settings(f"{name}.png") for name in ("first", "again", "whole"))
     assert pixels("again.png") == pixels("first.png") and again == first
     assert first["split_guidance"] is True and first["lanes"] == 1
     assert whole == {name: value for name, value in first.items() if name != "split_guidance"}
-    words = f"run fox --steps 9 --split-guidance --guidance-scale 1 {words} --json -o plain.png"
+    words = f"run fox --steps 9 --mode window --split-guidance --guidance-scale 1 {words} --json -o plain.png"
     capsys.readouterr()
     assert main(words.split()) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -432,8 +470,8 @@ def test_split_guidance_is_replayed_and_can_be_left_out(
 
 
 def test_split_guidance_compares_with_sequential(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"run fox --steps 9 --split-guidance --lanes 2 --devices 4 --compare --json --model {model}"
-    assert main(words.split()) == 0
+    words = "run fox --steps 9 --mode aggressive --split-guidance --lanes 2 --devices 4 --compare --json -q"
+    assert main([*words.split(), "--model", model]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["plan"]["lanes"], facts["plan"]["devices"]) == (2, 4)
     assert facts["compare"]["pictures"][0]["relative_l2"] < 0.5
@@ -471,14 +509,29 @@ def test_another_model_or_version_is_told(model: str, capsys: pytest.CaptureFixt
 
 
 def test_batches_hold_several_pictures(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "run fox --num-images 3 --batch-size 2 --steps 4 --lanes 2 --json -o x.png"
+    words = "run fox --num-images 3 --batch-size 2 --steps 4 --mode aggressive --lanes 2 --json -o x.png"
     assert main([*words.split(), "--model", model]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [len(rounds) for rounds in facts["timings"]["rounds_ms"]] == [3, 3]
     assert [p["settings"].get("batch") for p in facts["pictures"]] == [2, 2, None]
     assert [p["path"] for p in facts["pictures"]] == ["x-0.png", "x-1.png", "x-2.png"]
     assert (
-        main(["run", "fox", "--seed", "1", "--steps", "4", "--lanes", "2", "--model", model, "-o", "y.png"])
+        main(
+            [
+                "run",
+                "fox",
+                "--seed",
+                "1",
+                "--steps",
+                "4",
+                "--mode",
+                "aggressive",
+                "--model",
+                model,
+                "-o",
+                "y.png",
+            ]
+        )
         == 0
     )
     with Image.open("x-1.png") as one, Image.open("y.png") as other:
@@ -486,10 +539,7 @@ def test_batches_hold_several_pictures(model: str, capsys: pytest.CaptureFixture
 
 
 def test_json_is_all_that_goes_to_stdout(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["run", "zebra", "--steps", "10", "--lanes", "3", "--model", model, "--json", "--devices", "1"])
-        == 0
-    )
+    assert main(["run", "zebra", *FEW, "--lanes", "3", "--model", model, "--json", "--devices", "1"]) == 0
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert facts["pictures"][0]["path"] == "zebra-0.png"
@@ -518,7 +568,7 @@ def test_quiet_prints_paths_and_warnings_only(model: str, capsys: pytest.Capture
 
 
 def test_verbose_says_what_is_planned(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "fox", "--steps", "10", "--lanes", "2", "--devices", "1", "--model", model, "-v"]
+    words = ["run", "fox", *FEW, "--lanes", "2", "--devices", "1", "--model", model, "-v"]
     assert main(words) == 0
     line = capsys.readouterr().err.splitlines()[0]
     assert line == (
@@ -540,13 +590,13 @@ def test_compare_measures_against_sequential(
 ) -> None:
     warmed: list[int] = []
     monkeypatch.setattr(Pipeline, "warm_up", lambda _, batch, **named: warmed.append(batch))
-    words = ["run", "fox", "cat", "--steps", "10", "--lanes", "4", "--model", model, "--compare", "--json"]
+    words = ["run", "fox", "cat", *FEW, "--lanes", "4", "--model", model, "--compare", "--json"]
     assert main([*words, "-o", "x.png"]) == 0
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert warmed == [1]
     with Pipeline.load(model, devices=1) as pipe:
-        made = pipe("cat", seed=1, steps=10, lanes=4)
+        made = pipe("cat", seed=1, steps=10, mode="aggressive", lanes=4)
         exact = pipe("cat", seed=1, steps=10, mode="sequential")
     assert pixels("x-1.png") == made.images[0].tobytes()
     compared = facts["compare"]["pictures"][1]
@@ -691,16 +741,15 @@ def test_no_more_threads_than_lanes_need_unless_told(
     monkeypatch: pytest.MonkeyPatch, lanes: int | None, devices: Any, each: int, width: tuple[int, Any]
 ) -> None:
     monkeypatch.setattr("driffusion_trt.runtime.devices.auto_lanes", lambda: 64)
-    args = argparse.Namespace(lanes=lanes, devices=devices)
-    assert _pictures._width(args, ModelFolder.open("demo"), 50, each) == width
+    asked = "auto" if devices is None else devices
+    count = choose_devices(asked, ModelFolder.open("demo")).count
+    assert _pictures._width(lanes, asked, count, 50, each) == width
 
 
-def test_one_core_is_enough_for_split_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_core_is_enough_for_split_guidance() -> None:
     """And no device is asked for that is not there."""
     for cores, width in ((1, (1, 1)), (2, (1, 2)), (3, (1, 2))):
-        monkeypatch.setattr("driffusion_trt.runtime.devices.auto_lanes", lambda cores=cores: cores)
-        args = argparse.Namespace(lanes=None, devices=None)
-        assert _pictures._width(args, ModelFolder.open("demo"), 50, 2) == width
+        assert _pictures._width(None, "auto", cores, 50, 2) == width
 
 
 # plan

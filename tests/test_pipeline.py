@@ -220,7 +220,7 @@ def test_recorded_settings_make_the_picture_again(pipe: Pipeline, mode: str) -> 
 
 
 def test_defaults_are_recorded_too(pipe: Pipeline) -> None:
-    made = pipe(PROMPT)
+    made = pipe(PROMPT, mode="aggressive")
     assert made.settings[0]["steps"] == 50 and made.settings[0]["guidance_scale"] == 3.0
     assert made.settings[0]["lanes"] == 2
     assert same(made, pipe(**made.call()))
@@ -302,10 +302,11 @@ def test_the_plan_that_is_shown_is_the_one_that_is_run(folder: Path, devices: in
             {"split_guidance": True, "lanes": 3},
             {"split_guidance": True, "mode": "window", "steps": 20},
         ):
-            asked: Any = {"steps": STEPS, **settings}
+            asked: Any = {"steps": STEPS, "mode": "aggressive", **settings}
             assert pipe(PROMPT, **asked).plan is pipe.plan(**asked)
-        assert pipe.plan(split_guidance=True, guidance_scale=5.0) is pipe.plan(split_guidance=True)
-        assert pipe.plan(split_guidance=True).lanes == max(1, devices // 2)
+        split: Any = {"mode": "aggressive", "split_guidance": True}
+        assert pipe.plan(**split, guidance_scale=5.0) is pipe.plan(**split)
+        assert pipe.plan(**split).lanes == max(1, devices // 2)
 
 
 def test_calls_with_and_without_split_guidance_share_the_lanes(pipe: Pipeline) -> None:
@@ -403,7 +404,7 @@ def test_the_estimate_is_that_of_the_schedule(pipe: Pipeline) -> None:
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_cancel_ends_the_call_after_the_round_and_harms_nothing(pipe: Pipeline, at: int) -> None:
-    expected = pipe(PROMPT, steps=STEPS)
+    expected = pipe(PROMPT, steps=STEPS, mode="aggressive")
     cancel, told = threading.Event(), []
 
     def watch(done: RoundDone) -> None:
@@ -412,9 +413,9 @@ def test_cancel_ends_the_call_after_the_round_and_harms_nothing(pipe: Pipeline, 
             cancel.set()
 
     with pytest.raises(CancelledError, match=f"cancel was set: the call ended after round {at} of 6"):
-        pipe(PROMPT, steps=STEPS, lanes=2, cancel=cancel, callback_on_round_end=watch)
+        pipe(PROMPT, steps=STEPS, mode="aggressive", cancel=cancel, callback_on_round_end=watch)
     assert told == list(range(1, at + 1))
-    assert same(expected, pipe(PROMPT, steps=STEPS, cancel=threading.Event()))
+    assert same(expected, pipe(PROMPT, steps=STEPS, mode="aggressive", cancel=threading.Event()))
 
 
 def test_an_event_that_is_set_already_ends_the_call_before_any_work(
@@ -577,7 +578,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"steps": 7.5}, "steps must be a whole number from 1 to 1000, not 7.5"),
     ({"steps": True}, "steps must be a whole number from 1 to 1000, not True"),
     ({"steps": 1001}, "steps=1001 was asked; it must be from 1 to 1000"),
-    ({"rounds": 4}, "mode 'aggressive' has a fixed number; leave it out"),
+    ({"mode": "aggressive", "rounds": 4}, "mode 'aggressive' has a fixed number; leave it out"),
     ({"mode": "skip", "rounds": 51}, "rounds=51 was asked; it must be from 1 to 50"),
     ({"mode": "skip", "rounds": 0}, "rounds=0"),
     ({"scheduler": "dim"}, "no scheduler 'dim'; did you mean 'ddim'"),
@@ -639,7 +640,7 @@ def test_devices_that_cannot_be_had_are_refused(folder: Path, devices: Any) -> N
         ({"split_guidance": 0}, "split_guidance must be True or False, not 0"),
         ({"guidance_scale": "3"}, "guidance_scale must be a number, not '3'"),
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0 was asked; it must be finite and at least 0"),
-        ({"guidance_scle": 3.0}, "no setting 'guidance_scle' of plans; did you mean 'guidance_scale'"),
+        ({"guidance_scle": 3.0}, "no setting 'guidance_scle'; did you mean 'guidance_scale'"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(pipe: Pipeline, settings: Any, message: str) -> None:
@@ -656,7 +657,7 @@ def test_devices_may_be_a_number_a_list_or_auto(folder: Path) -> None:
     for devices, count in ((3, 3), (["cpu", "cpu"], 2), (("cpu",), 1)):
         with Pipeline.load(folder, devices=devices) as pipe:
             assert pipe.devices == count
-            assert pipe.plan().lanes == count
+            assert pipe.plan(mode="aggressive").lanes == count
     with Pipeline.load(folder) as pipe:
         assert 1 <= pipe.devices <= 256
 

@@ -118,7 +118,7 @@ def _checked(args: argparse.Namespace) -> _Job:
     """Every check that needs no network; the folder for the pictures may be made here."""
     if args.from_picture is not None:
         fill_from_picture(args)
-    if args.explain and not is_auto({"mode": args.mode}):
+    if args.explain and args.mode not in (None, "auto"):
         raise InputError(f"--explain was given with --mode {args.mode}; it explains what mode auto chooses")
     if args.compare and args.mode == "sequential":
         raise InputError("--compare compares a mode with sequential; choose another --mode, or leave it out")
@@ -158,11 +158,16 @@ def _planned(
     if is_auto(settings):
         named = {name: value for name, value in settings.items() if name not in (*AUTO_ONLY, "tolerance")}
         return planner.plan(count, **cast(PlanSettings, {**named, "mode": "sequential"})), asked
-    each = planner.devices_per_lane(**settings)
+    each, steps = planner.devices_per_lane(**settings), planner.schedule(**settings).steps
+    lanes, devices = _width(args.lanes, asked, count, steps, each)
+    return planner.plan(count, **cast(PlanSettings, {**settings, "lanes": lanes})), devices
+
+
+def _width(lanes: int | None, asked: Asked, count: int, steps: int, each: int) -> tuple[int, Asked]:
+    """Lanes and devices, of which there are so many; each lane takes one, or two."""
     width = max(1, count // each)
-    lanes = default_lanes(width, planner.schedule(**settings).steps) if args.lanes is None else args.lanes
-    plan = planner.plan(count, **cast(PlanSettings, {**settings, "lanes": lanes}))
-    return plan, min(count, each * min(width, lanes)) if asked == "auto" else asked
+    wanted = default_lanes(width, steps) if lanes is None else lanes
+    return wanted, min(count, each * min(width, wanted)) if asked == "auto" else asked
 
 
 def _pictures(

@@ -159,7 +159,7 @@ def make_plan(
         raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode not in MODES:
         raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
-    _whole("lanes", lanes, 1, None)
+    check_whole("lanes", lanes, 1, None)
     if rounds is not None and mode not in ("skip", "window", "tolerance"):
         raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} has a fixed number; leave it out")
     if mode in ("window", "tolerance"):
@@ -170,7 +170,7 @@ def make_plan(
     steps = schedule.steps
     if mode == "skip":
         count = rounds if rounds is not None else window.least_rounds(steps, lanes)
-        _whole("rounds", count, 1, steps)
+        check_whole("rounds", count, 1, steps)
         schedule = schedule.with_steps(count)
         return Plan(schedule, mode, lanes, steps, sequential_rounds(schedule))
     if lanes == 1:  # every mode is then the scheduler itself
@@ -208,20 +208,21 @@ def _window_plan(
         raise InputError(f"carry must be one of {', '.join(CARRIES)} or 'auto', not {carry!r}")
     least = window.least_rounds(steps, lanes)
     if mode == "tolerance":
-        allowed = _tolerance(tolerance)
+        allowed = check_tolerance(tolerance)
         if rounds is not None:
-            _whole("rounds", rounds, least if allowed else steps, steps)
+            check_whole("rounds", rounds, least if allowed else steps, steps)
         settings = window.Settings(carry, order, None, allowed, rounds)
         return WindowPlan(schedule, mode, lanes, steps, (), settings)
     if tolerance is not None:
         raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance'")
     count = least if rounds is None else rounds
-    _whole("rounds", count, least, steps)
+    check_whole("rounds", count, least, steps)
     strides = window.strides(steps, count, short_last=schedule.solver == "flow" and count == least)
     return WindowPlan(schedule, mode, lanes, steps, (), window.Settings(carry, order, strides))
 
 
-def _tolerance(given: object) -> float:
+def check_tolerance(given: object) -> float:
+    """A tolerance, by default `TOLERANCE`. Raises InputError for what cannot be one."""
     if given is None:
         return TOLERANCE
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
@@ -238,7 +239,8 @@ def default_lanes(devices: int, steps: int) -> int:
     return min(devices, max(2, min(4, steps // 10)))
 
 
-def _whole(name: str, value: object, least: int, most: int | None) -> None:
+def check_whole(name: str, value: object, least: int, most: int | None) -> None:
+    """Raises InputError for what is no whole number between the two."""
     span = f"at least {least}" if most is None else f"from {least} to {most}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{name} must be a whole number {span}, not {value!r}")

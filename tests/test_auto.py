@@ -1,0 +1,186 @@
+"""Mode auto in the pipeline: what is measured is kept, and what is chosen is what runs and is recorded."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from driffusion_trt import InputError, LaneError, Pipeline
+from driffusion_trt._auto import Auto
+from driffusion_trt._kept_costs import KeptCosts
+from driffusion_trt._trial import Trial
+from driffusion_trt.planning.costs import Costs
+from driffusion_trt.planning.measuring import Shape
+
+PROMPT = "a red fox"
+COSTS = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "driffusion-trt" / "costs"
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs of four devices, without a measurement."""
+    monkeypatch.setattr(KeptCosts, "read", lambda *_: COSTS)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Shape]]:
+    """The shapes that were timed, in order."""
+    shapes: list[Shape] = []
+    run = Trial.timed
+
+    def note(trial: Trial, shape: Shape) -> float:
+        shapes.append(shape)
+        return run(trial, shape)
+
+    monkeypatch.setattr(Trial, "timed", note)
+    yield shapes
+
+
+def test_devices_are_measured_once_on_a_machine(folder: Path, cache: Path, timed: list[Shape]) -> None:
+    told: list[tuple[int, int]] = []
+    with Pipeline.load(folder, devices=2) as pipe:
+        measured = pipe.measure(told=lambda done, of: told.append((done, of)))
+        assert measured.devices == 2 and measured.measured and min(measured.call_ms) > 0
+        assert measured.picture_ms > 0 and measured.rows == (1, 0)
+        assert told[-1][0] == told[-1][1] == len(told) == len(timed)
+        assert {shape.drafts for shape in timed} == {1, 2} and any(shape.looks for shape in timed)
+        assert pipe.measure() is measured
+        pipe(PROMPT, steps=4)
+    timed.clear()
+    with Pipeline.load(folder, devices=2) as pipe:
+        assert pipe.measure() == measured and not timed
+        pipe.measure(height=32, width=32)  # another size has other costs
+        assert timed
+    assert len(list(cache.glob("*.json"))) == 2
+    timed.clear()
+    with Pipeline.load(folder, devices=1) as pipe:
+        pipe.measure()
+        assert timed, "other devices have other costs"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "5", '{"costs": {}}', '{"costs": {"devices": 0}}'])
+def test_kept_costs_that_are_damaged_are_measured_again(
+    folder: Path, cache: Path, timed: list[Shape], damage: str
+) -> None:
+    with Pipeline.load(folder, devices=2) as pipe:
+        pipe.measure()
+    (path,) = cache.glob("*.json")
+    stored = json.loads(path.read_text())
+    assert stored["devices"] == "2 CPU threads" and stored["picture"] == [64, 64]
+    path.write_text(damage)
+    timed.clear()
+    with Pipeline.load(folder, devices=2) as pipe:
+        pipe.measure()
+    assert timed and json.loads(path.read_text())["costs"]["measured"] is True
+
+
+def test_a_cache_that_cannot_be_written_to_is_no_error(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with Pipeline.load(folder, devices=2) as pipe:
+        assert pipe.measure() is pipe.measure()
+
+
+def test_threads_that_need_costs_at_once_measure_once(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, go = [], threading.Event()
+
+    def slowly(*_: Any) -> Costs:
+        calls.append(1)
+        go.wait(0.3)
+        return COSTS
+
+    monkeypatch.setattr(Auto, "_measured", slowly)
+    with Pipeline.load(folder, devices=2) as pipe, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: pipe.measure(), range(4)))
+    assert len(calls) == 1 and all(one is found[0] for one in found)
+
+
+def test_the_choice_is_what_runs_and_what_is_recorded(folder: Path, known: None) -> None:
+    with Pipeline.load(folder, devices=4) as pipe:
+        choice = pipe.choice(steps=20)
+        result = pipe(PROMPT, steps=20, seed=3)
+        assert choice.chosen.split and choice.chosen.drafts
+        assert result.plan is pipe.plan(steps=20)
+        facts = result.settings[0]
+        wanted = choice.chosen.settings()
+        assert {name: facts[name] for name in wanted} == wanted
+        assert not {"quality", "deadline_ms"} & set(facts)
+        again = pipe(**result.call())
+        assert np.array_equal(again.latents, result.latents) and again.settings == result.settings
+        exact = pipe(PROMPT, steps=20, seed=3, quality="exact")
+        assert exact.settings[0]["mode"] == "sequential" and exact.settings[0]["split_guidance"] is True
+        plain = pipe(PROMPT, steps=20, seed=3, quality="exact", guidance_scale=1.0)
+        assert plain.settings[0]["mode"] == "sequential" and "split_guidance" not in plain.settings[0]
+        assert pipe(PROMPT, steps=20, split_guidance=False, lanes=2).plan.lanes == 2
+
+
+def test_a_deadline_bounds_the_rounds(folder: Path, known: None) -> None:
+    with Pipeline.load(folder, devices=4) as pipe:
+        choice = pipe.choice(steps=20, deadline_ms=170)
+        assert choice.chosen.most_rounds is not None
+        result = pipe(PROMPT, steps=20, deadline_ms=170)
+        assert result.stats.rounds <= result.settings[0]["rounds"] == choice.chosen.most_rounds
+        with pytest.raises(InputError, match=r"deadline_ms=50 was asked; the fastest plan for 20 steps"):
+            pipe(PROMPT, steps=20, deadline_ms=50)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quality": "best"}, "quality must be one of exact, high, balanced, fast, not 'best'"),
+        ({"quality": 3}, "quality must be one of"),
+        ({"quality": "high", "mode": "aggressive"}, "quality='high' was given; it goes with mode 'auto'"),
+        ({"deadline_ms": 10, "mode": "window"}, "deadline_ms=10 was given; it goes with mode 'auto'"),
+        ({"deadline_ms": -1}, "deadline_ms must be a number of milliseconds above 0, not -1"),
+        ({"deadline_ms": True}, "deadline_ms must be a number"),
+        ({"deadline_ms": float("nan")}, "deadline_ms must be a number"),
+        ({"deadline_ms": 10, "quality": "fast"}, "quality and deadline_ms were given"),
+        ({"tolerance": 0.1, "quality": "fast"}, "quality and tolerance were given"),
+        ({"rounds": 5}, "rounds=5 was given, and mode 'auto' chooses it"),
+        ({"order": 1}, "order=1 was given, and mode 'auto' chooses it"),
+        ({"carry": "G"}, "carry='G' was given, and mode 'auto' chooses it"),
+        ({"tolerance": -1.0}, "tolerance must be a number of at least 0"),
+        ({"lanes": 0}, "lanes=0 was asked; it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(
+    folder: Path, cache: Path, timed: list[Shape], settings: Any, message: str
+) -> None:
+    with Pipeline.load(folder, devices=2) as pipe:
+        for ask in (lambda: pipe(PROMPT, **settings), lambda: pipe.plan(**settings)):
+            with pytest.raises(InputError, match=message):
+                ask()
+    assert not timed and not cache.exists()
+
+
+def test_a_mode_leaves_no_choice(folder: Path, known: None) -> None:
+    with (
+        Pipeline.load(folder, devices=2) as pipe,
+        pytest.raises(InputError, match="mode 'window' leaves no choice"),
+    ):
+        pipe.choice(mode="window")
+    with pytest.raises(LaneError, match="closed"):
+        pipe.measure()
