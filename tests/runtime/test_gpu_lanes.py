@@ -213,6 +213,21 @@ def test_split_guidance_takes_pairs_of_devices_call_by_call(bench: Bench, device
                 assert used == set(range(2 * pairs if apart else devices)), "an odd one idles"
 
 
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("devices", [1, 2, 5])
+def test_warming_up_gets_ready_what_calls_of_the_kind_need(bench: Bench, devices: int, split: bool) -> None:
+    asked = Asked("aggressive", max(1, devices // 2) if split else devices, split=split)
+    text, empty = (normal(k, 1, tiny.LENGTH, tiny.WIDTH) for k in (1, 2))
+    with bench.lanes(devices) as lanes:
+        job = lanes.job(text, 3.0, empty, split_guidance=split)
+        job.warm_up((tiny.CHANNELS, tiny.SIDE, tiny.SIDE))
+        ready = [list(worker._requests) for worker in lanes.workers]
+        bench.check(lanes, asked)
+        assert [list(worker._requests) for worker in lanes.workers] == ready
+    used = devices // 2 * 2 if split and devices > 1 else devices
+    assert [len(forms) for forms in ready] == [1] * used + [0] * (devices - used)
+
+
 @pytest.mark.parametrize("copies", ["peers", "staged"])
 def test_split_and_whole_pictures_of_one_plan_are_kept_side_by_side(bench: Bench, copies: str) -> None:
     """Nothing is made anew when the kinds take turns, and what they share is not mixed up."""
@@ -232,6 +247,8 @@ def test_split_and_whole_pictures_of_one_plan_are_kept_side_by_side(bench: Bench
         grown = {name for name, count in bench.calls().items() if count > made[name]}
         assert not {name for name in grown if "Alloc" in name or "Create" in name or "Instantiate" in name}
         assert len(lanes._team._pictures) == 3  # without guidance there is nothing to split
+        # A branch of a split prediction and a prediction without guidance are one form of request.
+        assert [len(worker._requests) for worker in lanes.workers] == [2, 2, 1, 1]
         lanes.make_room()
         assert [simulator.memory_bytes()[f"device {k}"] for k in range(4)] == [0] * 4
         for one in kinds:

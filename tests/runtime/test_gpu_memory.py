@@ -168,15 +168,21 @@ def test_a_device_without_room_is_left_out_of_split_requests_only(
 
 
 def test_drafts_of_split_requests_that_do_not_fit_need_fewer_lanes(
-    folder: ModelFolder, kernels_library: Path, host: HostLanes, needed: int
+    folder: ModelFolder, kernels_library: Path, host: HostLanes
 ) -> None:
-    small = cudasim.Device(memory_bytes=needed // 3)
+    """Three drafts on a pair of devices, of which there are three: as many, but not lanes of this kind."""
+    asked = Asked("aggressive", 3, steps=8, pictures=4, split=True)
+    one = replace(asked, lanes=1)
+    used = []
+    for fits in (one, asked):
+        with machine(folder, kernels_library, [PLENTY] * 3) as (simulator, lanes):
+            fits.latents(lanes)
+            used.append(simulator.memory_bytes()["device 0"])
+    small = cudasim.Device(memory_bytes=sum(used) // 2)
     with machine(folder, kernels_library, [small] * 3) as (_, lanes):
-        asked = Asked("aggressive", 6, steps=8, pictures=2, split=True)
         with pytest.raises(dt.LaneError, match="CUDA_ERROR_OUT_OF_MEMORY") as caught:
             asked.latents(lanes)
         assert caught.value.lanes_left == 1 and len(lanes) == 3
-        one = replace(asked, lanes=1)
         np.testing.assert_array_equal(one.latents(lanes), one.latents(host))
 
 
