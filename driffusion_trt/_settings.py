@@ -26,6 +26,10 @@ Picture = Image.Image | Sequence[Image.Image] | NDArray[np.floating[Any]]
 class Settings(PlanSettings, total=False):
     """What a call may say beside its prompt; `Pipeline.__call__` explains each, but for these.
 
+    mode: "auto" chooses split, lanes and mode by what calls take on these devices: see `Pipeline.choice`.
+    quality: of mode "auto": "exact", "high", "balanced" (the default) or "fast", each a tolerance.
+    deadline_ms: of mode "auto", in place of `quality`: the time for all of the call, in which it makes the
+        pictures as near to the sequential ones as it can.
     image: start from this picture instead of noise (SDEdit, 2108.01073): a PIL image or a sequence with
         one for each prompt, which are resized, or floats from 0 to 1, (H, W, 3) or (B, H, W, 3).
     mask_image: where it is white `image` is made anew, the rest stays as it is (inpainting). PIL images,

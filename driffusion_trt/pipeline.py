@@ -189,10 +189,7 @@ class Pipeline:
             seed: an int is one random stream for the whole batch, as in diffusers; a
                 sequence has one seed for each picture.
             num_images: pictures of each prompt.
-            mode: "auto", the default, chooses split, lanes and mode by what was measured here, see `choice`;
-                or one of `make_plan`, such as "sequential", "aggressive" or "tolerance".
-            quality: for mode "auto": "exact", "high", "balanced" (the default) or "fast", each a tolerance.
-            deadline_ms: for mode "auto" in place of `quality`: the time there is, prompt to picture.
+            mode: "auto", the default, or one of `make_plan`'s; quality, deadline_ms: see `Settings`.
             lanes: noises predicted at once; by default the number of devices, but no more than
                 2, or one for every 10 steps, or 4. The picture depends on the lanes and not on the
                 devices, so name them where it must be the same on every machine.

@@ -48,6 +48,14 @@ def peer_of(config: Config, steps: int, *, scheduler: str | None = None, mu: flo
     return peer
 
 
+def slack(config: dict[str, Any]) -> float:
+    """How many times the usual rounding there is in diffusers' own figures.
+
+    Rescaled betas are differences of float32 products that nearly cancel; processors round them differently.
+    """
+    return 30.0 if config.get("rescale_betas_zero_snr") else 1.0
+
+
 def initial_sigma(peer: Any) -> float:
     return float(getattr(peer, "init_noise_sigma", 1.0))
 

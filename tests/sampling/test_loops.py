@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from peers import CLASSES, drawn, peer_loop, peer_of, shipped
+from peers import CLASSES, drawn, peer_loop, peer_of, shipped, slack
 from test_sample import network, relative
 
 import driffusion_trt as dt
@@ -38,7 +38,11 @@ def both(
         denoiser = network(schedule)
         theirs = peer_loop(peer, denoiser, SHAPE, seed=seed, eta=eta)
     noise = noise_streams(seed, SHAPE[0]).draw(SHAPE[1:])
-    return dt.sample(dt.make_plan(schedule), denoiser, noise, seed=seed), theirs, allowed(schedule)
+    return (
+        dt.sample(dt.make_plan(schedule), denoiser, noise, seed=seed),
+        theirs,
+        allowed(schedule) * slack(config),
+    )
 
 
 # 6 × 40 = 240 configs; eta = 1 at zero SNR is the root of a rounding error in diffusers.
