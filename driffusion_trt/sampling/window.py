@@ -24,7 +24,7 @@ OBSERVED_ROWS = 4  # of one table
 # A distance is the root mean square of draft − refined state, over that of the state, √(a² + s²), and over
 # the signal's share a/√(a² + s²) to this power: errors near the noise decide what the picture becomes, and
 # grow. At 1 it would be an error of the clean latents. Found on the demo: docs/method.md section 4.
-SIGNAL_POWER = 0.75
+SIGNAL_POWER = 1.25
 
 
 @dataclass(frozen=True, slots=True)
