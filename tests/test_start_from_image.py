@@ -143,7 +143,7 @@ def test_pictures_are_resized_as_diffusers_does(both: Both) -> None:
     check(both, "sdxl", **given, height=128, width=160, mask_image=mask(77, 300).convert("RGB"))
     check(both, "sdxl", **{**given, "image": photo(130, 195)})  # 128 x 192 for both
     check(both, "sd21", **{**given, "image": photo(130, 195)})
-    result = both("sd21").ours("a red fox", image=photo(150, 201), steps=2)
+    result = both("sd21").ours("a red fox", image=photo(150, 201), steps=2, mode="sequential")
     assert result.images[0].size == (128, 192) and result.settings[0]["height"] == 192
 
 
@@ -187,7 +187,8 @@ def test_drafts_work_and_repeat_to_the_bit(both: Both, family: str, mode: str, m
 
 def test_a_picture_can_be_made_again_from_its_settings(both: Both) -> None:
     ours = both("sdxl").ours
-    made = ours("a red fox", image=photo(), mask_image=mask(), steps=10, strength=0.45, lanes=2, seed=7)
+    settings: Any = {"steps": 10, "strength": 0.45, "mode": "aggressive", "lanes": 2, "seed": 7}
+    made = ours("a red fox", image=photo(), mask_image=mask(), **settings)
     (facts,) = made.settings
     assert (facts["steps"], facts["strength"], made.plan.steps) == (10, 0.45, 4)
     assert (
@@ -202,7 +203,7 @@ def test_a_picture_can_be_made_again_from_its_settings(both: Both) -> None:
 
 def test_large_pictures_are_encoded_and_decoded_in_tiles(both: Both) -> None:
     ours = both("sd3").ours
-    settings: dict[str, Any] = {"image": photo(192, 160), "steps": 4, "strength": 0.5}
+    settings: dict[str, Any] = {"image": photo(192, 160), "steps": 4, "mode": "sequential", "strength": 0.5}
     whole = ours("a red fox", **settings)
     tiled = ours("a red fox", vae_tiling=64, **settings)
     off = np.linalg.norm(tiled.latents - whole.latents) / np.linalg.norm(whole.latents)
@@ -259,7 +260,7 @@ def test_the_command_starts_from_files(
     both: Both, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = both("sdxl").ours
-    model = ["--model", str(ours.folder.path), "--lanes", "2", "--devices", "2"]
+    model = ["--model", str(ours.folder.path), "--mode", "window", "--lanes", "2", "--devices", "2"]
     image, white, out, again = (str(tmp_path / f"{name}.png") for name in ("image", "white", "out", "again"))
     turned = photo(96, 160).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
@@ -272,7 +273,8 @@ def test_the_command_starts_from_files(
         main(["run", "a fox", *start, "--strength", "0.5", "--steps", "8", "-o", out, "--json", *model]) == 0
     )
     (facts,) = json.loads(capsys.readouterr().out)["pictures"]
-    wanted = ours("a fox", image=photo(96, 160), mask_image=mask(96, 160), strength=0.5, steps=8, lanes=2)
+    settings: Any = {"mode": "window", "strength": 0.5, "steps": 8, "lanes": 2}
+    wanted = ours("a fox", image=photo(96, 160), mask_image=mask(96, 160), **settings)
     assert facts["settings"] == wanted.settings[0]
     with Image.open(out) as made:
         assert made.size == (96, 160) and np.array_equal(np.asarray(made), np.asarray(wanted.images[0]))

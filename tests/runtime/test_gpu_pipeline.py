@@ -47,7 +47,7 @@ def encoding(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(pipe: dt.Pipeline, **options: Any) -> dt.pipeline.Result:  # type: ignore[name-defined]
-    return pipe(PROMPT, **{"steps": STEPS, "seed": 3, **options})
+    return pipe(PROMPT, **{"steps": STEPS, "seed": 3, "mode": "aggressive", **options})
 
 
 @pytest.mark.parametrize("mode", ["sequential", "aggressive", "conservative"])
@@ -196,7 +196,7 @@ def test_a_device_that_fails_under_split_guidance(
         wanted = picture(pipe, lanes=left, split_guidance=devices > 2)
         whole = picture(pipe, lanes=devices - 1)
     with dt.Pipeline.load(planned, devices="cuda") as pipe:
-        assert pipe.plan(steps=30, split_guidance=True).lanes == lanes
+        assert pipe.plan(steps=30, mode="aggressive", split_guidance=True).lanes == lanes
         assert picture(pipe, lanes=lanes, split_guidance=True).plan.lanes == lanes
         machine.fail("cuGraphLaunch", 719, call=3, device=1)
         with pytest.warns(LaneWarning, match=rf"GPU 1 .*made with the {left} lanes left"):
