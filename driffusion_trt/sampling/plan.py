@@ -12,7 +12,8 @@ from .carry import CARRIES
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
 
-MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", "skip")
+BASELINES = ("skip", "paradigms")  # what the other modes are to be compared with
+MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", *BASELINES)
 TOLERANCE = 0.01
 WINDOW_LANES = 16  # sums over more predictions than these are too long for one launch on a GPU
 
@@ -140,17 +141,21 @@ def make_plan(
     schedule: noise levels and timesteps, `Schedule.from_config(...)`.
     mode: `sequential`, the scheduler as it is; `aggressive` or `conservative`, the two
         modes of DRiffusion (2603.25872, section 3); `window`, overlapping drafts in any number of
-        rounds; `tolerance`, the same in as many rounds as the picture needs; `skip`, the same
-        scheduler with only `rounds` steps, the baseline that spends as many sequential calls.
+        rounds; `tolerance`, the same in as many rounds as the picture needs. Baselines: `skip`, the same
+        scheduler with only `rounds` steps; `paradigms`, Picard iterations over a window (2305.16317), in
+        a number of `rounds`, or in as many as the `tolerance` needs.
     lanes: noises that can be predicted at once, the paper's n; at least 1, and in `window` and
         `tolerance` at most 16.
-    rounds: for `skip` and `window` only; by default as many as `aggressive` needs with these lanes.
+    rounds: for `skip` and `window`, by default as many as `aggressive` needs with these lanes; and for
+        `paradigms`, in place of a tolerance.
     order: of the extrapolation in `window` and `tolerance`: 0, 1 or 2; "auto" is 1, and 0 for
         schedules with step noises.
     carry: what `window` and `tolerance` carry from a draft to other states: "G" = ε̂ − x̂0, or "x0";
         "auto" is G for `window` and x0 for `tolerance`.
     tolerance: for mode `tolerance`: how far a draft that is used may be from the refined state, as a
-        share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 4.
+        share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 4. For
+        `paradigms`: how much a state may change in an iteration, as a share of the step's noise, by
+        default 0.1; 0 is sequential, within rounding. Section 8.
 
     Raises InputError for an unknown mode, or numbers that cannot be.
     """
@@ -159,14 +164,20 @@ def make_plan(
     if mode not in MODES:
         raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
     _whole("lanes", lanes, 1, None)
-    if rounds is not None and mode not in ("skip", "window"):
+    if rounds is not None and mode not in ("skip", "window", "paradigms"):
         why = "takes as many as the picture needs" if mode == "tolerance" else "has a fixed number"
         raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} {why}; leave it out")
     if mode in ("window", "tolerance"):
         return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
-    for name, given in (("order", order), ("carry", carry), ("tolerance", tolerance)):
-        if given not in ("auto", None):
+    for name, given in (("order", order), ("carry", carry)):
+        if given != "auto":
             raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
+    if mode == "paradigms":
+        from .paradigms import paradigms_plan  # which is built on what is here
+
+        return paradigms_plan(schedule, lanes, rounds, tolerance)
+    if tolerance is not None:
+        raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance' or 'paradigms'")
     steps = schedule.steps
     if mode == "skip":
         count = rounds if rounds is not None else window.least_rounds(steps, lanes)
@@ -207,20 +218,29 @@ def _window_plan(
     if carry not in CARRIES:
         raise InputError(f"carry must be one of {', '.join(CARRIES)} or 'auto', not {carry!r}")
     if mode == "tolerance":
-        settings = window.Settings(carry, order, None, _tolerance(tolerance))
+        settings = window.Settings(carry, order, None, tolerance_of(tolerance, TOLERANCE))
         return WindowPlan(schedule, mode, lanes, steps, (), settings)
     if tolerance is not None:
         raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance'")
-    least = window.least_rounds(steps, lanes)
-    count = least if rounds is None else rounds
-    _whole("rounds", count, least, steps)
-    strides = window.strides(steps, count, short_last=schedule.solver == "flow" and count == least)
+    strides = strides_of(schedule, lanes, rounds)
     return WindowPlan(schedule, mode, lanes, steps, (), window.Settings(carry, order, strides))
 
 
-def _tolerance(given: object) -> float:
+def strides_of(schedule: Schedule, lanes: int, rounds: int | None) -> tuple[int, ...]:
+    """Steps of each round of a window with so many rounds, by default the fewest.
+
+    Raises InputError for rounds that cannot be.
+    """
+    least = window.least_rounds(schedule.steps, lanes)
+    count = least if rounds is None else rounds
+    _whole("rounds", count, least, schedule.steps)
+    return window.strides(schedule.steps, count, short_last=schedule.solver == "flow" and count == least)
+
+
+def tolerance_of(given: object, default: float) -> float:
+    """Raises InputError for what is no tolerance."""
     if given is None:
-        return TOLERANCE
+        return default
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
         raise InputError(f"tolerance must be a number of at least 0, not {given!r}")
     return float(given)
