@@ -157,14 +157,14 @@ class Pipeline:
             seed: an int is one random stream for the whole batch, as in diffusers; a
                 sequence has one seed for each picture.
             num_images: pictures of each prompt.
-            mode: "sequential", "aggressive", "conservative", "window", "tolerance" or "skip"; see
-                `make_plan`.
+            mode: "sequential", "aggressive", "conservative", "window" or "tolerance"; see `make_plan`.
             lanes: noises predicted at once; by default the number of devices, but no more than
                 2, or one for every 10 steps, or 4. The picture depends on the lanes and not on the
                 devices, so name them where it must be the same on every machine.
-            rounds: for modes "skip" and "window".
+            rounds: for modes "skip", "window" and "paradigms".
             order, carry: of modes "window" and "tolerance"; the defaults are good.
-            tolerance: for mode "tolerance"; the pictures of a batch take the rounds that the hardest needs.
+            tolerance: for modes "tolerance" and "paradigms"; the pictures of a batch take the rounds that
+                the hardest needs.
             scheduler: another solver than the model's own, by its name in `Schedule.from_config`.
             eta: share of fresh noise in a step of DDIM.
             clip_skip: layers of CLIP to stop before the usual one, for the prompt.

@@ -170,7 +170,7 @@ def make_plan(
     if mode in ("window", "tolerance"):
         return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
     for name, given in (("order", order), ("carry", carry)):
-        if given != "auto":
+        if given not in ("auto", None):
             raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
     if mode == "paradigms":
         from .paradigms import paradigms_plan  # which is built on what is here
@@ -178,21 +178,22 @@ def make_plan(
         return paradigms_plan(schedule, lanes, rounds, tolerance)
     if tolerance is not None:
         raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance' or 'paradigms'")
-    steps = schedule.steps
     if mode == "skip":
-        count = rounds if rounds is not None else window.least_rounds(steps, lanes)
-        _whole("rounds", count, 1, steps)
-        schedule = schedule.with_steps(count)
-        return Plan(schedule, mode, lanes, steps, sequential_rounds(schedule))
+        count = rounds if rounds is not None else window.least_rounds(schedule.steps, lanes)
+        _whole("rounds", count, 1, schedule.steps)
+        coarse = schedule.with_steps(count)
+        return Plan(coarse, mode, lanes, schedule.steps, sequential_rounds(coarse))
+    return Plan(schedule, mode, lanes, schedule.steps, _papers_rounds(schedule, mode, lanes))
+
+
+def _papers_rounds(schedule: Schedule, mode: str, lanes: int) -> tuple[Round, ...]:
     if lanes == 1:  # every mode is then the scheduler itself
-        built = sequential_rounds(schedule)
-    elif mode == "aggressive":
-        built = aggressive_rounds(schedule, lanes)
-    elif mode == "conservative":
-        built = conservative_rounds(schedule, lanes)
-    else:
-        built = sequential_rounds(schedule)
-    return Plan(schedule, mode, lanes, steps, built)
+        return sequential_rounds(schedule)
+    if mode == "aggressive":
+        return aggressive_rounds(schedule, lanes)
+    if mode == "conservative":
+        return conservative_rounds(schedule, lanes)
+    return sequential_rounds(schedule)
 
 
 def _window_plan(
