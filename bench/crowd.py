@@ -41,7 +41,7 @@ class Demo:
     def __init__(self, prompts: Sequence[int], model: str = "demo", threads: int = 2) -> None:
         """prompts: numbers of `demo_quality.prompt` that will be asked for."""
         folder = ModelFolder.open(model)
-        self.folder, self.shape = folder, folder.latent_shape
+        self.folder, self.shape, self.prompts = folder, folder.latent_shape, tuple(prompts)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(
@@ -58,6 +58,10 @@ class Demo:
 
     def noise(self, seed: int) -> Latents:
         return noise_streams([seed], 1).draw(self.shape)
+
+    def embeddings(self, prompts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of these prompts and, as often, of none: (prompts, L, C) each."""
+        return np.stack([self._known[index] for index in prompts]), np.stack([self._empty] * len(prompts))
 
     def predict(self, rows: Sequence[tuple[Latents, float, int]], scale: float) -> list[Latents]:
         """Guided predictions of (latents (1, C, H, W), timestep, prompt's index), all in parallel."""

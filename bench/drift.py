@@ -10,7 +10,7 @@ Each cell is stored as soon as it is made, so that a run that was cut off goes o
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from rich.progress import Progress
 
 import driffusion_trt as dt
+from driffusion_trt.sampling.window import least_rounds
 
 from . import report
 from .crowd import Demo, make_pictures
@@ -29,43 +30,55 @@ MODES: dict[str, dict[str, Any]] = {
     "aggressive": {"mode": "aggressive"},
     "window": {"mode": "window"},
     "tolerance 0.01": {"mode": "tolerance", "tolerance": 0.01},
+    "paradigms": {"mode": "paradigms"},
 }
+
+
+def asked(name: str, lanes: int) -> dict[str, Any]:
+    """Options of `make_plan` for one of the modes; ParaDiGMS has as many rounds as `aggressive`."""
+    rounds = {"rounds": least_rounds(STEPS, lanes)} if name == "paradigms" else {}
+    return {"lanes": lanes, **MODES[name], **rounds}
 
 
 class Cells:
     """Latents and rounds of all pictures of a mode, made once and kept in a folder."""
 
     def __init__(self, work: Path, pairs: Sequence[int], progress: Progress) -> None:
-        self._work, self._pairs, self._progress = work, list(pairs), progress
-        self._demo = Demo(pairs)
+        self._work, self.pairs, self._progress = work, list(pairs), progress
+        self.demo = Demo(pairs)
         work.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, guidance: float, **options: Any) -> dict[str, np.ndarray]:
         """latents (pictures, ...), rounds and predictions (pictures,)."""
         words = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
-        path = self._work / f"g{guidance:g}-{words}-{self._pairs[0]}-{len(self._pairs)}.npz"
+        return self.stored(
+            f"g{guidance:g}-{words}", lambda: self._made(guidance, options, f"guidance {guidance:g}, {words}")
+        )
+
+    def stored(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays of this name, made where they are not there."""
+        path = self._work / f"{name}-{self.pairs[0]}-{len(self.pairs)}.npz"
         if not path.exists():
-            made = self._made(guidance, options, f"guidance {guidance:g}, {words}")
             partial = path.with_suffix(".partial.npz")
-            np.savez_compressed(
-                partial,
-                latents=np.stack([one.latents for one in made]),
-                rounds=np.array([one.stats.rounds for one in made]),
-                predictions=np.array([one.stats.predictions for one in made]),
-            )
+            arrays: dict[str, Any] = make()
+            np.savez_compressed(partial, **arrays)
             partial.replace(path)
         with np.load(path) as stored:
             return dict(stored)
 
-    def _made(self, guidance: float, options: dict[str, Any], title: str) -> list[Any]:
-        plan = dt.make_plan(self._demo.schedule(STEPS), **options)
-        task = self._progress.add_task(title, total=len(self._pairs))
+    def _made(self, guidance: float, options: dict[str, Any], title: str) -> dict[str, np.ndarray]:
+        plan = dt.make_plan(self.demo.schedule(STEPS), **options)
+        task = self._progress.add_task(title, total=len(self.pairs))
         made = []
-        for k in range(0, len(self._pairs), CROWD):
-            some = self._pairs[k : k + CROWD]
-            made += make_pictures(self._demo, plan, some, guidance, lambda: self._progress.advance(task))
+        for k in range(0, len(self.pairs), CROWD):
+            some = self.pairs[k : k + CROWD]
+            made += make_pictures(self.demo, plan, some, guidance, lambda: self._progress.advance(task))
         self._progress.remove_task(task)
-        return made
+        return {
+            "latents": np.stack([one.latents for one in made]),
+            "rounds": np.array([one.stats.rounds for one in made]),
+            "predictions": np.array([one.stats.predictions for one in made]),
+        }
 
 
 def compared(made: dict[str, np.ndarray], wanted: np.ndarray) -> dict[str, Any]:
@@ -100,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for guidance in options.guidance:
             wanted = cells(guidance, mode="sequential")["latents"]
             found[f"{guidance:g}"] = {}
-            for name, how in MODES.items():
-                by_lanes = {n: compared(cells(guidance, lanes=n, **how), wanted) for n in options.lanes}
+            for name in MODES:
+                by_lanes = {n: compared(cells(guidance, **asked(name, n)), wanted) for n in options.lanes}
                 found[f"{guidance:g}"][name] = {str(n): cell for n, cell in by_lanes.items()}
     for guidance_name, modes in found.items():
         head = [f"guidance {guidance_name}: rounds, mean / worst", *(f"n={n}" for n in options.lanes)]

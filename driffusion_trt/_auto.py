@@ -31,7 +31,7 @@ Told = Callable[[int, int], None]
 
 def is_auto(settings: Mapping[str, Any]) -> bool:
     """Whether a call leaves its plan to the devices' costs: where it names no mode."""
-    return settings.get("mode", "auto") == "auto"
+    return bool(settings.get("mode", "auto") == "auto")
 
 
 def check_auto(settings: Mapping[str, Any]) -> None:

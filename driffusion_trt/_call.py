@@ -111,7 +111,7 @@ class Result:
     def call(self, picture: int = 0) -> dict[str, Any]:
         """The arguments of `Pipeline.__call__` that make one of the pictures again, alone.
 
-        In mode `tolerance` a picture of a batch took the rounds of the hardest one; alone it may take fewer.
+        With a tolerance a picture of a batch took the rounds of the hardest one; alone it may take fewer.
 
         What it was started from, `image` and `mask_image`, is not kept: give it beside them.
 

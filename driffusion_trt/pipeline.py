@@ -194,9 +194,10 @@ class Pipeline:
                 2, or one for every 10 steps, or 4. The picture depends on the lanes and not on the
                 devices, so name them where it must be the same on every machine.
             split_guidance: predict with and without the prompt on two devices; see `Settings`.
-            rounds: for modes "skip" and "window".
+            rounds: for modes "skip", "window" and "paradigms"; for "tolerance" the most.
             order, carry: of modes "window" and "tolerance"; the defaults are good.
-            tolerance: for mode "tolerance"; the pictures of a batch take the rounds that the hardest needs.
+            tolerance: for modes "tolerance" and "paradigms"; the pictures of a batch take the rounds that
+                the hardest needs.
             scheduler: another solver than the model's own, by its name in `Schedule.from_config`.
             eta: share of fresh noise in a step of DDIM.
             clip_skip: layers of CLIP to stop before the usual one, for the prompt.

@@ -30,7 +30,7 @@ from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.pictures import psnr, read_settings, save_png
 from driffusion_trt.runtime.devices import choose_devices
 from driffusion_trt.sampling.options import CLASSES
-from driffusion_trt.sampling.plan import MODES
+from driffusion_trt.sampling.plan import BASELINES, MODES
 
 FEW = ("--steps", "10", "--mode", "aggressive")
 COMMAND = [sys.executable, "-m", "driffusion_trt"]
@@ -84,11 +84,11 @@ def test_help_fits_a_terminal_and_names_every_command(
             assert all(f"\n  {name} " in text for name in COMMANDS)
         if words[0] == "run":
             assert "--num-inference-steps" not in text, "aliases are kept out"
-            assert "conservative, window, tolerance, skip (default: auto)" in " ".join(text.split())
+            assert "window, tolerance, skip, paradigms (default: auto)" in " ".join(text.split())
 
 
 def test_names_in_the_help_are_those_of_the_library() -> None:
-    assert _options.MODES == MODES
+    assert (_options.MODES, _options.BASELINES) == (MODES, BASELINES)
     assert set(_options.SCHEDULERS) == set(CLASSES)
 
 
@@ -235,6 +235,7 @@ REFUSED: list[tuple[str, str]] = [
     ("run --from-picture plain.png", "plain.png has no settings in it"),
     ("plan --mode agressive", "no mode 'agressive'; did you mean 'aggressive'"),
     ("plan --mode aggressive --rounds 3", "has a fixed number; leave it out"),
+    ("plan --rounds 3", "--rounds 3 was given without a mode; name skip, window or paradigms"),
     ("plan --lanes 0", "lanes=0 was asked"),
     ("plan --steps 1001", "steps=1001 was asked"),
     ("plan --model empty.json", "empty.json cannot be read as a scheduler config"),
@@ -762,7 +763,23 @@ def test_plan_shows_the_counts_of_the_paper(model: str, capsys: pytest.CaptureFi
     assert ["sequential", "1", "50", "50", "1.00x"] in rows
     assert ["aggressive", "4", "14", "50", "3.57x"] in rows
     assert ["conservative", "8", "12", "50", "4.17x"] in rows
-    assert ["skip", "2", "26", "26", "1.92x"] in rows
+    assert not any(row and row[0] in _options.BASELINES for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "row"),
+    [
+        ("skip --lanes 2", ["skip", "2", "26", "26", "1.92x"]),
+        ("skip --rounds 10 --lanes 2", ["skip", "2", "10", "10", "5.00x"]),
+        ("paradigms --lanes 4", ["paradigms", "4", "13+", "50+", "at", "most", "3.85x"]),
+        ("paradigms --lanes 4 --rounds 14", ["paradigms", "4", "14", "56", "3.57x"]),
+    ],
+)
+def test_plan_shows_a_baseline_that_is_asked_for(
+    model: str, capsys: pytest.CaptureFixture[str], words: str, row: list[str]
+) -> None:
+    assert main(["plan", "--steps", "50", "--model", model, "--mode", *words.split()]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()][3:] == [row]
 
 
 def test_plan_as_json_of_a_bare_config(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -783,8 +800,10 @@ def test_plan_as_json_of_a_bare_config(here: Path, capsys: pytest.CaptureFixture
     [
         ["--mode", "window", "--lanes", "3", "--rounds", "6", "--carry", "x0", "--order", "0"],
         ["--mode", "tolerance", "--lanes", "3", "--tolerance", "0.2", "--carry", "G"],
+        ["--mode", "paradigms", "--lanes", "3", "--tolerance", "0.2"],
+        ["--mode", "paradigms", "--lanes", "3", "--rounds", "6"],
     ],
-    ids=["window", "tolerance"],
+    ids=["window", "tolerance", "paradigms", "paradigms, so many rounds"],
 )
 def test_from_picture_takes_what_belongs_to_the_mode(model: str, tmp_path: Path, words: list[str]) -> None:
     first, again = tmp_path / "first.png", tmp_path / "again.png"
@@ -792,8 +811,7 @@ def test_from_picture_takes_what_belongs_to_the_mode(model: str, tmp_path: Path,
     assert main(["run", "--from-picture", str(first), "--model", model, "-o", str(again)]) == 0
     one, other = (np.asarray(Image.open(path)) for path in (first, again))
     np.testing.assert_array_equal(one, other)
-    for name in ("mode", "lanes", "order", "carry"):
-        assert read_settings(first)[name] == read_settings(again)[name]
+    assert read_settings(first) == read_settings(again)
 
 
 def test_a_picture_with_settings_that_have_no_option_is_refused(

@@ -66,6 +66,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": (
         PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "_precision", "planning", "previews"}
     ),
+    "baselines": RUNTIME | {"runtime"},
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},
     "commands": PIPELINE | {"pipeline", "server", "evaluation", "export"},
@@ -94,6 +95,7 @@ PLACES: dict[str, set[str]] = {
     "export": TORCH,
     "evaluation": TORCH | {"scipy"},
     "_widen": {"onnx_ir"},
+    "baselines": {"onnx"},
     "engines": {"polygraphy", "tensorrt", "tensorrt_rtx"},
     "runtime._driver": {"cuda"},
     "server": {"prometheus_client", "starlette", "uvicorn"},

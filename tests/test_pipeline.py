@@ -567,7 +567,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "agressive"}, "no mode 'agressive'; did you mean 'aggressive'"),
     (
         {"mode": None},
-        "mode must be one of sequential, aggressive, conservative, window, tolerance, skip, not None",
+        "mode must be one of sequential, aggressive, conservative, window, tolerance, skip, paradigms, not",
     ),
     ({"mode": ["skip"]}, "mode must be one of"),
     ({"lanes": 0}, "lanes=0 was asked; it must be at least 1"),

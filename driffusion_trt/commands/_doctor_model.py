@@ -15,7 +15,7 @@ from ..engines.plans import plan_cost
 from ..engines.store import Plan, PlanStore
 from ..runtime.kernels import message_bytes
 from ..runtime.peers import PeerLink
-from ..sampling.plan import MODES, make_plan
+from ..sampling.plan import BASELINES, MODES, make_plan
 from ..sampling.schedule import Schedule
 from ._building_output import size
 from ._doctor_machine import Findings, Machine
@@ -148,7 +148,8 @@ def expected(model: ModelState, machine: Machine, findings: Findings) -> Expecte
     here = [state.gpu.index for state in machine.gpus if state.usable]
     most = len(here) or machine.host.cpu_lanes
     lanes = sorted({*_LANES, most})
-    gains = [_gain(schedule, mode, count) for mode in MODES for count in lanes]
+    shown = [mode for mode in MODES if mode not in BASELINES]
+    gains = [_gain(schedule, mode, count) for mode in shown for count in lanes]
     elements = math.prod(model.folder.spec.latent_shape)
     exchanges = _exchanges(here, machine.peers, elements, gains)
     return Expected(

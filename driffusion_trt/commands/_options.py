@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 
 # Repeated here, since their modules import numpy; a test holds the copies together.
-MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", "skip")
+BASELINES = ("skip", "paradigms")
+MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", *BASELINES)
 QUALITIES = ("exact", "high", "balanced", "fast")
 NAN_POLICIES = ("error", "retry-fp32")
 SCHEDULERS = ("ddpm", "ddim", "euler", "dpmsolver++", "flow")

@@ -244,7 +244,7 @@ def _watch(tick: Tick, before: int, label: str) -> Callable[[RoundDone], None]:
 
 
 def _at_least(plan: Plan) -> str:
-    return "at least " if plan.mode == "tolerance" else ""
+    return "at least " if "tolerance" in plan.asked() else ""
 
 
 def _say_last(done: _Done, timings: dict[str, float], console: Console) -> None:

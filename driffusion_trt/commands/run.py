@@ -17,8 +17,8 @@ output:
   A file that is there already is replaced. Paths go to stdout, all else to stderr.
 
 seeds:
-  Picture k of a run has the seed SEED + k, and can be made again alone with it (in mode tolerance
-  nearly so: a batch takes the rounds of its hardest picture).
+  Picture k of a run has the seed SEED + k, and can be made again alone with it (in modes tolerance
+  and paradigms nearly so: a batch takes the rounds of its hardest picture).
 
 example:
   driffusion-trt run "a red fox left of a blue star" --mode aggressive --lanes 2 --compare"""
@@ -88,8 +88,14 @@ def _how(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         help="predict with and without the prompt on two devices a lane, not in one batch",
     )
-    option(group, "--rounds", "N", "of modes skip and window; of tolerance the most", type=whole)
-    option(group, "--tolerance", "T", "of mode tolerance, 0 is sequential (default: 0.01)", type=number)
+    option(group, "--rounds", "N", "of modes skip, window and paradigms; of tolerance the most", type=whole)
+    option(
+        group,
+        "--tolerance",
+        "T",
+        "of modes auto and tolerance (default: 0.01), and paradigms (0.1)",
+        type=number,
+    )
     option(group, "--order", "N", "of the extrapolation in window and tolerance: 0, 1 or 2", type=whole)
     option(group, "--carry", "NAME", "what window and tolerance carry: G or x0", names=("G", "x0"))
     option(

@@ -12,7 +12,8 @@ from .carry import CARRIES
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
 
-MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", "skip")
+BASELINES = ("skip", "paradigms")  # what the other modes are to be compared with
+MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", *BASELINES)
 TOLERANCE = 0.01
 WINDOW_LANES = 16  # sums over more predictions than these are too long for one launch on a GPU
 
@@ -140,18 +141,22 @@ def make_plan(
     schedule: noise levels and timesteps, `Schedule.from_config(...)`.
     mode: `sequential`, the scheduler as it is; `aggressive` or `conservative`, the two
         modes of DRiffusion (2603.25872, section 3); `window`, overlapping drafts in any number of
-        rounds; `tolerance`, the same in as many rounds as the picture needs; `skip`, the same
-        scheduler with only `rounds` steps, the baseline that spends as many sequential calls.
+        rounds; `tolerance`, the same in as many rounds as the picture needs. Baselines: `skip`, the same
+        scheduler with only `rounds` steps; `paradigms`, Picard iterations over a window (2305.16317), in
+        a number of `rounds`, or in as many as the `tolerance` needs.
     lanes: noises that can be predicted at once, the paper's n; at least 1, and in `window` and
         `tolerance` at most 16.
     rounds: for `skip` and `window`, by default as many as `aggressive` needs with these lanes; for
-        `tolerance` the most that there may be: where they run out, drafts are used that were not near.
+        `tolerance` the most that there may be: where they run out, drafts are used that were not near;
+        for `paradigms` in place of a tolerance.
     order: of the extrapolation in `window` and `tolerance`: 0, 1 or 2; "auto" is 1, and 0 for
         schedules with step noises.
     carry: what `window` and `tolerance` carry from a draft to other states: "G" = ε̂ − x̂0, or "x0";
         "auto" is G for `window` and x0 for `tolerance`.
     tolerance: for mode `tolerance`: how far a draft that is used may be from the refined state, as a
-        share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 4.
+        share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 4. For
+        `paradigms`: how much a state may change in an iteration, as a share of the step's noise, by
+        default 0.1; 0 is sequential, within rounding. Section 8.
 
     Raises InputError for an unknown mode, or numbers that cannot be.
     """
@@ -160,28 +165,35 @@ def make_plan(
     if mode not in MODES:
         raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
     check_whole("lanes", lanes, 1, None)
-    if rounds is not None and mode not in ("skip", "window", "tolerance"):
+    if rounds is not None and mode in ("sequential", "aggressive", "conservative"):
         raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} has a fixed number; leave it out")
     if mode in ("window", "tolerance"):
         return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
-    for name, given in (("order", order), ("carry", carry), ("tolerance", tolerance)):
+    for name, given in (("order", order), ("carry", carry)):
         if given not in ("auto", None):
             raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
-    steps = schedule.steps
+    if mode == "paradigms":
+        from .paradigms import paradigms_plan  # which is built on what is here
+
+        return paradigms_plan(schedule, lanes, rounds, tolerance)
+    if tolerance is not None:
+        raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance' or 'paradigms'")
     if mode == "skip":
-        count = rounds if rounds is not None else window.least_rounds(steps, lanes)
-        check_whole("rounds", count, 1, steps)
-        schedule = schedule.with_steps(count)
-        return Plan(schedule, mode, lanes, steps, sequential_rounds(schedule))
+        count = rounds if rounds is not None else window.least_rounds(schedule.steps, lanes)
+        check_whole("rounds", count, 1, schedule.steps)
+        coarse = schedule.with_steps(count)
+        return Plan(coarse, mode, lanes, schedule.steps, sequential_rounds(coarse))
+    return Plan(schedule, mode, lanes, schedule.steps, _papers_rounds(schedule, mode, lanes))
+
+
+def _papers_rounds(schedule: Schedule, mode: str, lanes: int) -> tuple[Round, ...]:
     if lanes == 1:  # every mode is then the scheduler itself
-        built = sequential_rounds(schedule)
-    elif mode == "aggressive":
-        built = aggressive_rounds(schedule, lanes)
-    elif mode == "conservative":
-        built = conservative_rounds(schedule, lanes)
-    else:
-        built = sequential_rounds(schedule)
-    return Plan(schedule, mode, lanes, steps, built)
+        return sequential_rounds(schedule)
+    if mode == "aggressive":
+        return aggressive_rounds(schedule, lanes)
+    if mode == "conservative":
+        return conservative_rounds(schedule, lanes)
+    return sequential_rounds(schedule)
 
 
 def _window_plan(
@@ -206,25 +218,33 @@ def _window_plan(
         carry = "x0" if mode == "tolerance" else "G"
     if carry not in CARRIES:
         raise InputError(f"carry must be one of {', '.join(CARRIES)} or 'auto', not {carry!r}")
-    least = window.least_rounds(steps, lanes)
     if mode == "tolerance":
-        allowed = check_tolerance(tolerance)
+        allowed, least = check_tolerance(tolerance), window.least_rounds(steps, lanes)
         if rounds is not None:
             check_whole("rounds", rounds, least if allowed else steps, steps)
         settings = window.Settings(carry, order, None, allowed, rounds)
         return WindowPlan(schedule, mode, lanes, steps, (), settings)
     if tolerance is not None:
         raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance'")
-    count = least if rounds is None else rounds
-    check_whole("rounds", count, least, steps)
-    strides = window.strides(steps, count, short_last=schedule.solver == "flow" and count == least)
+    strides = strides_of(schedule, lanes, rounds)
     return WindowPlan(schedule, mode, lanes, steps, (), window.Settings(carry, order, strides))
 
 
-def check_tolerance(given: object) -> float:
-    """A tolerance, by default `TOLERANCE`. Raises InputError for what cannot be one."""
+def strides_of(schedule: Schedule, lanes: int, rounds: int | None) -> tuple[int, ...]:
+    """Steps of each round of a window with so many rounds, by default the fewest.
+
+    Raises InputError for rounds that cannot be.
+    """
+    least = window.least_rounds(schedule.steps, lanes)
+    count = least if rounds is None else rounds
+    check_whole("rounds", count, least, schedule.steps)
+    return window.strides(schedule.steps, count, short_last=schedule.solver == "flow" and count == least)
+
+
+def check_tolerance(given: object, default: float = TOLERANCE) -> float:
+    """A tolerance. Raises InputError for what cannot be one."""
     if given is None:
-        return TOLERANCE
+        return default
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
         raise InputError(f"tolerance must be a number of at least 0, not {given!r}")
     return float(given)

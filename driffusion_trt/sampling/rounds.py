@@ -35,11 +35,11 @@ class Round:
         """Columns that the round needs and does not make itself."""
         made = {*self.draft.targets, *(Column("output", i) for i in self.predict)}
         made |= {Column("input", i) for i in self.predict}
-        wanted = {*self.draft.columns, *self.refine.columns}
+        wanted = set(self.refine.columns)
         wanted |= {Column("state", i) for i in self.predict if Column("input", i) not in self.draft.targets}
         for table in self.observe:
             wanted |= set(table.columns) - set(self.refine.targets)
-        return wanted - made
+        return {*self.draft.columns, *(wanted - made)}  # a draft may read an older one of the same state
 
     def starts_from(self) -> int:
         """The state that was reached before the round."""

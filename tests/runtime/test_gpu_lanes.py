@@ -158,6 +158,17 @@ def test_pictures_from_a_later_start_and_with_a_part_that_is_kept(bench: Bench, 
             bench.check(lanes, replace(asked, seed=k, inpaint=k != 1))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_baseline_with_a_window_wider_than_a_launch(bench: Bench, schedule: str) -> None:
+    """ParaDiGMS reads two latents for every state of its window, and noises: more than 40 columns."""
+    config, eta = SCHEDULES[schedule]
+    walked = dt.Schedule.from_config(config, 30, eta=eta)
+    with bench.lanes(3, batch_size=20) as lanes:
+        for how in ({"tolerance": 0.3}, {"tolerance": 0}, {"rounds": 5}):
+            plan = dt.make_plan(walked, mode="paradigms", lanes=24, **how)
+            bench.check(lanes, Asked("paradigms", 24, schedule, steps=30, pictures=2, plan=plan))
+
+
 def test_a_part_is_kept_where_a_lane_has_many_drafts(bench: Bench) -> None:
     with bench.lanes(1, batch_size=40) as lanes:
         bench.check(lanes, Asked("aggressive", 20, steps=25, inpaint=True))

@@ -7,7 +7,7 @@ executor are held against, so it shares no code with them but the schedule's num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -146,3 +146,45 @@ class Literal:
                 x, before = self.step(p, x, carry[p], before)
                 p += 1
         return x
+
+    def paradigms(
+        self, x: Array, n: int, *, tolerance: float = 0.0, strides: Sequence[int] | None = None
+    ) -> Array:
+        """Algorithm 1 of ParaDiGMS (2305.16317) with a buffer of the whole trajectory, as its authors do.
+
+        x: (B, ...). With `strides` the window slides by these, else as far as changes are within `tolerance`.
+        """
+        total = self.schedule.steps
+        buffer, x0s = [x] * (total + 1), {}
+        begin, slides = 0, iter(strides or ())
+        while begin < total:
+            end = min(begin + n, total)
+            new, running, before = [], buffer[begin], x0s.get(begin - 1)
+            for i in range(begin, end):
+                stepped, before = self.step(i, buffer[i], self.predict(i, buffer[i]), before)
+                x0s[i] = before
+                running = running + (stepped - buffer[i])
+                new.append(running)
+            self.calls += 1
+            if strides is None:
+                slide = self._slide(begin, buffer[begin + 1 : end + 1], new, tolerance)
+            else:
+                slide = next(slides)
+            buffer[begin + 1 : end + 1] = new
+            buffer[end + 1 :] = [new[-1]] * (total - end)
+            begin += min(slide, end - begin)
+        return buffer[total]
+
+    def _slide(self, begin: int, old: list[Array], new: list[Array], tolerance: float) -> int:
+        """One more than the leading states whose squared change, an element, is within τ² of the variance."""
+        sched = self.schedule
+        for k, (left, right) in enumerate(zip(old, new, strict=True)):
+            j = begin + 1 + k
+            if j == sched.steps:
+                return k + 1
+            ratio = sched.a[j] * sched.s_next[j] / (sched.a_next[j] * sched.s[j])
+            variance = sched.s_next[j] ** 2 * (1 - ratio**2)
+            changes = ((right - left) ** 2).reshape(len(left), -1).mean(1)
+            if (changes > tolerance**2 * variance).any():
+                return k + 1
+        return len(new)
