@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack, cast
 
 from ._errors import InputError, did_you_mean
@@ -27,6 +27,7 @@ class PlanSettings(TypedDict, total=False):
     order: int | str
     carry: str
     tolerance: float | None
+    blocks: Sequence[int] | None
     scheduler: str | None
     eta: float | None
     height: int | None
@@ -80,6 +81,7 @@ class Planner:
                     order=settings.get("order", "auto"),
                     carry=settings.get("carry", "auto"),
                     tolerance=settings.get("tolerance"),
+                    blocks=settings.get("blocks"),
                 )
                 while len(self._plans) >= _PLANS_KEPT:
                     self._plans.popitem(last=False)

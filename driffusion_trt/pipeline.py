@@ -162,7 +162,7 @@ class Pipeline:
             lanes: noises predicted at once; by default the number of devices, but no more than
                 2, or one for every 10 steps, or 4. The picture depends on the lanes and not on the
                 devices, so name them where it must be the same on every machine.
-            rounds: for modes "skip" and "window".
+            rounds, blocks: for modes "skip" and "window", or "window" and "aggressive"; see `make_plan`.
             order, carry: of modes "window" and "tolerance"; the defaults are good.
             tolerance: for mode "tolerance"; the pictures of a batch take the rounds that the hardest needs.
             scheduler: another solver than the model's own, by its name in `Schedule.from_config`.

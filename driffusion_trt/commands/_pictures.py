@@ -32,9 +32,9 @@ from ._output import check_writable, comparison, places
 _SETTINGS = (
     *("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "height", "width"),
     *("steps", "guidance_scale", "mode", "lanes", "rounds", "order", "carry", "tolerance"),
-    *("scheduler", "eta", "clip_skip"),
+    *("blocks", "scheduler", "eta", "clip_skip"),
 )
-_OF_MODES = ("rounds", "order", "carry", "tolerance")  # which sequential has not
+_OF_MODES = ("rounds", "order", "carry", "tolerance", "blocks")  # which sequential has not
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from ._console import Console
-from ._options import MODES, NAN_POLICIES, SCHEDULERS, devices, number, option, whole
+from ._options import MODES, NAN_POLICIES, SCHEDULERS, devices, number, option, whole, wholes
 
 DESCRIPTION = "Make pictures from prompts, and write them as PNG files with their settings inside."
 EPILOG = """\
@@ -69,6 +69,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
     option(group, "--mode", "MODE", f"{', '.join(MODES)} (default: aggressive)", names=MODES)
     option(group, "--lanes", "N", "noises predicted at once (default: the devices, at most 4)", type=whole)
     option(group, "--rounds", "N", "steps of mode skip, or rounds of mode window", type=whole)
+    option(group, "--blocks", "N,N,...", "steps of each round after the first, for --rounds", type=wholes)
     option(group, "--tolerance", "T", "of mode tolerance, 0 is sequential (default: 0.01)", type=number)
     option(group, "--order", "N", "of the extrapolation in window and tolerance: 0, 1 or 2", type=whole)
     option(group, "--carry", "NAME", "what window and tolerance carry: G or x0", names=("G", "x0"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._errors import InputError, did_you_mean
 from . import window
+from .blocks import checked_blocks
 from .carry import CARRIES
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
@@ -24,6 +26,7 @@ class Plan:
     schedule: the schedule that is walked (for `skip` the coarse one).
     mode, lanes, steps: what was asked; `steps` is that of the schedule given.
     rounds: the rounds in order, where they are known beforehand.
+    blocks: solver steps of each round after the first, where they were given.
     """
 
     schedule: Schedule
@@ -31,6 +34,7 @@ class Plan:
     lanes: int
     steps: int
     rounds: tuple[Round, ...]
+    blocks: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def walk(self) -> Walk:
         """Yield rounds to run; each may be answered with the round's observation.
@@ -57,7 +61,9 @@ class Plan:
 
     def asked(self) -> dict[str, Any]:
         """Arguments of `make_plan`, beside mode and lanes, that make this plan again."""
-        return {"rounds": self.sequential_calls} if self.mode == "skip" else {}
+        if self.mode == "skip":
+            return {"rounds": self.sequential_calls}
+        return {} if self.blocks is None else {"blocks": list(self.blocks)}
 
     @property
     def ideal_speedup(self) -> float:
@@ -65,13 +71,16 @@ class Plan:
         return self.steps / self.sequential_calls
 
     def with_lanes(self, lanes: int) -> Plan:
-        """The same with other lanes; mode `skip` keeps its number of rounds.
+        """The same with other lanes: mode `skip` keeps its number of rounds, others their blocks if they fit.
 
         Raises InputError where there cannot be so many.
         """
         if self.mode == "skip":
             return replace(self, lanes=lanes)
-        return make_plan(self.schedule, mode=self.mode, lanes=lanes)
+        return make_plan(self.schedule, mode=self.mode, lanes=lanes, blocks=self._fitting(lanes))
+
+    def _fitting(self, lanes: int) -> tuple[int, ...] | None:
+        return None if self.blocks is None or max(self.blocks, default=1) > lanes else self.blocks
 
     def __repr__(self) -> str:
         return (
@@ -105,10 +114,10 @@ class WindowPlan(Plan):
 
     def asked(self) -> dict[str, Any]:
         settings = self.settings
-        own = (
+        own = (  # not the number of rounds: which strides it stands for depends on the model's calibration
             {"tolerance": settings.tolerance}
             if settings.strides is None
-            else {"rounds": len(settings.strides)}
+            else {"blocks": list(settings.strides[1:])}
         )
         return {**own, "order": settings.order, "carry": settings.carry}
 
@@ -120,8 +129,10 @@ class WindowPlan(Plan):
 
     def with_lanes(self, lanes: int) -> Plan:
         asked = self.asked()
-        if "rounds" in asked:
-            asked["rounds"] = max(asked["rounds"], window.least_rounds(self.steps, lanes))
+        if asked.pop("blocks", None) is not None:
+            asked["blocks"] = self._fitting(lanes)
+            if asked["blocks"] is None:
+                asked["rounds"] = max(self.sequential_calls, window.least_rounds(self.steps, lanes))
         return make_plan(self.schedule, mode=self.mode, lanes=lanes, **asked)
 
 
@@ -134,6 +145,7 @@ def make_plan(
     order: int | str = "auto",
     carry: str = "auto",
     tolerance: float | None = None,
+    blocks: Sequence[int] | None = None,
 ) -> Plan:
     """Plan the sampling of one schedule.
 
@@ -151,6 +163,9 @@ def make_plan(
         "auto" is G for `window` and x0 for `tolerance`.
     tolerance: for mode `tolerance`: how far a draft that is used may be from the refined state, as a
         share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 4.
+    blocks: for modes `window` and `aggressive`, in place of `rounds`: solver steps that each round after
+        the first takes, which in `aggressive` are the drafts it predicts at. Each is from 1 to `lanes`,
+        and they sum to the steps less 1, since the first round has nothing to draft with.
 
     Raises InputError for an unknown mode, or numbers that cannot be.
     """
@@ -162,8 +177,9 @@ def make_plan(
     if rounds is not None and mode not in ("skip", "window"):
         why = "takes as many as the picture needs" if mode == "tolerance" else "has a fixed number"
         raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} {why}; leave it out")
+    blocks = None if blocks is None else _own_blocks(schedule, mode, lanes, rounds, blocks)
     if mode in ("window", "tolerance"):
-        return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
+        return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance, blocks)
     for name, given in (("order", order), ("carry", carry), ("tolerance", tolerance)):
         if given not in ("auto", None):
             raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
@@ -173,15 +189,26 @@ def make_plan(
         _whole("rounds", count, 1, steps)
         schedule = schedule.with_steps(count)
         return Plan(schedule, mode, lanes, steps, sequential_rounds(schedule))
-    if lanes == 1:  # every mode is then the scheduler itself
-        built = sequential_rounds(schedule)
-    elif mode == "aggressive":
-        built = aggressive_rounds(schedule, lanes)
-    elif mode == "conservative":
-        built = conservative_rounds(schedule, lanes)
-    else:
-        built = sequential_rounds(schedule)
-    return Plan(schedule, mode, lanes, steps, built)
+    built = _rounds_of(schedule, mode, lanes, blocks)
+    return Plan(schedule, mode, lanes, steps, built, blocks=blocks)
+
+
+def _rounds_of(schedule: Schedule, mode: str, lanes: int, blocks: Sequence[int] | None) -> tuple[Round, ...]:
+    if lanes > 1 and mode == "aggressive":
+        return aggressive_rounds(schedule, lanes, blocks)
+    if lanes > 1 and mode == "conservative":
+        return conservative_rounds(schedule, lanes)
+    return sequential_rounds(schedule)  # with one lane every mode is the scheduler itself
+
+
+def _own_blocks(
+    schedule: Schedule, mode: str, lanes: int, rounds: int | None, blocks: Sequence[int]
+) -> tuple[int, ...]:
+    if mode not in ("window", "aggressive"):
+        raise InputError(f"blocks={blocks!r} was given; it goes with mode 'window' or 'aggressive'")
+    if rounds is not None:
+        raise InputError(f"rounds={rounds!r} and blocks were given; the blocks are the rounds, leave one out")
+    return checked_blocks(blocks, schedule.steps, lanes)
 
 
 def _window_plan(
@@ -192,6 +219,7 @@ def _window_plan(
     order: int | str,
     carry: str,
     tolerance: float | None,
+    blocks: tuple[int, ...] | None,
 ) -> Plan:
     steps = schedule.steps
     if lanes > WINDOW_LANES:
@@ -215,7 +243,10 @@ def _window_plan(
     count = least if rounds is None else rounds
     _whole("rounds", count, least, steps)
     strides = window.strides(steps, count, short_last=schedule.solver == "flow" and count == least)
-    return WindowPlan(schedule, mode, lanes, steps, (), window.Settings(carry, order, strides))
+    if blocks is not None:
+        strides = (1, *blocks)
+    settings = window.Settings(carry, order, strides)
+    return WindowPlan(schedule, mode, lanes, steps, (), settings, blocks=strides[1:])
 
 
 def _tolerance(given: object) -> float:
