@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack, cast
 
 from ._errors import InputError, did_you_mean
+from .calibration import Calibration, CalibrationWarning
 from .engines.manifest import ModelFolder
 from .sampling.plan import Plan, default_lanes, make_plan
 from .sampling.schedule import Schedule, dynamic_mu
+from .sampling.window import least_rounds
 
 __all__ = ["PlanSettings", "Planner", "planned"]
 
@@ -33,13 +36,15 @@ class PlanSettings(TypedDict, total=False):
     height: int | None
     width: int | None
     strength: float | None
+    guidance_scale: float | None
 
 
 class Planner:
     """Plans for one model; safe from several threads. Plans that were made before are given again."""
 
     def __init__(self, folder: ModelFolder) -> None:
-        self._spec = folder.spec
+        self._spec, self._folder = folder.spec, folder
+        self._calibration: Calibration | None = None
         self._config = folder.scheduler_config()
         _, height, width = folder.shape("picture")
         self.own_size = height, width
@@ -68,26 +73,66 @@ class Planner:
 
     def plan(self, devices: int, **settings: Unpack[PlanSettings]) -> Plan:
         """The plan for these settings on so many devices. Raises as `schedule` and `make_plan` do."""
+        if settings.get("mode") != "window":
+            settings["guidance_scale"] = None  # it chooses among calibrations, and these are of windows
         key = repr((devices, sorted(settings.items())))  # by equality True would be 1
         with self._lock:
             if key not in self._plans:
-                schedule = self.schedule(**settings)
-                lanes = settings.get("lanes")
-                made = make_plan(
-                    schedule,
-                    mode=settings.get("mode", "aggressive"),
-                    lanes=default_lanes(devices, schedule.steps) if lanes is None else lanes,
-                    rounds=settings.get("rounds"),
-                    order=settings.get("order", "auto"),
-                    carry=settings.get("carry", "auto"),
-                    tolerance=settings.get("tolerance"),
-                    blocks=settings.get("blocks"),
-                )
+                made = self._made(devices, settings)
                 while len(self._plans) >= _PLANS_KEPT:
                     self._plans.popitem(last=False)
                 self._plans[key] = made
             self._plans.move_to_end(key)
             return self._plans[key]
+
+    def _made(self, devices: int, settings: PlanSettings) -> Plan:
+        schedule = self.schedule(**settings)
+        asked, rounds, blocks = settings.get("lanes"), settings.get("rounds"), settings.get("blocks")
+        lanes = default_lanes(devices, schedule.steps) if asked is None else asked
+        if blocks is None and settings.get("mode") == "window":
+            blocks = self._calibrated(schedule, lanes, settings)
+            rounds = rounds if blocks is None else None
+        return make_plan(
+            schedule,
+            mode=settings.get("mode", "aggressive"),
+            lanes=lanes,
+            rounds=rounds,
+            order=settings.get("order", "auto"),
+            carry=settings.get("carry", "auto"),
+            tolerance=settings.get("tolerance"),
+            blocks=blocks,
+        )
+
+    def _calibrated(self, schedule: Schedule, lanes: int, settings: PlanSettings) -> tuple[int, ...] | None:
+        """The blocks that were calibrated for exactly this request, but for the nearest guidance scale.
+
+        Raises ModelError where the folder's calibration is damaged.
+        """
+        own = dict(zip(("height", "width"), self.own_size, strict=True)) | {"strength": None}
+        if schedule.eta or any(settings.get(name) not in (None, value) for name, value in own.items()):
+            return None
+        if self._calibration is None:
+            self._calibration = Calibration.read(self._folder)
+        if self._calibration.notice:
+            warnings.warn(f"{self._calibration.notice}; it is not used", CalibrationWarning, stacklevel=6)
+        scale = settings.get("guidance_scale")
+        if scale is not None and not isinstance(scale, int | float):
+            raise InputError(f"guidance_scale must be a number, not {scale!r}")
+        entry = self._calibration.find(
+            solver=schedule.solver,
+            steps=schedule.steps,
+            guidance_scale=self._spec.guidance_scale if scale is None else scale,
+            lanes=lanes,
+        )
+        if entry is None or any(
+            settings.get(name, "auto") not in ("auto", value)
+            for name, value in (("order", entry.order), ("carry", entry.carry))
+        ):
+            return None
+        rounds = settings.get("rounds")
+        if rounds is None:
+            rounds = least_rounds(schedule.steps, lanes)
+        return entry.blocks(rounds) if isinstance(rounds, int) else None
 
     def _late(self, whole: Schedule, steps: int, strength: object) -> Schedule:
         """The share of a schedule that diffusers' pipelines run at this strength.

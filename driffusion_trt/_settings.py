@@ -44,7 +44,6 @@ class Settings(PlanSettings, total=False):
     negative_prompt: str | Sequence[str] | None
     negative_prompt_2: str | Sequence[str] | None
     negative_prompt_3: str | Sequence[str] | None
-    guidance_scale: float | None
     seed: int | Iterable[int]
     num_images: int
     clip_skip: int | None

@@ -1,0 +1,105 @@
+"""Calibrating: local errors of windows over pairs of a prompt and a seed, and the blocks that follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from .calibration import Entry, Spent
+from .sampling.blocks import best_blocks, cost_of
+from .sampling.measure import Case, MeasuringPlan
+from .sampling.plan import Plan, make_plan
+from .sampling.sample import Stats
+from .sampling.schedule import Schedule
+from .sampling.tables import Float64
+from .sampling.window import least_rounds, strides
+
+__all__ = ["TOLERANCES", "Make", "costs_of", "measure", "pictures_of"]
+
+TOLERANCES = (0.003, 0.005, 0.01, 0.02, 0.05)
+
+_FLOOR = 1e-14  # of squared distances: where a network's drafts are exact they are 0
+
+# Makes a picture of each pair by the plan of the same place.
+Make = Callable[[Sequence[Plan]], Sequence[Stats]]
+
+
+def pictures_of(pairs: int) -> int:
+    """How many pictures `measure` asks for."""
+    return pairs * (1 + len(TOLERANCES))
+
+
+def measure(make: Make, schedule: Schedule, *, lanes: int, guidance_scale: float, pairs: int) -> Entry:
+    """Measure one kind of request.
+
+    guidance_scale: what `make` guides with; it is only noted.
+    """
+    asked = make_plan(schedule, mode="window", lanes=lanes).asked()
+    carry, order = asked["carry"], asked["order"]
+    plans = [MeasuringPlan.of(schedule, lanes, carry, order, k) for k in range(pairs)]
+    make(plans)
+    costs = costs_of([plan.found for plan in plans], schedule.steps, lanes)
+    best = best_blocks(costs)
+    spent = {}
+    for tolerance in TOLERANCES:
+        plan = make_plan(schedule, mode="tolerance", lanes=lanes, tolerance=tolerance)
+        rounds = [made.rounds for made in make([plan] * pairs)]
+        spent[tolerance] = Spent(float(np.mean(rounds)), float(np.quantile(rounds, 0.9)))
+    return Entry(
+        schedule.solver,
+        schedule.steps,
+        max(guidance_scale, 1.0),
+        lanes,
+        pairs,
+        carry,
+        order,
+        {rounds: one.blocks for rounds, one in best.items()},
+        {rounds: math.sqrt(one.cost) for rounds, one in best.items()},
+        {rounds: math.sqrt(cost_of(costs, _even(schedule, rounds, lanes))) for rounds in best},
+        spent,
+    )
+
+
+def _even(schedule: Schedule, rounds: int, lanes: int) -> tuple[int, ...]:
+    """What mode `window` takes where nothing was calibrated."""
+    short_last = schedule.solver == "flow" and rounds == least_rounds(schedule.steps, lanes)
+    return strides(schedule.steps, rounds, short_last=short_last)[1:]
+
+
+def costs_of(found: Iterable[Mapping[Case, Float64]], steps: int, lanes: int) -> Float64:
+    """What `best_blocks` takes, from what each pair found.
+
+    A round of m steps after one of b is as far off as in the track of stride max(b, m): its predecessors in
+    there were no nearer. (By the track of stride b a long round after a short one would seem free, since all
+    rounds before were short too.) Mean squares over the pairs; no more than one in so many as the stride
+    comes by a state, so geometric means are taken over as many states as make all of them count.
+    """
+    squares: dict[Case, list[float]] = {}
+    for pair in found:
+        for case, distances in pair.items():
+            squares.setdefault(case, []).extend((distances**2).tolist())
+    mean = np.full((lanes + 1, steps, lanes + 1), np.nan)  # by stride, state, and steps
+    for (stride, at, taken), values in squares.items():
+        mean[stride, at, taken] = np.mean(values)
+    costs = np.zeros((lanes, steps, lanes))  # a single step is exact
+    for before in range(1, lanes + 1):
+        for taken in range(2, lanes + 1):
+            stride = max(before, taken)
+            costs[before - 1, :, taken - 1] = _smooth(mean[stride, :, taken], stride)
+    return costs
+
+
+def _smooth(values: Float64, stride: int) -> Float64:
+    """Geometric means over `stride` neighbours or one more; state 1, where every track begins, stands alone.
+
+    Where nothing was measured it is 0: there are no such rounds, or too few pairs.
+    """
+    made, reach = np.zeros(len(values)), stride // 2
+    for at in range(1, len(values)):
+        near = values[max(2, at - reach) : at + reach + 1] if at > 1 else values[1:2]
+        near = near[np.isfinite(near)]
+        if len(near):
+            made[at] = np.exp(np.log(near + _FLOOR).mean())
+    return made
