@@ -126,7 +126,10 @@ class Calibration:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
         if network != onnx_hash(folder, "denoiser"):
-            return cls(notice=f"{path} was measured with another network than the folder has now")
+            return cls(
+                notice=f"{path} was measured with another network than the folder has; remove it to "
+                "calibrate anew"
+            )
         return cls(entries)
 
     def find(self, *, solver: str, steps: int, guidance_scale: float, lanes: int) -> Entry | None:
@@ -200,7 +203,7 @@ def check_addable(folder: ModelFolder) -> Calibration:
     """
     found = Calibration.read(folder)
     if found.notice:
-        raise ModelError(f"{found.notice}; remove it to calibrate anew")
+        raise ModelError(found.notice)
     try:
         descriptor, trial = tempfile.mkstemp(prefix=f".{CALIBRATION}.", suffix=".partial", dir=folder.path)
         os.close(descriptor)

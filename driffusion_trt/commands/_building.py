@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError, ModelError
-from .._manifest import MANIFEST
+from .._manifest import CALIBRATION, MANIFEST
+from ..calibration import Calibration
 from ..engines.flavours import check_precision, get_flavour
 from ..engines.lock import lock_folder
 from ..engines.manifest import ModelFolder
@@ -109,6 +110,7 @@ def _build_once(job: Job, console: Console) -> tuple[list[str], list[Plan]]:
         folder = ModelFolder.open(job.output)
         if did:
             _say_networks(folder, console)
+            _say_stale(folder, console)
         plans, built = _build_plans(job, folder, meter, console)
     return did + built, plans
 
@@ -211,10 +213,21 @@ def _say_networks(folder: ModelFolder, console: Console) -> None:
         console.note(f"{name}: {checked}")
 
 
+def _say_stale(folder: ModelFolder, console: Console) -> None:
+    """A calibration stays where it is: a build of the same network finds it again."""
+    try:
+        notice = Calibration.read(folder).notice
+    except ModelError as error:
+        notice = str(error)
+    if notice:
+        console.warn(notice)
+
+
 def _copy_bundled(family: str, output: Path) -> None:
     """The bundled model as a folder of its own; its manifest last, as after every build."""
     source = ModelFolder.open(family, verify=True)
-    for name in [*source.manifest.files, MANIFEST]:
+    calibrated = [CALIBRATION] if (source.path / CALIBRATION).exists() else []  # it is the same network
+    for name in [*source.manifest.files, *calibrated, MANIFEST]:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         partial = output / f"{name}.partial"
         shutil.copyfile(source.path / name, partial)
