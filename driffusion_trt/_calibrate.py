@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from .calibration import Entry, Spent
+from .calibration import Entry, Growth, Spent
 from .sampling.blocks import best_blocks, cost_of
 from .sampling.measure import Case, MeasuringPlan
 from .sampling.plan import Plan, make_plan
@@ -20,6 +20,7 @@ __all__ = ["TOLERANCES", "Make", "costs_of", "measure", "pictures_of"]
 
 TOLERANCES = (0.003, 0.005, 0.01, 0.02, 0.05)
 
+_FEWEST_ECHOES, _MOST_POWER = 6, 1.5
 _FLOOR = 1e-14  # of squared distances: where a network's drafts are exact they are 0
 
 # Makes a picture of each pair by the plan of the same place.
@@ -40,13 +41,15 @@ def measure(make: Make, schedule: Schedule, *, lanes: int, guidance_scale: float
     carry, order = asked["carry"], asked["order"]
     plans = [MeasuringPlan.of(schedule, lanes, carry, order, k) for k in range(pairs)]
     make(plans)
+    growth = growth_of(schedule, [plan.grown for plan in plans])
     costs = costs_of([plan.found for plan in plans], schedule.steps, lanes)
+    costs *= _weights(schedule, lanes, growth) ** 2
     best = best_blocks(costs)
     spent = {}
     for tolerance in TOLERANCES:
         plan = make_plan(schedule, mode="tolerance", lanes=lanes, tolerance=tolerance)
         rounds = [made.rounds for made in make([plan] * pairs)]
-        spent[tolerance] = Spent(float(np.mean(rounds)), float(np.quantile(rounds, 0.9)))
+        spent[tolerance] = Spent(_figure(float(np.mean(rounds))), _figure(float(np.quantile(rounds, 0.9))))
     return Entry(
         schedule.solver,
         schedule.steps,
@@ -56,10 +59,49 @@ def measure(make: Make, schedule: Schedule, *, lanes: int, guidance_scale: float
         carry,
         order,
         {rounds: one.blocks for rounds, one in best.items()},
-        {rounds: math.sqrt(one.cost) for rounds, one in best.items()},
-        {rounds: math.sqrt(cost_of(costs, _even(schedule, rounds, lanes))) for rounds in best},
+        {rounds: _figure(math.sqrt(one.cost)) for rounds, one in best.items()},
+        {rounds: _figure(math.sqrt(cost_of(costs, _even(schedule, rounds, lanes)))) for rounds in best},
         spent,
+        growth,
     )
+
+
+def growth_of(schedule: Schedule, grown: Iterable[Mapping[int, Float64]]) -> Growth:
+    """How errors grow to the end of a picture, by the signal's share where they are made.
+
+    A least squares fit of logarithms; where too few were followed errors count as they are.
+    """
+    points = [(state, one) for pair in grown for state, ratios in pair.items() for one in ratios.tolist()]
+    points = [(state, one) for state, one in points if 0 < one < math.inf]
+    shares = np.log([share_of(schedule, state) for state, _ in points])
+    if len(points) < _FEWEST_ECHOES or np.ptp(shares) < 0.1:
+        return Growth(1.0, 0.0)
+    ratios = np.log([one for _, one in points])
+    slope = float(np.polyfit(shares, ratios, 1)[0])
+    power = min(max(-slope, 0.0), _MOST_POWER)
+    return Growth(_figure(float(np.exp((ratios + power * shares).mean()))), _figure(power))
+
+
+def _figure(value: float) -> float:
+    """To four digits, which is more than there is in it."""
+    return float(f"{value:.4g}")
+
+
+def _weights(schedule: Schedule, lanes: int, growth: Growth) -> Float64:
+    """What an error grows by that a round makes, by where the round starts and its steps."""
+    weights = np.ones((1, schedule.steps, lanes))
+    for at in range(schedule.steps):
+        for taken in range(1, min(lanes, schedule.steps - at) + 1):
+            share = share_of(schedule, at + taken)
+            weights[0, at, taken - 1] = growth.factor * share**-growth.power
+    return weights
+
+
+def share_of(schedule: Schedule, state: int) -> float:
+    """a/√(a² + s²) of a state; 1 of the picture."""
+    if state == schedule.steps:
+        return 1.0
+    return float(schedule.a[state] / np.hypot(schedule.a[state], schedule.s[state]))
 
 
 def _even(schedule: Schedule, rounds: int, lanes: int) -> tuple[int, ...]:

@@ -24,7 +24,16 @@ from .engines.key import onnx_hash
 from .engines.lock import lock_folder
 from .engines.manifest import ModelFolder
 
-__all__ = ["Calibration", "CalibrationWarning", "Entry", "Spent", "add_entries", "check_addable", "plain"]
+__all__ = [
+    "Calibration",
+    "CalibrationWarning",
+    "Entry",
+    "Growth",
+    "Spent",
+    "add_entries",
+    "check_addable",
+    "plain",
+]
 
 FORMAT = 1  # raised when entries mean something else than they did before
 _NUMBER = (int, float)
@@ -44,14 +53,21 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class Growth:
+    """An error at a state with this share of signal ends as factor·share^−power times as large."""
+
+    factor: float
+    power: float
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What was measured for one kind of request.
 
     pairs: prompts with a seed each that it was measured on. carry, order: of the windows.
-    strides: blocks by the number of rounds. errors, even_errors: what a picture is expected to be off by, for
-        these and for even strides: the root of the summed squares of the rounds' own errors, each as a
-        tolerance counts it, so that the figures are to be compared with one another.
-    spent: rounds of mode `tolerance`, by tolerance.
+    strides: blocks by the number of rounds. errors, even_errors: what the latents are expected to be off by,
+        for these and for even strides: the root of the summed squares of what each round's error grows to.
+    spent: rounds of mode `tolerance`, by tolerance. growth: of errors to the end of the picture.
     """
 
     solver: str
@@ -65,6 +81,7 @@ class Entry:
     errors: Mapping[int, float]
     even_errors: Mapping[int, float]
     spent: Mapping[float, Spent]
+    growth: Growth
 
     @property
     def key(self) -> tuple[str, int, float, int]:
@@ -165,6 +182,7 @@ def _parsed(data: Mapping[str, Any]) -> Entry:
         numbers["errors"],
         numbers["even_errors"],
         spent,
+        Growth(float(data["growth"]["factor"]), float(data["growth"]["power"])),
     )
     for rounds, blocks in strides.items():
         fits = all(1 <= one <= entry.lanes for one in blocks)
@@ -173,6 +191,7 @@ def _parsed(data: Mapping[str, Any]) -> Entry:
     if numbers["errors"].keys() != strides.keys() or numbers["even_errors"].keys() != strides.keys():
         raise ValueError("errors are not those of the blocks")
     values = [*numbers["errors"].values(), *numbers["even_errors"].values(), entry.guidance_scale]
+    values += [entry.growth.factor, entry.growth.power]
     values += [number for one in spent.values() for number in (one.mean, one.most)]
     if not all(math.isfinite(value) and value >= 0 for value in (*values, *spent)) or 0.0 in spent:
         raise ValueError("a figure is not a number of at least 0")
@@ -189,9 +208,13 @@ def plain(entry: Entry) -> dict[str, Any]:
         "pairs": entry.pairs,
         "carry": entry.carry,
         "order": entry.order,
+        "growth": {
+            "factor": float(f"{entry.growth.factor:.4g}"),
+            "power": float(f"{entry.growth.power:.4g}"),
+        },
         "blocks": {str(rounds): list(blocks) for rounds, blocks in entry.strides.items()},
-        "errors": {str(rounds): float(f"{one:.4g}") for rounds, one in entry.errors.items()},
-        "even_errors": {str(rounds): float(f"{one:.4g}") for rounds, one in entry.even_errors.items()},
+        "errors": {str(rounds): one for rounds, one in entry.errors.items()},
+        "even_errors": {str(rounds): one for rounds, one in entry.even_errors.items()},
         "rounds": {str(at): {"mean": one.mean, "most": one.most} for at, one in entry.spent.items()},
     }
 

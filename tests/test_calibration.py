@@ -17,10 +17,10 @@ import tiny
 
 import driffusion_trt as dt
 from driffusion_trt import calibration
-from driffusion_trt._calibrate import TOLERANCES, costs_of, measure
+from driffusion_trt._calibrate import TOLERANCES, costs_of, growth_of, measure, share_of
 from driffusion_trt._manifest import write_manifest
 from driffusion_trt._planner import Planner
-from driffusion_trt.calibration import Calibration, CalibrationWarning, Entry, Spent, add_entries
+from driffusion_trt.calibration import Calibration, CalibrationWarning, Entry, Growth, Spent, add_entries
 from driffusion_trt.cli import main
 from driffusion_trt.engines.lock import lock_folder
 from driffusion_trt.engines.manifest import ModelFolder
@@ -54,6 +54,7 @@ def entry(**changed: Any) -> Entry:
         {4: 0.02, 5: 0.01, 9: 0.0},
         {4: 0.03, 5: 0.015, 9: 0.0},
         {0.003: Spent(8.5, 9.0), 0.01: Spent(6.25, 7.0), 0.05: Spent(6.5, 6.75)},
+        Growth(1.2, 0.5),
     )
     return replace(made, **changed)
 
@@ -239,6 +240,45 @@ def test_costs_are_smooth_over_a_stride_and_state_1_stands_alone() -> None:
     assert costs[0, 2, 1] == pytest.approx((0.1 * 0.2) ** (2 / 2))
 
 
+def test_growth_is_a_power_of_the_share(folder: ModelFolder) -> None:
+    schedule = Planner(folder).schedule(steps=30)
+    states = (3, 6, 10, 15, 20, 30)
+
+    def fitted(power: float, states: tuple[int, ...] = states) -> Growth:
+        grown = [{k: np.array([2 * share_of(schedule, k) ** -power, np.nan])} for k in states]
+        return growth_of(schedule, grown)
+
+    assert share_of(schedule, 30) == 1.0 > share_of(schedule, 3)
+    for power in (0.0, 0.4, 1.1):
+        found = fitted(power)
+        assert (found.factor, found.power) == (
+            pytest.approx(2.0, rel=1e-3),
+            pytest.approx(power, rel=1e-3, abs=1e-6),
+        )
+    assert fitted(-0.5).power == 0.0 and fitted(3.0).power == 1.5
+    assert fitted(0.4, states[:3]) == Growth(1.0, 0.0), "too few to tell"
+
+
+def test_growth_moves_the_blocks(folder: ModelFolder) -> None:
+    """The same local errors everywhere: where early ones grow, long rounds come late."""
+    schedule = Planner(folder).schedule(steps=STEPS)
+
+    def blocks(power: float) -> tuple[int, ...]:
+        def make(plans: Any) -> list[Stats]:
+            for plan in plans:
+                if isinstance(plan, MeasuringPlan):
+                    cases = [(s, at, m) for s in (2, 3) for at in plan.tracks[s] for m in range(2, s + 1)]
+                    plan.found.update({(s, at, m): np.array([0.1 * (m - 1)]) for s, at, m in cases})
+                    state = 2 + plan.offset % 6
+                    plan.grown[state] = np.array([share_of(schedule, state) ** -power])
+            return [Stats(5, 0)] * len(plans)
+
+        return measure(make, schedule, lanes=3, guidance_scale=3.0, pairs=12).strides[6]
+
+    late = blocks(1.2)
+    assert late == tuple(sorted(late)) and late[0] == 1 < late[-1]
+
+
 def test_an_entry_is_measured(folder: ModelFolder) -> None:
     schedule = Planner(folder).schedule(steps=STEPS)
     asked: list[Any] = []
@@ -258,6 +298,7 @@ def test_an_entry_is_measured(folder: ModelFolder) -> None:
     assert made.spent[0.01] == Spent(7.5, pytest.approx(9.5))
     assert set(made.strides) == {4, 5, 6, 7, 8, 9} == set(made.errors) == set(made.even_errors)
     assert all(made.errors[k] <= made.even_errors[k] for k in made.strides)
+    assert made.growth == Growth(1.0, 0.0), "no error was followed"
     # Two steps in a track of stride 2 were free, as far as this knows.
     assert made.strides[5] == (2, 2, 2, 2) and made.errors[5] == 0.0
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError, ModelError
 from .._manifest import CALIBRATION, MANIFEST
-from ..calibration import Calibration
 from ..engines.flavours import check_precision, get_flavour
 from ..engines.lock import lock_folder
 from ..engines.manifest import ModelFolder
@@ -28,7 +27,7 @@ from ..engines.store import Plan, PlanStore
 from ..models import ModelSpec
 from ..sampling.schedule import Schedule
 from ._building_job import BYTES, Job, read_job
-from ._building_output import Meter, say_plans, size, summary
+from ._building_output import Meter, say_plans, say_stale, size, summary
 from ._console import Console
 from ._targets import profile_of
 
@@ -110,7 +109,7 @@ def _build_once(job: Job, console: Console) -> tuple[list[str], list[Plan]]:
         folder = ModelFolder.open(job.output)
         if did:
             _say_networks(folder, console)
-            _say_stale(folder, console)
+            say_stale(folder, console)
         plans, built = _build_plans(job, folder, meter, console)
     return did + built, plans
 
@@ -211,16 +210,6 @@ def _say_networks(folder: ModelFolder, console: Console) -> None:
         figure = folder.manifest.parity.get(name)
         checked = "not compared with torch" if figure is None else f"relative L2 against torch {figure:.1e}"
         console.note(f"{name}: {checked}")
-
-
-def _say_stale(folder: ModelFolder, console: Console) -> None:
-    """A calibration stays where it is: a build of the same network finds it again."""
-    try:
-        notice = Calibration.read(folder).notice
-    except ModelError as error:
-        notice = str(error)
-    if notice:
-        console.warn(notice)
 
 
 def _copy_bundled(family: str, output: Path) -> None:

@@ -3,7 +3,8 @@
 What a round that takes m steps from state p is off by depends on what is known there from the rounds before,
 and so on their steps. A *track* is a chain of windows a stride apart, each of which starts from the exact
 state with what the one before has predicted; every window tries all numbers of steps up to the stride, and
-what they come to is compared with the exact states once these are reached. docs/method.md section 5.
+what they come to is compared with the exact states once these are reached. One of these errors is followed
+to the end of the picture, to see what becomes of it: its *echo*. docs/method.md section 5.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from .carry import Carried, Carry
 from .plan import Plan
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
+from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
 from .window import Settings, Window, as_tables, sizes_of
 
 __all__ = ["Case", "MeasuringPlan", "stops"]
 
-# Of the signal's share in a distance, as `window.SIGNAL_POWER` is for tolerances: none. Found on the demo.
-POWER = 0.0
+ECHOES = 6  # states from which errors are followed, one a picture
 
 Case = tuple[int, int, int]  # a track's stride, the state where a window starts, and the steps that it takes
 
@@ -33,15 +34,17 @@ Case = tuple[int, int, int]  # a track's stride, the state where a window starts
 class MeasuringPlan(Plan):
     """Sequential sampling that measures on its way; its pictures are those of mode `sequential`.
 
-    carry, order: of the windows. offset: where the tracks start; other pictures take others, so that together
-    they come by every state. found: of each case its distance for each picture (B,), as `sizes_of` has it,
-    from the last picture that was made.
+    carry, order: of the windows. offset: where the tracks start, and the echo; other pictures take others, so
+    that together they come by every state. Of the last picture that was made, for each of its batch (B,):
+    found: the distance of each case, the root mean square over √(a² + s²). grown: by the state where the echo
+    began how far it ended from the picture, over that case's distance.
     """
 
     carry: Carry
     order: int
     offset: int = 0
     found: dict[Case, Float64] = field(default_factory=dict)
+    grown: dict[int, Float64] = field(default_factory=dict)
 
     @classmethod
     def of(cls, schedule: Schedule, lanes: int, carry: Carry, order: int, offset: int) -> MeasuringPlan:
@@ -50,6 +53,7 @@ class MeasuringPlan(Plan):
 
     def walk(self) -> Walk:
         self.found.clear()
+        self.grown.clear()
         yield from _Measuring(self).rounds()
         return None
 
@@ -60,15 +64,28 @@ class MeasuringPlan(Plan):
         return {stride: stops(self.steps, stride, self.offset % stride) for stride in strides}
 
     @property
+    def echo(self) -> Case | None:
+        """The case whose error is followed: of the longest stride, at a place that goes with the offset."""
+        here = [at for at in self.tracks.get(self.lanes, ()) if at + self.lanes < self.steps]
+        wanted = float(np.geomspace(1, max(1, 0.8 * self.steps), ECHOES)[self.offset % ECHOES])
+        at = min(here, key=lambda at: abs(at - wanted), default=0)
+        return (self.lanes, at, self.lanes) if at else None
+
+    @property
+    def _echo_steps(self) -> int:
+        return 0 if self.echo is None else self.steps - self.echo[1] - self.echo[2]
+
+    @property
     def sequential_calls(self) -> int:
         """Its rounds: at every state one, and one more for every further track with a window there."""
         windows = [at for track in self.tracks.values() for at in track]
-        return self.steps + len(windows) - len(set(windows))
+        return self.steps + len(windows) - len(set(windows)) + self._echo_steps
 
     @property
     def model_calls(self) -> int:
         windows = [at for track in self.tracks.values() for at in track]
-        return self.steps + sum(min(self.lanes, self.steps - at) - 1 for at in windows)
+        in_windows = sum(min(self.lanes, self.steps - at) - 1 for at in windows)
+        return self.steps + in_windows + self._echo_steps
 
     def with_lanes(self, lanes: int) -> MeasuringPlan:
         return self
@@ -138,11 +155,12 @@ class _Measuring:
     """The walk: its tracks, and what windows came to where the exact state is still to come."""
 
     def __init__(self, plan: MeasuringPlan) -> None:
-        self._schedule, self._found = plan.schedule, plan.found
+        self._plan, self._schedule, self._found = plan, plan.schedule, plan.found
         self._alone = _Track(plan, 1)
         self._tracks = [_Track(plan, stride, windows) for stride, windows in plan.tracks.items()]
         self._names = itertools.count((plan.lanes + 1) * (plan.steps + 1))
         self._tried: dict[int, dict[Case, Column]] = {}  # by the state that is still to come
+        self._echo: tuple[Column, ...] = ()  # its state, and what a multistep solver remembers of it
 
     def rounds(self) -> Walk:
         for at in range(self._schedule.steps):
@@ -150,6 +168,9 @@ class _Measuring:
             yield from self._round(here[0] if here else self._alone, at, exact=True)
             for track in here[1:]:
                 yield from self._round(track, at, exact=False)
+            if self._echo:
+                yield from self._echo_round(at)
+            self._begin_echo(at + 1)
         return None
 
     def _round(self, track: _Track, at: int, *, exact: bool) -> Generator[Round, Observation | None, None]:
@@ -164,7 +185,7 @@ class _Measuring:
         storing = self._tracks if not at else [track] if track is not self._alone else []
         for one in storing:  # at pure noise there is one prediction, for all
             rows |= one.rows(predict)
-        ends = self._tried.pop(at + 1, {}) if exact else {}
+        ends = self._tried.get(at + 1, {}) if exact else {}
         gaps: list[Form] = [{Column("state", at + 1): 1.0, name: -1.0} for name in ends.values()]
         made = tuple(predict if exact else predict[1:])
         item = Round(made, Table.of(drafts), Table.of(rows), observe=(*observe, *as_tables(gaps)))
@@ -173,14 +194,38 @@ class _Measuring:
         for one in storing:
             observed = one.learned(observed)
         for case, square in zip(ends, _diagonals(observed), strict=True):
-            self._found[case] = np.sqrt(square) / sizes_of(self._schedule, [at + 1], POWER)[0]
+            self._found[case] = np.sqrt(square) / sizes_of(self._schedule, [at + 1], 0.0)[0]
+
+    def _begin_echo(self, reached: int) -> None:
+        """Forget what came to this state, but for an error that is to be followed."""
+        tried, case = self._tried.pop(reached, {}), self._plan.echo
+        if case in tried:
+            self._echo = (tried[case], Column("x0", reached - 1))
+
+    def _echo_round(self, at: int) -> Generator[Round, Observation | None, None]:
+        """One exact step from the echo's state."""
+        schedule, (state, memory) = self._schedule, self._echo
+        seen: Form = {Column("input", at): 1.0}
+        now = predicted(schedule, at, seen, {Column("output", at): 1.0})
+        before: Form | None = {memory: 1.0} if schedule.orders[at] == 2 else None
+        self._echo = Column("x0", next(self._names)), Column("x0", next(self._names))
+        ends = at + 1 == schedule.steps
+        gap: list[Form] = [{Column("state", at + 1): 1.0, self._echo[0]: -1.0}] if ends else []
+        refined = {self._echo[0]: solver_step(schedule, at, seen, now, before), self._echo[1]: now.x0}
+        draft = Table.of({Column("input", at): {state: 1.0}})
+        item = Round((at,), draft, Table.of(refined), observe=as_tables(gap))
+        observed = yield replace(item, keep=frozenset(item.reads() | self._kept(at)))
+        case = self._plan.echo
+        if ends and observed and case is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):  # where nothing was off nothing can grow
+                self._plan.grown[case[1] + case[2]] = np.sqrt(observed[0][:, 0, 0]) / self._found[case]
 
     def _kept(self, at: int) -> set[Column]:
         """What later rounds read."""
         tried = {name for cases in self._tried.values() for name in cases.values()}
         exact = {*_exact(at - 1), *_exact(at), Column("input", at), Column("output", at)}
         noises = {Column("noise", step) for step in range(at, self._schedule.steps)}  # each is drawn once
-        return exact.union(tried, noises, *(track.kept for track in self._tracks))
+        return exact.union(tried, noises, self._echo, *(track.kept for track in self._tracks))
 
 
 def _exact(at: int) -> tuple[Column, Column]:

@@ -20,6 +20,7 @@ class Literal:
 
     def __init__(self, schedule: dt.Schedule, noise: Array) -> None:
         self.schedule, self.network = schedule, Network(schedule)
+        self.tried: dict[Case, Array] = {}
         self.states = [noise.astype(np.float64) * schedule.initial_sigma]
         for i in range(schedule.steps):
             x0, eps = self.predict(i, self.states[i])
@@ -45,7 +46,7 @@ class Literal:
         return self.schedule.a_next[i] * x0 + self.schedule.s_next[i] * eps
 
     def track(self, lanes: int, stride: int, windows: tuple[int, ...]) -> dict[Case, Array]:
-        """Root mean squares of what each window comes to less the exact state."""
+        """Root mean squares of what each window comes to less the exact state; `tried` has the states."""
         found: dict[Case, Array] = {}
         known, theta = {0: self.quantity(0, self.states[0])}, 0.5
         for at in windows:
@@ -67,6 +68,7 @@ class Literal:
                 x = self.step(i, x, fresh[i])
                 if i > at:
                     off = x - self.states[i + 1]
+                    self.tried[stride, at, i + 1 - at] = x
                     found[stride, at, i + 1 - at] = np.sqrt((off**2).mean(1))
             known = {i: g for i, g in now.items() if i >= at - 2}
         return found
@@ -86,6 +88,31 @@ def test_local_errors_are_those_of_windows_written_out(config: str, lanes: int, 
     for (stride, at, taken), off in wanted.items():
         size = levels[at + taken]
         np.testing.assert_allclose(plan.found[stride, at, taken], off / size, rtol=0.02, atol=2e-6)
+
+
+@pytest.mark.parametrize("config", ["ddim", "euler", "flow"])
+@pytest.mark.parametrize("offset", [0, 2, 5])
+def test_an_error_is_followed_to_the_end(config: str, offset: int) -> None:
+    schedule, noise, lanes = dt.Schedule.from_config(CONFIGS[config], 20), start(2), 3
+    plan = MeasuringPlan.of(schedule, lanes, "G", 1, offset)
+    dt.sample(plan, Network(schedule), noise)
+    literal = Literal(schedule, noise)
+    literal.track(lanes, lanes, stops(20, lanes, offset % lanes))
+    assert plan.echo is not None
+    _, at, taken = plan.echo
+    x = literal.tried[plan.echo]
+    for i in range(at + taken, 20):
+        x = literal.step(i, x, literal.quantity(i, x))
+    off = np.sqrt(((x - literal.states[20]) ** 2).mean(1))
+    np.testing.assert_allclose(plan.grown[at + taken] * plan.found[plan.echo], off, rtol=0.05, atol=3e-6)
+    assert list(plan.grown) == [at + taken]
+
+
+def test_echoes_begin_all_over_the_picture() -> None:
+    schedule = dt.Schedule.from_config(DDIM, 50)
+    echoes = [MeasuringPlan.of(schedule, 4, "G", 1, k).echo for k in range(6)]
+    begun = [at + taken for _, at, taken in filter(None, echoes)]
+    assert len(begun) == 6 and begun == sorted(begun) and begun[0] <= 8 and begun[-1] >= 40
 
 
 @pytest.mark.parametrize("config", CONFIGS)
