@@ -42,7 +42,7 @@ class Cells:
 
     def __call__(self, guidance: float, **options: Any) -> dict[str, np.ndarray]:
         """latents (pictures, ...), rounds and predictions (pictures,)."""
-        words = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
+        words = "-".join(f"{key}={_short(value)}" for key, value in sorted(options.items()))
         path = self._work / f"g{guidance:g}-{words}-{self._pairs[0]}-{len(self._pairs)}.npz"
         if not path.exists():
             made = self._made(guidance, options, f"guidance {guidance:g}, {words}")
@@ -66,6 +66,10 @@ class Cells:
             made += make_pictures(self._demo, plan, some, guidance, lambda: self._progress.advance(task))
         self._progress.remove_task(task)
         return made
+
+
+def _short(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def compared(made: dict[str, np.ndarray], wanted: np.ndarray) -> dict[str, Any]:

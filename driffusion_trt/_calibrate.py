@@ -27,12 +27,20 @@ _FLOOR = 1e-14  # of squared distances: where a network's drafts are exact they 
 Make = Callable[[Sequence[Plan]], Sequence[Stats]]
 
 
-def pictures_of(pairs: int) -> int:
+def pictures_of(pairs: int, tolerances: Sequence[float] = TOLERANCES) -> int:
     """How many pictures `measure` asks for."""
-    return pairs * (1 + len(TOLERANCES))
+    return pairs * (1 + len(tolerances))
 
 
-def measure(make: Make, schedule: Schedule, *, lanes: int, guidance_scale: float, pairs: int) -> Entry:
+def measure(
+    make: Make,
+    schedule: Schedule,
+    *,
+    lanes: int,
+    guidance_scale: float,
+    pairs: int,
+    tolerances: Sequence[float] = TOLERANCES,
+) -> Entry:
     """Measure one kind of request.
 
     guidance_scale: what `make` guides with; it is only noted.
@@ -46,7 +54,7 @@ def measure(make: Make, schedule: Schedule, *, lanes: int, guidance_scale: float
     costs *= _weights(schedule, lanes, growth) ** 2
     best = best_blocks(costs)
     spent = {}
-    for tolerance in TOLERANCES:
+    for tolerance in tolerances:
         plan = make_plan(schedule, mode="tolerance", lanes=lanes, tolerance=tolerance)
         rounds = [made.rounds for made in make([plan] * pairs)]
         spent[tolerance] = Spent(_figure(float(np.mean(rounds))), _figure(float(np.quantile(rounds, 0.9))))

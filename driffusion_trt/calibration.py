@@ -138,7 +138,7 @@ class Calibration:
             found = data.get("format") if isinstance(data, dict) else None
             raise ModelError(f"{path} has format {found!r}, this version reads {FORMAT}; {_REMEDY}")
         try:
-            entries = tuple(_parsed(entry) for entry in data["entries"])
+            entries = tuple(parsed(entry) for entry in data["entries"])
             network = data["network"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
@@ -165,8 +165,8 @@ class Calibration:
         return replace(self, entries=tuple(merged[key] for key in sorted(merged)))
 
 
-def _parsed(data: Mapping[str, Any]) -> Entry:
-    """One entry. Raises KeyError, TypeError or ValueError for what `plain` would not have written."""
+def parsed(data: Mapping[str, Any]) -> Entry:
+    """An entry from JSON. Raises KeyError, TypeError or ValueError for what `plain` would not write."""
     strides = {int(k): tuple(map(int, blocks)) for k, blocks in data["blocks"].items()}
     numbers = {name: {int(k): float(v) for k, v in data[name].items()} for name in ("errors", "even_errors")}
     spent = {float(k): Spent(float(v["mean"]), float(v["most"])) for k, v in data["rounds"].items()}
