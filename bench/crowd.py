@@ -84,19 +84,29 @@ class Demo:
 
 
 def make_pictures(
-    demo: Demo, plan: dt.Plan, indices: Sequence[int], scale: float, told: Callable[[], None] = lambda: None
+    demo: Demo,
+    plan: dt.Plan | Sequence[dt.Plan],
+    indices: Sequence[int],
+    scale: float,
+    told: Callable[[], None] = lambda: None,
 ) -> list[Made]:
-    """Pictures of the prompts and seeds of these numbers, in step with one another."""
-    return _Crowd(demo, plan, indices, scale, told).run()
+    """Pictures of these prompts and seeds in step with one another; a plan for all, or one each."""
+    plans = [plan] * len(indices) if isinstance(plan, dt.Plan) else plan
+    return _Crowd(demo, plans, indices, scale, told).run()
 
 
 class _Crowd:
     """A thread for each picture; the last of them to ask runs the network for all."""
 
     def __init__(
-        self, demo: Demo, plan: dt.Plan, indices: Sequence[int], scale: float, told: Callable[[], None]
+        self,
+        demo: Demo,
+        plans: Sequence[dt.Plan],
+        indices: Sequence[int],
+        scale: float,
+        told: Callable[[], None],
     ) -> None:
-        self._demo, self._plan, self._indices, self._scale, self._told = demo, plan, indices, scale, told
+        self._demo, self._plans, self._indices, self._scale, self._told = demo, plans, indices, scale, told
         self._lock = threading.Condition()
         self._at_work = len(indices)
         self._asked: list[tuple[int, list[tuple[Latents, float, int]]]] = []
@@ -105,9 +115,9 @@ class _Crowd:
 
     def run(self) -> list[Made]:
         with ThreadPoolExecutor(len(self._indices)) as pool:
-            return list(pool.map(self._picture, self._indices))
+            return list(pool.map(self._picture, self._plans, self._indices))
 
-    def _picture(self, index: int) -> Made:
+    def _picture(self, plan: dt.Plan, index: int) -> Made:
         def predict(requests: Sequence[tuple[Latents, float]]) -> list[Latents]:
             with self._lock:
                 self._asked.append((index, [(latents, t, index) for latents, t in requests]))
@@ -118,7 +128,7 @@ class _Crowd:
                 return self._answers.pop(index)
 
         try:
-            made = run_plan(self._plan, predict, self._demo.noise(index), noise_streams([index], 1))
+            made = run_plan(plan, predict, self._demo.noise(index), noise_streams([index], 1))
             return Made(made.latents[0], made.stats)
         finally:
             with self._lock:

@@ -50,7 +50,7 @@ class Cells:
 
     def __call__(self, guidance: float, **options: Any) -> dict[str, np.ndarray]:
         """latents (pictures, ...), rounds and predictions (pictures,)."""
-        words = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
+        words = "-".join(f"{key}={_short(value)}" for key, value in sorted(options.items()))
         return self.stored(
             f"g{guidance:g}-{words}", lambda: self._made(guidance, options, f"guidance {guidance:g}, {words}")
         )
@@ -79,6 +79,10 @@ class Cells:
             "rounds": np.array([one.stats.rounds for one in made]),
             "predictions": np.array([one.stats.predictions for one in made]),
         }
+
+
+def _short(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def compared(made: dict[str, np.ndarray], wanted: np.ndarray) -> dict[str, Any]:

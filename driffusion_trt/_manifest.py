@@ -19,11 +19,21 @@ from typing import Any
 from ._errors import ModelError, did_you_mean
 from .models import get_spec
 
-__all__ = ["FORMAT", "MANIFEST", "FileEntry", "Manifest", "read_manifest", "sha256", "write_manifest"]
+__all__ = [
+    "CALIBRATION",
+    "FORMAT",
+    "MANIFEST",
+    "FileEntry",
+    "Manifest",
+    "read_manifest",
+    "sha256",
+    "write_manifest",
+]
 
 MANIFEST = "manifest.json"
+CALIBRATION = "calibration.json"
 FORMAT = 1  # raised when an older reader would misread a newer folder
-_NOT_LISTED = ("plans", MANIFEST)  # engines come and go with the GPUs; they have their own key
+_NOT_LISTED = ("plans", CALIBRATION, MANIFEST)  # the first two come later; they have keys of their own
 
 
 @dataclass(frozen=True, slots=True)

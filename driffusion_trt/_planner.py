@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack, cast
 
 from ._errors import InputError, did_you_mean
+from .calibration import Calibration, CalibrationWarning
 from .engines.manifest import ModelFolder
 from .sampling.plan import Plan, default_lanes, make_plan
 from .sampling.schedule import Schedule, dynamic_mu
+from .sampling.window import least_rounds
 
 __all__ = ["PlanSettings", "Planner", "flag", "planned", "scale"]
 
@@ -31,6 +34,7 @@ class PlanSettings(TypedDict, total=False):
     order: int | str
     carry: str
     tolerance: float | None
+    blocks: Sequence[int] | None
     quality: str | None
     deadline_ms: float | None
     scheduler: str | None
@@ -44,7 +48,8 @@ class Planner:
     """Plans for one model; safe from several threads. Plans that were made before are given again."""
 
     def __init__(self, folder: ModelFolder) -> None:
-        self._spec = folder.spec
+        self._spec, self._folder = folder.spec, folder
+        self._calibration: Calibration | None = None
         self._config = folder.scheduler_config()
         _, height, width = folder.shape("picture")
         self.own_size = height, width
@@ -84,25 +89,65 @@ class Planner:
         Raises as `schedule`, `devices_per_lane` and `make_plan` do.
         """
         width, lanes = max(1, devices // self.devices_per_lane(**settings)), settings.get("lanes")
-        rest = {name: value for name, value in settings.items() if name not in _OF_WIDTH}
+        # The guidance scale chooses among calibrations, and these are of windows.
+        dropped = ("split_guidance",) if settings.get("mode") == "window" else _OF_WIDTH
+        rest = {name: value for name, value in settings.items() if name not in dropped}
         key = repr((width if lanes is None else None, sorted(rest.items())))  # by equality True would be 1
         with self._lock:
             if key not in self._plans:
-                schedule = self.schedule(**settings)
-                made = make_plan(
-                    schedule,
-                    mode=settings.get("mode", "sequential"),
-                    lanes=default_lanes(width, schedule.steps) if lanes is None else lanes,
-                    rounds=settings.get("rounds"),
-                    order=settings.get("order", "auto"),
-                    carry=settings.get("carry", "auto"),
-                    tolerance=settings.get("tolerance"),
-                )
+                made = self._made(width, settings)
                 while len(self._plans) >= _PLANS_KEPT:
                     self._plans.popitem(last=False)
                 self._plans[key] = made
             self._plans.move_to_end(key)
             return self._plans[key]
+
+    def _made(self, width: int, settings: PlanSettings) -> Plan:
+        schedule = self.schedule(**settings)
+        asked, rounds, blocks = settings.get("lanes"), settings.get("rounds"), settings.get("blocks")
+        lanes = default_lanes(width, schedule.steps) if asked is None else asked
+        if blocks is None and settings.get("mode") == "window":
+            blocks = self._calibrated(schedule, lanes, settings)
+            rounds = rounds if blocks is None else None
+        return make_plan(
+            schedule,
+            mode=settings.get("mode", "sequential"),
+            lanes=lanes,
+            rounds=rounds,
+            order=settings.get("order", "auto"),
+            carry=settings.get("carry", "auto"),
+            tolerance=settings.get("tolerance"),
+            blocks=blocks,
+        )
+
+    def _calibrated(self, schedule: Schedule, lanes: int, settings: PlanSettings) -> tuple[int, ...] | None:
+        """The blocks that were calibrated for exactly this request, but for the nearest guidance scale.
+
+        Raises ModelError where the folder's calibration is damaged.
+        """
+        own = dict(zip(("height", "width"), self.own_size, strict=True)) | {"strength": None}
+        if schedule.eta or any(settings.get(name) not in (None, value) for name, value in own.items()):
+            return None
+        if self._calibration is None:
+            self._calibration = Calibration.read(self._folder)
+        if self._calibration.notice:
+            warnings.warn(f"{self._calibration.notice}; it is not used", CalibrationWarning, stacklevel=6)
+        wanted = settings.get("guidance_scale")
+        entry = self._calibration.find(
+            solver=schedule.solver,
+            steps=schedule.steps,
+            guidance_scale=scale(self._spec.guidance_scale if wanted is None else wanted),
+            lanes=lanes,
+        )
+        if entry is None or any(
+            settings.get(name, "auto") not in ("auto", value)
+            for name, value in (("order", entry.order), ("carry", entry.carry))
+        ):
+            return None
+        rounds = settings.get("rounds")
+        if rounds is None:
+            rounds = least_rounds(schedule.steps, lanes)
+        return entry.blocks(rounds) if isinstance(rounds, int) else None
 
     def _late(self, whole: Schedule, steps: int, strength: object) -> Schedule:
         """The share of a schedule that diffusers' pipelines run at this strength.

@@ -195,6 +195,7 @@ class Pipeline:
                 devices, so name them where it must be the same on every machine.
             split_guidance: predict with and without the prompt on two devices; see `Settings`.
             rounds: for modes "skip", "window" and "paradigms"; for "tolerance" the most.
+            blocks: for modes "window" and "aggressive": see `make_plan`.
             order, carry: of modes "window" and "tolerance"; the defaults are good.
             tolerance: for modes "tolerance" and "paradigms"; the pictures of a batch take the rounds that
                 the hardest needs.

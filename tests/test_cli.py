@@ -203,6 +203,9 @@ REFUSED: list[tuple[str, str]] = [
     ("run fox --deadline-ms 0", "deadline_ms must be a number of milliseconds above 0, not 0.0"),
     ("run fox --explain --mode skip", "it explains what mode auto chooses"),
     ("run fox --mode skip --rounds 51", "rounds=51 was asked; it must be from 1 to 50"),
+    ("run fox --blocks 4,x", "argument --blocks: 'x' is not a whole number"),
+    ("run fox --lanes 4 --blocks 4,4", "the 2 blocks sum to 8"),
+    ("run fox --mode sequential --blocks 49", "it goes with mode 'window' or 'aggressive'"),
     ("run fox --scheduler dim", "no scheduler 'dim'; did you mean 'ddim'"),
     ("run fox --seed -1", "seed must be a whole number from 0"),
     ("run fox --seed 18446744073709551616", "seed must be a whole number from 0"),
@@ -802,8 +805,10 @@ def test_plan_as_json_of_a_bare_config(here: Path, capsys: pytest.CaptureFixture
         ["--mode", "tolerance", "--lanes", "3", "--tolerance", "0.2", "--carry", "G"],
         ["--mode", "paradigms", "--lanes", "3", "--tolerance", "0.2"],
         ["--mode", "paradigms", "--lanes", "3", "--rounds", "6"],
+        ["--mode", "window", "--lanes", "3", "--blocks", "3,1,2,3,2"],
+        ["--mode", "aggressive", "--lanes", "4", "--blocks", "1,4,4,2"],
     ],
-    ids=["window", "tolerance", "paradigms", "paradigms, so many rounds"],
+    ids=["window", "tolerance", "paradigms", "paradigms-rounds", "window-blocks", "aggressive-blocks"],
 )
 def test_from_picture_takes_what_belongs_to_the_mode(model: str, tmp_path: Path, words: list[str]) -> None:
     first, again = tmp_path / "first.png", tmp_path / "again.png"
@@ -812,6 +817,16 @@ def test_from_picture_takes_what_belongs_to_the_mode(model: str, tmp_path: Path,
     one, other = (np.asarray(Image.open(path)) for path in (first, again))
     np.testing.assert_array_equal(one, other)
     assert read_settings(first) == read_settings(again)
+    if "--blocks" in words:
+        assert ",".join(map(str, read_settings(first)["blocks"])) == words[-1]
+
+
+def test_rounds_on_the_line_count_and_not_the_blocks_of_the_picture(model: str) -> None:
+    words = ["--model", model, "--steps", "8", "--mode", "window", "--lanes", "3"]
+    assert main(["run", "a red fox", *words, "--rounds", "4", "-o", "one.png"]) == 0
+    assert read_settings("one.png")["blocks"] == [2, 2, 3]
+    assert main(["run", "--from-picture", "one.png", "--model", model, "--rounds", "6", "-o", "two.png"]) == 0
+    assert read_settings("two.png")["blocks"] == [1, 1, 1, 2, 2]
 
 
 def test_a_picture_with_settings_that_have_no_option_is_refused(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError, ModelError
-from .._manifest import MANIFEST
+from .._manifest import CALIBRATION, MANIFEST
 from ..engines.flavours import check_precision, get_flavour
 from ..engines.lock import lock_folder
 from ..engines.manifest import ModelFolder
@@ -27,7 +27,7 @@ from ..engines.store import Plan, PlanStore
 from ..models import ModelSpec
 from ..sampling.schedule import Schedule
 from ._building_job import BYTES, Job, read_job
-from ._building_output import Meter, say_plans, size, summary
+from ._building_output import Meter, say_plans, say_stale, size, summary
 from ._console import Console
 from ._targets import profile_of
 
@@ -109,6 +109,7 @@ def _build_once(job: Job, console: Console) -> tuple[list[str], list[Plan]]:
         folder = ModelFolder.open(job.output)
         if did:
             _say_networks(folder, console)
+            say_stale(folder, console)
         plans, built = _build_plans(job, folder, meter, console)
     return did + built, plans
 
@@ -214,7 +215,8 @@ def _say_networks(folder: ModelFolder, console: Console) -> None:
 def _copy_bundled(family: str, output: Path) -> None:
     """The bundled model as a folder of its own; its manifest last, as after every build."""
     source = ModelFolder.open(family, verify=True)
-    for name in [*source.manifest.files, MANIFEST]:
+    calibrated = [CALIBRATION] if (source.path / CALIBRATION).exists() else []  # it is the same network
+    for name in [*source.manifest.files, *calibrated, MANIFEST]:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         partial = output / f"{name}.partial"
         shutil.copyfile(source.path / name, partial)

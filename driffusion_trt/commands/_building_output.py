@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .._errors import ModelError
+from ..calibration import Calibration
 from ..engines.manifest import ModelFolder
 from ..engines.plans import PlanRequest
 from ..engines.store import Plan
 from ..export.estimate import duration
 from ._console import Console, Tick
 
-__all__ = ["Meter", "say_plans", "size", "summary"]
+__all__ = ["Meter", "say_plans", "say_stale", "size", "summary"]
 
 
 class Meter:
@@ -106,3 +108,13 @@ def summary(folder: ModelFolder, plans: Sequence[Plan], *, seconds: float, did: 
         "did": did,
         "seconds": seconds,
     }
+
+
+def say_stale(folder: ModelFolder, console: Console) -> None:
+    """A calibration stays where it is: a build of the same network finds it again."""
+    try:
+        notice = Calibration.read(folder).notice
+    except ModelError as error:
+        notice = str(error)
+    if notice:
+        console.warn(notice)

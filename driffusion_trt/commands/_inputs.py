@@ -41,6 +41,7 @@ _OF_MODE: dict[str, tuple[type, ...]] = {
     "order": (int,),
     "carry": (str,),
     "tolerance": (int, float),
+    "blocks": (list,),
 }
 _MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), **_OF_MODE}
 
@@ -125,8 +126,9 @@ def fill_from_picture(args: argparse.Namespace) -> None:
         )
     if args.mode is None:
         args.mode = settings.get("mode")
+        counted = args.rounds is not None or args.blocks is not None  # either says how many rounds
         for name in _OF_MODE:
-            if getattr(args, name) is None:
+            if getattr(args, name) is None and not (counted and name in ("rounds", "blocks")):
                 setattr(args, name, settings.get(name))
     if args.model is None and settings.get("model", "demo") not in BUNDLED:
         # A name only: a path out of a picture would load whatever lies there.

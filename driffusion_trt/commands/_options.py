@@ -40,6 +40,10 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
+def wholes(text: str) -> list[int]:
+    return [whole(part.strip()) for part in text.split(",")]
+
+
 def number(text: str) -> float:
     try:
         return float(text)

@@ -34,9 +34,9 @@ from ._output import check_writable, comparison, places
 _SETTINGS = (
     *("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "height", "width"),
     *("steps", "guidance_scale", "mode", "lanes", "split_guidance", "rounds", "order", "carry", "tolerance"),
-    *("quality", "deadline_ms", "scheduler", "eta", "clip_skip"),
+    *("blocks", "quality", "deadline_ms", "scheduler", "eta", "clip_skip"),
 )
-_NOT_SEQUENTIAL = ("rounds", "order", "carry", "tolerance", "split_guidance")
+_NOT_SEQUENTIAL = ("rounds", "order", "carry", "tolerance", "blocks", "split_guidance")
 
 
 @dataclass(frozen=True, slots=True)

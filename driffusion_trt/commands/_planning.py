@@ -1,32 +1,66 @@
-"""The schedule and plan of a model folder, before its networks are loaded."""
+"""Schedules and plans of a model folder, before its networks are loaded."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from .._errors import InputError
+from .._planner import Planner, PlanSettings
 from ..engines.manifest import ModelFolder
+from ..sampling.plan import WINDOW_LANES, Plan, make_plan
 from ..sampling.schedule import Schedule
 
 _STEPS = 50  # where a bare scheduler config does not say
 
 
-def read_schedule(model: str, steps: int | None, scheduler: str | None) -> Schedule:
-    """The schedule of a model folder, a bundled model, or a scheduler_config.json.
-
-    steps: None for what the model's authors recommend.
+class Plans:
+    """The plans of a model folder, a bundled model, or a scheduler_config.json, as `run` would make them.
 
     Raises InputError for settings that cannot be, ModelError for a folder that is no model.
     """
-    if model.endswith(".json"):
-        return Schedule.from_config(
-            _read_config(Path(model)), _STEPS if steps is None else steps, scheduler=scheduler
-        )
-    folder = ModelFolder.open(model)
-    count = folder.spec.steps if steps is None else steps
-    return Schedule.from_config(folder.scheduler_config(), count, scheduler=scheduler)
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._planner: Planner | None = None
+        model = args.model or "demo"
+        if model.endswith(".json"):
+            steps = _STEPS if args.steps is None else args.steps
+            self.schedule = Schedule.from_config(_read_config(Path(model)), steps, scheduler=args.scheduler)
+        else:
+            self._planner = Planner(ModelFolder.open(model))
+            self.schedule = self._planner.schedule(**self._common())
+        if args.mode is None and args.blocks is not None and not args.timeline and args.output is None:
+            raise InputError("--blocks was given; it goes with --mode window or aggressive")
+
+    def _common(self) -> PlanSettings:
+        args = self._args
+        return {
+            "steps": args.steps,
+            "scheduler": args.scheduler,
+            "guidance_scale": args.guidance_scale,
+        }
+
+    def takes(self, mode: str, lanes: int) -> bool:
+        """Whether a mode that nobody asked for by name goes with so many lanes."""
+        return mode not in ("window", "tolerance") or lanes <= WINDOW_LANES
+
+    def make(self, mode: str, lanes: int) -> Plan:
+        """One plan; --rounds and --blocks are of the mode that was asked for.
+
+        Raises InputError for what cannot be.
+        """
+        args = self._args
+        asked: dict[str, Any] = {"mode": mode, "lanes": lanes}
+        if args.rounds is not None:
+            asked["rounds"] = args.rounds
+        if args.blocks is not None:
+            asked["blocks"] = args.blocks
+        if self._planner is None:
+            return make_plan(self.schedule, **asked)
+        return self._planner.plan(lanes, **self._common(), **asked)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -1,22 +1,32 @@
-"""`driffusion-trt plan`: what the modes cost, without running them."""
+"""`driffusion-trt plan`: what the modes cost, without running them; with --calibrate a measurement."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .._errors import InputError
 from ._console import Console
-from ._options import BASELINES, MODES, SCHEDULERS, option, whole
+from ._options import BASELINES, MODES, SCHEDULERS, devices, number, option, whole, wholes
+
+if TYPE_CHECKING:
+    from ..sampling.plan import Plan
+    from ._planning import Plans
 
 DESCRIPTION = (
-    "Show how many rounds of network calls a mode takes, and the speed-up if nothing else took time."
+    "Show how many rounds of network calls a mode takes, and the speed-up if nothing else took time; or\n"
+    "what each lane does in each round; or measure a model for the best steps of each round."
 )
 EPILOG = """\
 example:
   driffusion-trt plan --steps 30 --lanes 4
-  driffusion-trt plan --model sdxl/scheduler/scheduler_config.json --json"""
+  driffusion-trt plan --model sdxl/scheduler/scheduler_config.json --json
+  driffusion-trt plan --mode window --lanes 4 --rounds 20 --timeline -o window.svg
+  driffusion-trt plan --calibrate sdxl/ --prompts prompts.txt --lanes 4"""
 
 _LANES = (2, 3, 4, 8)
+_OF_CALIBRATION = ("prompts", "seeds", "devices")
+_OF_PLANS = ("mode", "rounds", "blocks", "output", "timeline")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,51 +46,103 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option(parser, "--mode", "MODE", f"{', '.join(MODES)} (default: all but the baselines)", names=MODES)
     option(parser, "--lanes", "N", "noises predicted at once (default: 2, 3, 4 and 8)", type=whole)
-    option(parser, "--rounds", "N", "steps of mode skip, or rounds of window and paradigms", type=whole)
+    option(parser, "--rounds", "N", "of modes skip, window and paradigms; of tolerance the most", type=whole)
+    option(parser, "--blocks", "N,N,...", "steps of each round after the first, for --rounds", type=wholes)
     option(parser, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
+    option(
+        parser, "--guidance-scale", "G", "for what was, or is, calibrated (default: the model's)", type=number
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only")
     parser.add_argument("-v", "--verbose", action="store_true", help="print tracebacks of errors")
+    shown = parser.add_argument_group("the lanes over time")
+    shown.add_argument(
+        "--timeline", action="store_true", help="of one --mode (default: aggressive) and --lanes (default: 4)"
+    )
+    option(shown, "--output", "FILE", "the same as an .svg picture", short="-o")
+    _of_calibration(parser.add_argument_group("measuring a model"))
+
+
+def _of_calibration(group: argparse._ArgumentGroup) -> None:
+    option(group, "--calibrate", "FOLDER", "measure this model, and keep the result in its calibration.json")
+    group.add_argument(
+        "--prompts", metavar="P", nargs="+", help="texts, or files with one a line; a few dozen are enough"
+    )
+    option(
+        group, "--seeds", "N", "pictures of each prompt, with the seeds 0, 1, ... (default: 1)", type=whole
+    )
+    option(group, "--devices", "N", "as for `run` (default: auto)", type=devices)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    from .._errors import InputError
-    from ..sampling.plan import WINDOW_LANES, make_plan
-    from ._planning import read_schedule
+    mixed = _OF_PLANS if args.calibrate is not None else _OF_CALIBRATION
+    for name in mixed:
+        if getattr(args, name):
+            with_or_not = "does not go with" if args.calibrate is not None else "goes with"
+            raise InputError(f"--{name} was given; it {with_or_not} --calibrate")
+    if args.calibrate is not None:
+        from ._calibrating import calibrate
+
+        calibrate(args, console)
+        return
+    from ._planning import Plans
 
     if args.rounds is not None and args.mode is None:
         raise InputError(f"--rounds {args.rounds} was given without a mode; name skip, window or paradigms")
     with console.warnings():
-        schedule = read_schedule(args.model or "demo", args.steps, args.scheduler)
-    for notice in schedule.notices:
-        console.warn(notice)
+        plans = Plans(args)
+        for notice in plans.schedule.notices:
+            console.warn(notice)
+        if args.timeline or args.output is not None:
+            from ._timeline import show
+
+            show(args, plans, console)
+            return
+        rows = _table_rows(args, plans)
+    if args.json:
+        console.out_json({"scheduler": plans.schedule.solver, "steps": plans.schedule.steps, "plans": rows})
+        return
+    console.out(f"{plans.schedule.steps} steps of {plans.schedule.solver}\n\n" + _table(rows))
+
+
+def _table_rows(args: argparse.Namespace, plans: Plans) -> list[dict[str, Any]]:
+    """A row for each mode and number of lanes; of lanes that nobody asked for those that can be.
+
+    Raises InputError for what was asked and cannot be, or where there is no row at all.
+    """
     rows: list[dict[str, Any]] = []
-    adaptive: list[bool] = []
-    shown = [mode for mode in MODES if mode not in BASELINES] if args.mode is None else [args.mode]
-    for mode in shown:
+    refused: InputError | None = None
+    for mode in [one for one in MODES if one not in BASELINES] if args.mode is None else [args.mode]:
         widths = (1,) if mode == "sequential" else _LANES
         for lanes in widths if args.lanes is None else (args.lanes,):
-            if args.mode is None and mode in ("window", "tolerance") and lanes > WINDOW_LANES:
+            if args.mode is None and not plans.takes(mode, lanes):
                 continue
-            plan = make_plan(schedule, mode=mode, lanes=lanes, rounds=args.rounds)
-            adaptive.append(plan.lanes > 1 and "tolerance" in plan.asked())
-            rows.append(
-                {
-                    "mode": plan.mode,
-                    "lanes": plan.lanes,
-                    "rounds": plan.sequential_calls,
-                    "predictions": plan.model_calls,
-                    "ideal_speedup": plan.ideal_speedup,
-                }
-            )
-    if args.json:
-        console.out_json({"scheduler": schedule.solver, "steps": schedule.steps, "plans": rows})
-        return
-    console.out(f"{schedule.steps} steps of {schedule.solver}\n\n" + _table(rows, adaptive))
+            try:
+                rows.append(_row(plans.make(mode, lanes)))
+            except InputError as error:
+                if args.mode is None or args.lanes is not None:
+                    raise
+                refused = error  # at last that of the most lanes, which take the fewest rounds
+    if refused is not None and not rows:
+        raise refused
+    return rows
 
 
-def _table(rows: list[dict[str, Any]], adaptive: list[bool]) -> str:
+def _row(plan: Plan) -> dict[str, Any]:
+    return {
+        "mode": plan.mode,
+        "lanes": plan.lanes,
+        "rounds": plan.sequential_calls,
+        "predictions": plan.model_calls,
+        "ideal_speedup": plan.ideal_speedup,
+        "adapts": plan.lanes > 1 and "tolerance" in plan.asked(),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'mode':<14}{'lanes':>5}{'rounds':>9}{'predictions':>14}{'ideal speed-up':>17}"]
-    for row, least in zip(rows, adaptive, strict=True):
+    for row in rows:
+        least = row["adapts"]
         rounds, predictions = (f"{row[name]}{'+' if least else ''}" for name in ("rounds", "predictions"))
         most = f"{'at most ' if least else ''}{row['ideal_speedup']:.2f}x"
         lines.append(f"{row['mode']:<14}{row['lanes']:>5}{rounds:>9}{predictions:>14}{most:>17}")

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from ._console import Console
-from ._options import MODES, NAN_POLICIES, QUALITIES, SCHEDULERS, devices, number, option, whole
+from ._options import MODES, NAN_POLICIES, QUALITIES, SCHEDULERS, devices, number, option, whole, wholes
 
 DESCRIPTION = "Make pictures from prompts, and write them as PNG files with their settings inside."
 EPILOG = """\
@@ -89,6 +89,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
         help="predict with and without the prompt on two devices a lane, not in one batch",
     )
     option(group, "--rounds", "N", "of modes skip, window and paradigms; of tolerance the most", type=whole)
+    option(group, "--blocks", "N,N,...", "steps of each round after the first, for --rounds", type=wholes)
     option(
         group,
         "--tolerance",

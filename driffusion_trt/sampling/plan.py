@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._errors import InputError, did_you_mean
 from . import window
+from .blocks import checked_blocks
 from .carry import CARRIES
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
@@ -25,6 +27,7 @@ class Plan:
     schedule: the schedule that is walked (for `skip` the coarse one).
     mode, lanes, steps: what was asked; `steps` is that of the schedule given.
     rounds: the rounds in order, where they are known beforehand.
+    blocks: solver steps of each round after the first, where they were given.
     """
 
     schedule: Schedule
@@ -32,6 +35,7 @@ class Plan:
     lanes: int
     steps: int
     rounds: tuple[Round, ...]
+    blocks: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def walk(self) -> Walk:
         """Yield rounds to run; each may be answered with the round's observation.
@@ -58,7 +62,9 @@ class Plan:
 
     def asked(self) -> dict[str, Any]:
         """Arguments of `make_plan`, beside mode and lanes, that make this plan again."""
-        return {"rounds": self.sequential_calls} if self.mode == "skip" else {}
+        if self.mode == "skip":
+            return {"rounds": self.sequential_calls}
+        return {} if self.blocks is None else {"blocks": list(self.blocks)}
 
     @property
     def ideal_speedup(self) -> float:
@@ -66,13 +72,16 @@ class Plan:
         return self.steps / self.sequential_calls
 
     def with_lanes(self, lanes: int) -> Plan:
-        """The same with other lanes; mode `skip` keeps its number of rounds.
+        """The same with other lanes: mode `skip` keeps its number of rounds, others their blocks if they fit.
 
         Raises InputError where there cannot be so many.
         """
         if self.mode == "skip":
             return replace(self, lanes=lanes)
-        return make_plan(self.schedule, mode=self.mode, lanes=lanes)
+        return make_plan(self.schedule, mode=self.mode, lanes=lanes, blocks=self._fitting(lanes))
+
+    def _fitting(self, lanes: int) -> tuple[int, ...] | None:
+        return None if self.blocks is None or max(self.blocks, default=1) > lanes else self.blocks
 
     def __repr__(self) -> str:
         return (
@@ -106,11 +115,12 @@ class WindowPlan(Plan):
 
     def asked(self) -> dict[str, Any]:
         settings = self.settings
-        own = (
-            {"tolerance": settings.tolerance, **({} if settings.most is None else {"rounds": settings.most})}
-            if settings.strides is None
-            else {"rounds": len(settings.strides)}
-        )
+        own: dict[str, Any] = {"tolerance": settings.tolerance}
+        if settings.most is not None:
+            own["rounds"] = settings.most
+        if settings.strides is not None:
+            # Not the number of rounds: which strides it stands for depends on the model's calibration.
+            own = {"blocks": list(settings.strides[1:])}
         return {**own, "order": settings.order, "carry": settings.carry}
 
     def expected_rounds(self, done: int, state: int) -> int:
@@ -121,8 +131,10 @@ class WindowPlan(Plan):
 
     def with_lanes(self, lanes: int) -> Plan:
         asked = self.asked()
-        if "rounds" in asked:
-            asked["rounds"] = max(asked["rounds"], window.least_rounds(self.steps, lanes))
+        if asked.pop("blocks", None) is not None:
+            asked["blocks"] = self._fitting(lanes)
+            if asked["blocks"] is None:
+                asked["rounds"] = max(self.sequential_calls, window.least_rounds(self.steps, lanes))
         return make_plan(self.schedule, mode=self.mode, lanes=lanes, **asked)
 
 
@@ -135,6 +147,7 @@ def make_plan(
     order: int | str = "auto",
     carry: str = "auto",
     tolerance: float | None = None,
+    blocks: Sequence[int] | None = None,
 ) -> Plan:
     """Plan the sampling of one schedule.
 
@@ -157,6 +170,9 @@ def make_plan(
         share of the state, by default 0.01; 0 is sequential, to the bit. docs/method.md section 4. For
         `paradigms`: how much a state may change in an iteration, as a share of the step's noise, by
         default 0.1; 0 is sequential, within rounding. Section 8.
+    blocks: for modes `window` and `aggressive`, in place of `rounds`: solver steps that each round after
+        the first takes, which in `aggressive` are the drafts it predicts at. Each is from 1 to `lanes`,
+        and they sum to the steps less 1, since the first round has nothing to draft with.
 
     Raises InputError for an unknown mode, or numbers that cannot be.
     """
@@ -167,8 +183,9 @@ def make_plan(
     check_whole("lanes", lanes, 1, None)
     if rounds is not None and mode in ("sequential", "aggressive", "conservative"):
         raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} has a fixed number; leave it out")
+    blocks = None if blocks is None else _own_blocks(schedule, mode, lanes, rounds, blocks)
     if mode in ("window", "tolerance"):
-        return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
+        return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance, blocks)
     for name, given in (("order", order), ("carry", carry)):
         if given not in ("auto", None):
             raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
@@ -183,17 +200,26 @@ def make_plan(
         check_whole("rounds", count, 1, schedule.steps)
         coarse = schedule.with_steps(count)
         return Plan(coarse, mode, lanes, schedule.steps, sequential_rounds(coarse))
-    return Plan(schedule, mode, lanes, schedule.steps, _papers_rounds(schedule, mode, lanes))
+    built = _rounds_of(schedule, mode, lanes, blocks)
+    return Plan(schedule, mode, lanes, schedule.steps, built, blocks=blocks)
 
 
-def _papers_rounds(schedule: Schedule, mode: str, lanes: int) -> tuple[Round, ...]:
-    if lanes == 1:  # every mode is then the scheduler itself
-        return sequential_rounds(schedule)
-    if mode == "aggressive":
-        return aggressive_rounds(schedule, lanes)
-    if mode == "conservative":
+def _rounds_of(schedule: Schedule, mode: str, lanes: int, blocks: Sequence[int] | None) -> tuple[Round, ...]:
+    if lanes > 1 and mode == "aggressive":
+        return aggressive_rounds(schedule, lanes, blocks)
+    if lanes > 1 and mode == "conservative":
         return conservative_rounds(schedule, lanes)
-    return sequential_rounds(schedule)
+    return sequential_rounds(schedule)  # with one lane every mode is the scheduler itself
+
+
+def _own_blocks(
+    schedule: Schedule, mode: str, lanes: int, rounds: int | None, blocks: Sequence[int]
+) -> tuple[int, ...]:
+    if mode not in ("window", "aggressive"):
+        raise InputError(f"blocks={blocks!r} was given; it goes with mode 'window' or 'aggressive'")
+    if rounds is not None:
+        raise InputError(f"rounds={rounds!r} and blocks were given; the blocks are the rounds, leave one out")
+    return checked_blocks(blocks, schedule.steps, lanes)
 
 
 def _window_plan(
@@ -204,6 +230,7 @@ def _window_plan(
     order: int | str,
     carry: str,
     tolerance: float | None,
+    blocks: tuple[int, ...] | None,
 ) -> Plan:
     steps = schedule.steps
     if lanes > WINDOW_LANES:
@@ -226,8 +253,9 @@ def _window_plan(
         return WindowPlan(schedule, mode, lanes, steps, (), settings)
     if tolerance is not None:
         raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance'")
-    strides = strides_of(schedule, lanes, rounds)
-    return WindowPlan(schedule, mode, lanes, steps, (), window.Settings(carry, order, strides))
+    strides = strides_of(schedule, lanes, rounds) if blocks is None else (1, *blocks)
+    settings = window.Settings(carry, order, strides)
+    return WindowPlan(schedule, mode, lanes, steps, (), settings, blocks=strides[1:])
 
 
 def strides_of(schedule: Schedule, lanes: int, rounds: int | None) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import skip
@@ -130,21 +130,27 @@ def sequential_rounds(schedule: Schedule) -> tuple[Round, ...]:
     return with_keeps(rounds)
 
 
-def aggressive_rounds(schedule: Schedule, lanes: int) -> tuple[Round, ...]:
-    """Drafts from an anchor whose noise was predicted on its own draft; 1 + ⌈(T−1)/n⌉ rounds."""
-    if schedule.steps == 1:
+def aggressive_rounds(
+    schedule: Schedule, lanes: int, blocks: Sequence[int] | None = None
+) -> tuple[Round, ...]:
+    """Drafts from an anchor whose noise was predicted on its own draft; 1 + ⌈(T−1)/n⌉ rounds.
+
+    blocks: the drafts of each round after the first, T − 1 in all; by default n as long as there are as many.
+    """
+    last = schedule.steps - 1
+    if last == 0:
         return sequential_rounds(schedule)
-    rounds = [_round(range(1), _NOTHING, _NOTHING)]
-    anchor, last = 0, schedule.steps - 1
-    while anchor < last:
-        refiner = Refiner(schedule, anchor, drafted=anchor > 0 and lanes > 1)
-        reach = min(anchor + lanes, last)
+    rounds, anchor, before = [_round(range(1), _NOTHING, _NOTHING)], 0, 1
+    even = [min(lanes, last - at) for at in range(0, last, lanes)]
+    for block in even if blocks is None else blocks:
+        refiner = Refiner(schedule, anchor, drafted=before > 1)  # a first draft is the state itself
+        reach = anchor + block
         drafts = refiner.draft(reach)
         end = schedule.steps if reach == last else reach
         while refiner.at < end:
             refiner.advance()
         rounds.append(_round(range(anchor + 1, reach + 1), drafts, refiner.results()))
-        anchor = reach
+        anchor, before = reach, block
     return with_keeps(rounds)
 
 

@@ -17,7 +17,7 @@ from .schedule import Schedule
 from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
 
-__all__ = ["Settings", "least_rounds", "strides", "walk"]
+__all__ = ["Settings", "Window", "as_tables", "least_rounds", "sizes_of", "strides", "walk"]
 
 OBSERVED_ROWS = 4  # of one table
 
@@ -60,7 +60,7 @@ def strides(steps: int, rounds: int, *, short_last: bool) -> tuple[int, ...]:
 
 def walk(schedule: Schedule, lanes: int, settings: Settings) -> Walk:
     """The rounds, one after another; returns how far drafts were off that were taken, per picture."""
-    window = _Window(schedule, lanes, settings)
+    window = Window(schedule, lanes, settings)
     while window.at < schedule.steps:
         observation = yield window.next_round()
         window.ended(observation or ())
@@ -80,7 +80,9 @@ class _Asked:
     tables: tuple[Table, ...]
 
 
-class _Window:
+class Window:
+    """The rounds of one walk: each is made by `next_round`, and told by `ended` what it observed."""
+
     def __init__(self, schedule: Schedule, lanes: int, settings: Settings) -> None:
         self._schedule, self._lanes, self._settings = schedule, lanes, settings
         self._carried = Carried(schedule, settings.carry, settings.order)
@@ -143,34 +145,40 @@ class _Window:
         return targets
 
     def _observed(self, differences: list[Form]) -> _Asked:
-        carried, predict = self._carried, self._predict
-        new = [i for i in predict if i > carried.last] if len(differences) > 1 else []
-        tables = [_table(fit_rows(carried, differences, new))] if new else []
-        drafted = tuple(predict[1:]) if self._settings.strides is None else ()
+        fit = self._fit(differences)
+        drafted = tuple(self._predict[1:]) if self._settings.strides is None else ()
         gaps: list[Form] = [{Column("state", i): 1.0, Column("input", i): -1.0} for i in drafted]
-        tables += [_table(gaps[k : k + OBSERVED_ROWS]) for k in range(0, len(gaps), OBSERVED_ROWS)]
-        return _Asked(tuple(i - carried.last for i in new), drafted, tuple(tables))
+        return replace(fit, drafted=drafted, tables=(*fit.tables, *as_tables(gaps)))
+
+    def _fit(self, differences: list[Form]) -> _Asked:
+        """Sums for θ, where something was extrapolated by differences."""
+        last = self._carried.last
+        new = [i for i in self._predict if i > last] if len(differences) > 1 else []
+        tables = as_tables(fit_rows(self._carried, differences, new)) if new else ()
+        return _Asked(tuple(i - last for i in new), (), tables)
 
     def ended(self, observation: Observation) -> None:
         """Learn from what was observed, and go on from the last state that can be trusted."""
-        asked, strides = self._asked, self._settings.strides
-        if asked.fitted:
-            self._theta = fitted(observation[0], asked.fitted, self._theta)
-            observation = observation[1:]
+        strides = self._settings.strides
+        observation = self._learned(observation)
         taken = self._accepted(self._distances(observation)) if strides is None else strides[self._round]
         carried = self._carried
         carried.known = {i for i in (*carried.known, *self._predict) if i >= self.at - 2}
         self.at, self._round = self.at + taken, self._round + 1
+
+    def _learned(self, observation: Observation) -> Observation:
+        """Fit θ; returns the rest of what was observed."""
+        if not self._asked.fitted:
+            return observation
+        self._theta = fitted(observation[0], self._asked.fitted, self._theta)
+        return observation[1:]
 
     def _distances(self, observation: Observation) -> Float64:
         """Of each draft from its refined state (B, drafts)."""
         squares = [np.diagonal(gram, axis1=1, axis2=2) for gram in observation]
         if not squares:
             return np.zeros((1, 0))
-        at = list(self._asked.drafted)
-        sizes = self._schedule.a[at] ** 2 + self._schedule.s[at] ** 2
-        share = self._schedule.a[at] / np.sqrt(sizes)
-        found: Float64 = np.sqrt(np.concatenate(squares, 1) / sizes) / share**SIGNAL_POWER
+        found: Float64 = np.sqrt(np.concatenate(squares, 1)) / sizes_of(self._schedule, self._asked.drafted)
         return found
 
     def _accepted(self, distances: Float64) -> int:
@@ -194,6 +202,15 @@ class _Window:
         return self._schedule.steps - self.at - 1 - self._lanes * after
 
 
-def _table(rows: Sequence[Form]) -> Table:
-    """A table that is only observed: the names of its rows say nothing."""
-    return Table.of({Column("x0", -1 - k): row for k, row in enumerate(rows)})
+def sizes_of(schedule: Schedule, states: Sequence[int], power: float = SIGNAL_POWER) -> Float64:
+    """What distances at these states are relative to: √(a² + s²) by the signal's share to a power."""
+    a, s = np.append(schedule.a, 1.0)[list(states)], np.append(schedule.s, 0.0)[list(states)]  # T is clean
+    sizes = np.sqrt(a**2 + s**2)
+    found: Float64 = sizes * (a / sizes) ** power
+    return found
+
+
+def as_tables(rows: Sequence[Form]) -> tuple[Table, ...]:
+    """Tables that are only observed: the names of their rows say nothing."""
+    named = [(Column("x0", -1 - k), row) for k, row in enumerate(rows)]
+    return tuple(Table.of(dict(named[k : k + OBSERVED_ROWS])) for k in range(0, len(named), OBSERVED_ROWS))

@@ -97,3 +97,59 @@ def test_a_plan_says_what_it_is() -> None:
     assert repr(plan_of(50, "aggressive", 2)) == (
         "Plan(mode='aggressive', lanes=2, steps=50, sequential_calls=26, model_calls=50)"
     )
+
+
+# Blocks by hand
+
+
+@given(st.integers(2, 40), st.integers(2, 6), st.sampled_from(["window", "aggressive"]), st.data())
+def test_blocks_are_the_rounds_after_the_first(
+    steps: int, lanes: int, mode: str, data: st.DataObject
+) -> None:
+    blocks, left = [], steps - 1
+    while left:
+        blocks.append(data.draw(st.integers(1, min(lanes, left))))
+        left -= blocks[-1]
+    schedule = dt.Schedule.from_config(DDIM, steps)
+    plan = dt.make_plan(schedule, mode=mode, lanes=lanes, blocks=blocks)
+    assert plan.sequential_calls == 1 + len(blocks) and plan.asked()["blocks"] == blocks
+    again = dt.make_plan(schedule, mode=mode, lanes=lanes, **plan.asked())
+    assert again.blocks == plan.blocks == tuple(blocks)
+    if mode == "aggressive":
+        assert [len(item.predict) for item in plan.rounds] == [1, *blocks]
+        assert [i for item in plan.rounds for i in item.predict] == list(range(steps))
+    fewer = plan.with_lanes(lanes - 1)
+    fits = max(blocks) < lanes
+    assert (fewer.blocks == plan.blocks) == fits or (not fits and max(fewer.blocks or (1,)) < lanes)
+    assert fewer.lanes == lanes - 1
+
+
+def test_the_default_blocks_of_the_papers_mode_are_as_long_as_there_are_lanes() -> None:
+    schedule = dt.Schedule.from_config(DDIM, 12)
+    given_by_hand = dt.make_plan(schedule, mode="aggressive", lanes=4, blocks=[4, 4, 3])
+    for one, other in zip(given_by_hand.rounds, plan_of(12, "aggressive", 4).rounds, strict=True):
+        assert one.predict == other.predict and one.keep == other.keep
+        for table, its in ((one.draft, other.draft), (one.refine, other.refine)):
+            assert table.columns == its.columns and (table.coefficients == its.coefficients).all()
+    assert plan_of(12, "aggressive", 4).asked() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": [4, 4]}, "the 2 blocks sum to 8; .* so they must sum to 9"),
+        ({"blocks": [4, 0, 5]}, "blocks has 0 at place 1; a round takes from 1 to"),
+        ({"blocks": [5, 4]}, "blocks has 5 at place 0; .* as many steps as there are lanes, 4"),
+        ({"blocks": [4, 4.0, 1]}, "a sequence of whole numbers"),
+        ({"blocks": [4, 4, True]}, "a sequence of whole numbers"),
+        ({"blocks": "441"}, "a sequence of whole numbers, one for each round, not '441'"),
+        ({"blocks": 9}, "a sequence of whole numbers"),
+        ({"blocks": [4, 4, 1], "rounds": 4}, "the blocks are the rounds, leave one out"),
+        ({"blocks": [4, 4, 1], "mode": "tolerance"}, "it goes with mode 'window' or 'aggressive'"),
+        ({"blocks": [4, 4, 1], "mode": "sequential"}, "it goes with mode 'window' or 'aggressive'"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused(options: dict[str, object], message: str) -> None:
+    schedule = dt.Schedule.from_config(DDIM, 10)
+    with pytest.raises(dt.InputError, match=message):
+        dt.make_plan(schedule, **{"mode": "window", "lanes": 4, **options})  # type: ignore[arg-type]

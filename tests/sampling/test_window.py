@@ -361,3 +361,20 @@ def test_fewer_lanes_keep_the_mode() -> None:
     assert (tolerant.mode, tolerant.lanes, tolerant.settings.tolerance) == ("tolerance", 2, 0.02)  # type: ignore[attr-defined]
     window = dt.make_plan(schedule, mode="window", lanes=4, rounds=8, order=2).with_lanes(2)
     assert (window.lanes, window.sequential_calls) == (2, 11)
+
+
+@pytest.mark.parametrize("config", ["ddim", "dpmsolver++", "flow"])
+@pytest.mark.parametrize("mode", ["window", "aggressive"])
+def test_blocks_of_one_step_are_sequential_to_the_bit(config: str, mode: str) -> None:
+    """Of the paper's mode too: what is drafted one step ahead is the state itself."""
+    schedule = dt.Schedule.from_config(CONFIGS[config], 12)
+    made = run(schedule, mode=mode, lanes=3, blocks=[1] * 11)
+    np.testing.assert_array_equal(made.latents, run(schedule).latents)
+    assert made.stats.rounds == 12
+
+
+def test_blocks_are_the_strides_of_a_window() -> None:
+    schedule = dt.Schedule.from_config(DDIM, 12)
+    even = run(schedule, mode="window", lanes=4, rounds=5).latents
+    assert np.array_equal(run(schedule, mode="window", lanes=4, blocks=(2, 3, 3, 3)).latents, even)
+    assert not np.array_equal(run(schedule, mode="window", lanes=4, blocks=(3, 3, 3, 2)).latents, even)

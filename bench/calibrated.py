@@ -1,0 +1,153 @@
+"""What calibrated blocks are worth on the demo, and the calibration that is bundled with it.
+
+    python -m bench.calibrated [--pairs 32] [--guidance 3 7.5] [--lanes 4] [--rounds 14 20] [--work FOLDER]
+    python -m bench.calibrated --bundle [--pairs 8] [--guidance 1 3 5 7.5] [--lanes 2 3 4 8]
+
+The first calibrates on prompts and seeds from 1000 on, makes the pictures of others, from 1100 on, with even
+and with calibrated blocks, and compares the final latents with the sequential ones (relative L2, with 95 %
+intervals of the mean by bootstrap over the pictures). Aggressive plans get the blocks that were calibrated
+for windows. The second measures what `driffusion-trt plan --calibrate` does, on pairs from 1000 on, and adds
+it to the demo's calibration.json; entries that are there are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+import driffusion_trt as dt
+from driffusion_trt._calibrate import measure, pictures_of
+from driffusion_trt.calibration import Calibration, Entry, add_entries, parsed, plain
+from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.sampling.sample import Stats
+
+from . import report
+from .crowd import Demo, make_pictures
+from .drift import STEPS, Cells, compared
+
+CALIBRATED_ON, EVALUATED_ON = 1000, 1100  # prompts and seeds from here on
+
+
+def calibrated(
+    demo: Demo, pairs: Sequence[int], guidance: float, lanes: int, progress: Progress, **options: Any
+) -> Entry:
+    """The entry for these pairs, all pictures of a plan in step with one another."""
+    total = pictures_of(len(pairs), **options)
+    task = progress.add_task(f"calibrating, guidance {guidance:g}, {lanes} lanes", total=total)
+
+    def make(plans: Sequence[dt.Plan]) -> list[Stats]:
+        made = make_pictures(demo, plans, pairs, guidance, lambda: progress.advance(task))
+        return [one.stats for one in made]
+
+    entry = measure(
+        make, demo.schedule(STEPS), lanes=lanes, guidance_scale=guidance, pairs=len(pairs), **options
+    )
+    progress.remove_task(task)
+    return entry
+
+
+def kept(
+    path: Path, demo: Demo, pairs: Sequence[int], guidance: float, lanes: int, progress: Progress
+) -> Entry:
+    """The same, without tolerances, made once and kept."""
+    if not path.exists():
+        entry = calibrated(demo, pairs, guidance, lanes, progress, tolerances=())
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(plain(entry)))
+        partial.replace(path)
+    return parsed(json.loads(path.read_text()))
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """For each guidance, number of lanes and rounds: even and calibrated, of both modes."""
+    cells: dict[str, Any] = {}
+    on = range(CALIBRATED_ON, CALIBRATED_ON + options.pairs)
+    with Progress() as progress:
+        made = Cells(options.work, range(EVALUATED_ON, EVALUATED_ON + options.pairs), progress)
+        demo = Demo(on)
+        for guidance in options.guidance:
+            wanted = made(guidance, mode="sequential")["latents"]
+            for lanes in options.lanes:
+                path = options.work / f"calibration-g{guidance:g}-n{lanes}-{len(on)}.json"
+                entry = kept(path, demo, on, guidance, lanes, progress)
+                for rounds in options.rounds:
+                    plans = plans_of(demo.schedule(STEPS), entry, rounds)
+                    cells[f"guidance {guidance:g}, {lanes} lanes, {rounds} rounds"] = {
+                        "blocks": list(entry.strides[rounds]),
+                        "expected": {"even": entry.even_errors[rounds], "calibrated": entry.errors[rounds]},
+                        "growth": plain(entry)["growth"],
+                        "measured": {
+                            name: compared(made(guidance, lanes=lanes, **how), wanted)
+                            for name, how in plans.items()
+                        },
+                    }
+    return {"pairs": options.pairs, "steps": STEPS, "unit": "relative L2 of the latents", "cells": cells}
+
+
+def plans_of(schedule: dt.Schedule, entry: Entry, rounds: int) -> dict[str, dict[str, Any]]:
+    """What is compared, as arguments of `make_plan`: the paper's own plan too, where it has these rounds."""
+    even = dt.make_plan(schedule, mode="window", lanes=entry.lanes, rounds=rounds).blocks
+    plans: dict[str, dict[str, Any]] = {
+        f"{mode}, {name}": {"mode": mode, "blocks": blocks}
+        for mode in ("window", "aggressive")
+        for name, blocks in (("even", even), ("calibrated", entry.strides[rounds]))
+    }
+    if rounds == dt.make_plan(schedule, mode="aggressive", lanes=entry.lanes).sequential_calls:
+        plans["aggressive, the paper's"] = {"mode": "aggressive"}
+    return plans
+
+
+def bundle(options: argparse.Namespace) -> None:
+    """Add what is missing to the demo's calibration."""
+    folder = ModelFolder.open("demo")
+    pairs = range(CALIBRATED_ON, CALIBRATED_ON + options.pairs)
+    demo = Demo(pairs)
+    with Progress() as progress:
+        for lanes in options.lanes:
+            for guidance in options.guidance:
+                there = {entry.key for entry in Calibration.read(folder).entries}
+                if ("ddim", STEPS, guidance, lanes) not in there:
+                    add_entries(folder, [calibrated(demo, pairs, guidance, lanes, progress)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table and write bench/results/calibrated.json, or add to the demo's calibration."""
+    parser = argparse.ArgumentParser(prog="python -m bench.calibrated", description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int)
+    parser.add_argument("--guidance", type=float, nargs="+")
+    parser.add_argument("--lanes", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[14, 20])
+    parser.add_argument("--work", type=Path, default=Path("build/calibrated"))
+    parser.add_argument("--bundle", action="store_true", help="measure for the demo's own calibration.json")
+    parser.add_argument("--no-write", action="store_true", help="print only, leave bench/results alone")
+    options = parser.parse_args(arguments)
+    options.pairs = options.pairs or (8 if options.bundle else 32)
+    options.guidance = options.guidance or ([1.0, 3.0, 5.0, 7.5] if options.bundle else [3.0, 7.5])
+    options.lanes = options.lanes or ([2, 3, 4, 8] if options.bundle else [4])
+    if options.bundle:
+        bundle(options)
+        return
+    result = evaluate(options)
+    rows = [
+        [
+            where,
+            name,
+            f"{one['mean']:.4f}",
+            f"{one['interval'][0]:.4f} to {one['interval'][1]:.4f}",
+            f"{one['worst']:.3f}",
+        ]
+        for where, cell in result["cells"].items()
+        for name, one in cell["measured"].items()
+    ]
+    print(report.table(["", "plan", "mean", "95 %", "worst"], rows), end="\n\n")
+    if not options.no_write:
+        print(f"written to {report.write('calibrated', result, ('numpy', 'onnxruntime'))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""`driffusion-trt plan`: the lanes over time as text and as SVG, and rows that cannot be."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import tiny
+
+from driffusion_trt.cli import main
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+def test_a_timeline_as_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "plan --timeline --mode window --lanes 3 --steps 9 --blocks 1,2,3,2"
+    assert main([*words.split(), "--model", model]) == 0
+    assert capsys.readouterr().out == (
+        "window, 3 lanes: 9 steps of ddim in 5 rounds\n"
+        "\n"
+        "round   1   2   3   4   5\n"
+        "lane 0 [0] [1] [2] [4] [7]\n"
+        "lane 1  .  (2)  3   5   8\n"
+        "lane 2  .  (3) (4)  6   .\n"
+        "state   1   2   4   7   9\n"
+        "       +1  +1  +2  +3  +2\n"
+        "\n"
+        "[i] at the exact state\n"
+        " i  at a draft; its step is taken with this prediction\n"
+        "(i) at a draft, to draft better: a later round predicts this state again\n"
+        "state: where the round arrives; +: steps it takes\n"
+    )
+
+
+def test_a_long_timeline_is_folded_to_the_terminal(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    words = "plan --timeline --mode window --lanes 8 --steps 50 --rounds 50"
+    assert main([*words.split(), "--model", model]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(("round", "lane", "state  "))]
+    assert max(map(len, rows)) <= 60
+    rounds = [number for line in rows if line.startswith("round") for number in line.split()[1:]]
+    assert rounds == [str(k) for k in range(1, 51)]
+    exact = [word.strip("[] ") for line in rows if line.startswith("lane 0") for word in line[7:].split("]")]
+    assert [word for word in exact if word] == [str(k) for k in range(50)]
+
+
+def test_a_tolerance_is_shown_at_its_fewest(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--timeline", "--mode", "tolerance", "--steps", "9", "--model", model]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "tolerance, 4 lanes: 9 steps of ddim in 3 rounds at the fewest, with every draft near"
+
+
+def test_a_timeline_as_a_picture(model: str, capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    words = "plan --mode window --lanes 8 --steps 50 --rounds 20 -o lanes.svg"
+    assert main([*words.split(), "--model", model]) == 0
+    assert capsys.readouterr().out == "lanes.svg\n"
+    assert [path.name for path in here.iterdir()] == ["lanes.svg"]
+    root = ET.parse(here / "lanes.svg").getroot()
+    width, height = (float(root.attrib[name]) for name in ("width", "height"))
+    assert root.attrib["viewBox"] == f"0 0 {width:g} {height:g}"
+    for box in root.iter(f"{SVG}rect"):
+        sides = {name: float(box.attrib.get(name, 0)) for name in ("x", "y", "width", "height")}
+        assert sides["x"] >= 0 and sides["x"] + sides["width"] <= width
+        assert sides["y"] >= 0 and sides["y"] + sides["height"] <= height
+    notes = [title.text or "" for title in root.iter(f"{SVG}title")]
+    assert notes[0] == "window, 8 lanes: 50 steps of ddim in 20 rounds"
+    assert "round 2, lane 0: state 1, at the exact state" in notes
+    assert len(notes) == 1 + sum(len(turn["lanes"]) for turn in turns(model, words, capsys))
+
+
+def turns(model: str, words: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, list[object]]]:
+    assert main([*words.split(), "--json", "--model", model]) == 0
+    found: list[dict[str, list[object]]] = json.loads(capsys.readouterr().out)["timeline"]
+    return found
+
+
+def test_a_timeline_as_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = turns(model, "plan --timeline --steps 4 --lanes 3", capsys)
+    assert found[0] == {"lanes": [{"state": 0, "kind": "exact"}], "before": 0, "after": 0}
+    assert [cell["state"] for cell in found[1]["lanes"]] == [1, 2, 3]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("-o lanes.png", "output 'lanes.png' is no .svg file; give lanes.svg"),
+        ("-o no/lanes.svg", "the output folder no does not exist"),
+        ("--timeline --mode window --rounds 3", "rounds=3 was asked; it must be from 14 to 50"),
+        ("--timeline --rounds 20", "mode 'aggressive' has a fixed number"),
+        ("--timeline --mode skip --blocks 1,2", "it goes with mode 'window' or 'aggressive'"),
+        ("--blocks 1,2", "--blocks was given; it goes with --mode window or aggressive"),
+        ("--mode window --rounds 3", "rounds=3 was asked; it must be from 8 to 50"),
+        ("--mode window --lanes 2 --rounds 10", "rounds=10 was asked; it must be from 26 to 50"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    model: str, words: str, message: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert main(["plan", *words.split(), "--steps", "50", "--model", model]) == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err and not list(here.iterdir())
+
+
+def test_lanes_that_nobody_asked_for_are_left_out_where_they_cannot_be(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rounds, wanted in ((10, ["8"]), (18, ["3", "4", "8"]), (26, ["2", "3", "4", "8"])):
+        words = f"plan --mode window --rounds {rounds} --steps 50"
+        assert main([*words.split(), "--model", model]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert [row[1] for row in rows if row[:1] == ["window"]] == wanted
