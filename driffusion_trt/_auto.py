@@ -20,7 +20,8 @@ from .planning.costs import Costs
 from .planning.measuring import measured
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions
-from .sampling.plan import WINDOW_LANES, check_tolerance, check_whole
+from .sampling.checks import check_tolerance, check_whole
+from .sampling.plan import WINDOW_LANES
 
 __all__ = ["AUTO_ONLY", "Auto", "check_auto", "is_auto"]
 

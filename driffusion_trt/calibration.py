@@ -1,7 +1,7 @@
 """calibration.json of a model folder: what was measured of its network, by `driffusion-trt plan --calibrate`.
 
 For a solver, a number of steps, a guidance scale and a number of lanes: the blocks of mode `window` for every
-number of rounds, and the rounds that mode `tolerance` takes. docs/method.md section 8.
+number of rounds, and the rounds that mode `tolerance` takes. docs/method.md section 9.
 """
 
 from __future__ import annotations

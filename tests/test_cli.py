@@ -204,7 +204,7 @@ REFUSED: list[tuple[str, str]] = [
     ("run fox --explain --mode skip", "it explains what mode auto chooses"),
     ("run fox --mode skip --rounds 51", "rounds=51 was asked; it must be from 1 to 50"),
     ("run fox --blocks 4,x", "argument --blocks: 'x' is not a whole number"),
-    ("run fox --lanes 4 --blocks 4,4", "the 2 blocks sum to 8"),
+    ("run fox --mode window --lanes 4 --blocks 4,4", "the 2 blocks sum to 8"),
     ("run fox --mode sequential --blocks 49", "it goes with mode 'window' or 'aggressive'"),
     ("run fox --scheduler dim", "no scheduler 'dim'; did you mean 'ddim'"),
     ("run fox --seed -1", "seed must be a whole number from 0"),
@@ -793,7 +793,14 @@ def test_plan_as_json_of_a_bare_config(here: Path, capsys: pytest.CaptureFixture
         "scheduler": "dpmsolver++",
         "steps": 30,
         "plans": [
-            {"mode": "aggressive", "lanes": 3, "rounds": 11, "predictions": 30, "ideal_speedup": 30 / 11}
+            {
+                "mode": "aggressive",
+                "lanes": 3,
+                "rounds": 11,
+                "predictions": 30,
+                "ideal_speedup": 30 / 11,
+                "adapts": False,
+            }
         ],
     }
 

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         return
     from ._planning import Plans
 
-    if args.rounds is not None and args.mode is None:
+    if args.rounds is not None and args.mode is None and not args.timeline and args.output is None:
         raise InputError(f"--rounds {args.rounds} was given without a mode; name skip, window or paradigms")
     with console.warnings():
         plans = Plans(args)

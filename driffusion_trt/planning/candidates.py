@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..sampling.plan import TOLERANCE, WINDOW_LANES
+from ..sampling.checks import TOLERANCE
+from ..sampling.plan import WINDOW_LANES
 from .costs import Costs
 
 __all__ = ["Candidate", "Choice", "ExpectedRounds", "Wanted"]

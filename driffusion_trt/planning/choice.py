@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator
 
 from .._errors import InputError, did_you_mean
-from ..sampling.plan import TOLERANCE, WINDOW_LANES
+from ..sampling.checks import TOLERANCE
+from ..sampling.plan import WINDOW_LANES
 from ..sampling.window import least_rounds
 from .candidates import Candidate, Choice, ExpectedRounds, Wanted
 from .costs import Costs

@@ -1,7 +1,7 @@
 """Block sizes of a plan: how many solver steps each round takes after the first, which takes one state.
 
 In mode `window` they are the strides, in mode `aggressive` the drafts of each round. In both the first round
-predicts at pure noise alone, so that the blocks of T steps sum to T − 1. docs/method.md section 8.
+predicts at pure noise alone, so that the blocks of T steps sum to T − 1. docs/method.md section 9.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ What a round that takes m steps from state p is off by depends on what is known 
 and so on their steps. A *track* is a chain of windows a stride apart, each of which starts from the exact
 state with what the one before has predicted; every window tries all numbers of steps up to the stride, and
 what they come to is compared with the exact states once these are reached. One of these errors is followed
-to the end of the picture, to see what becomes of it: its *echo*. docs/method.md section 8.
+to the end of the picture, to see what becomes of it: its *echo*. docs/method.md section 9.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from .._errors import InputError
-from .plan import Plan, check_tolerance, strides_of
+from .checks import check_tolerance
+from .plan import Plan, strides_of
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
 from .skip import predicted, solver_step

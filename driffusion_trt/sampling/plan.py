@@ -11,12 +11,12 @@ from .._errors import InputError, did_you_mean
 from . import window
 from .blocks import checked_blocks
 from .carry import CARRIES
+from .checks import check_tolerance, check_whole
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
 
 BASELINES = ("skip", "paradigms")  # what the other modes are to be compared with
 MODES = ("sequential", "aggressive", "conservative", "window", "tolerance", *BASELINES)
-TOLERANCE = 0.01
 WINDOW_LANES = 16  # sums over more predictions than these are too long for one launch on a GPU
 
 
@@ -176,10 +176,7 @@ def make_plan(
 
     Raises InputError for an unknown mode, or numbers that cannot be.
     """
-    if not isinstance(mode, str):
-        raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-    if mode not in MODES:
-        raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
+    _check_mode(mode)
     check_whole("lanes", lanes, 1, None)
     if rounds is not None and mode in ("sequential", "aggressive", "conservative"):
         raise InputError(f"rounds={rounds!r} was given, but mode {mode!r} has a fixed number; leave it out")
@@ -196,12 +193,23 @@ def make_plan(
     if tolerance is not None:
         raise InputError(f"tolerance={tolerance!r} was given; it goes with mode 'tolerance' or 'paradigms'")
     if mode == "skip":
-        count = rounds if rounds is not None else window.least_rounds(schedule.steps, lanes)
-        check_whole("rounds", count, 1, schedule.steps)
-        coarse = schedule.with_steps(count)
-        return Plan(coarse, mode, lanes, schedule.steps, sequential_rounds(coarse))
+        return _skip_plan(schedule, lanes, rounds)
     built = _rounds_of(schedule, mode, lanes, blocks)
     return Plan(schedule, mode, lanes, schedule.steps, built, blocks=blocks)
+
+
+def _skip_plan(schedule: Schedule, lanes: int, rounds: int | None) -> Plan:
+    count = rounds if rounds is not None else window.least_rounds(schedule.steps, lanes)
+    check_whole("rounds", count, 1, schedule.steps)
+    coarse = schedule.with_steps(count)
+    return Plan(coarse, "skip", lanes, schedule.steps, sequential_rounds(coarse))
+
+
+def _check_mode(mode: object) -> None:
+    if not isinstance(mode, str):
+        raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode not in MODES:
+        raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, MODES)}")
 
 
 def _rounds_of(schedule: Schedule, mode: str, lanes: int, blocks: Sequence[int] | None) -> tuple[Round, ...]:
@@ -269,15 +277,6 @@ def strides_of(schedule: Schedule, lanes: int, rounds: int | None) -> tuple[int,
     return window.strides(schedule.steps, count, short_last=schedule.solver == "flow" and count == least)
 
 
-def check_tolerance(given: object, default: float = TOLERANCE) -> float:
-    """A tolerance. Raises InputError for what cannot be one."""
-    if given is None:
-        return default
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
-        raise InputError(f"tolerance must be a number of at least 0, not {given!r}")
-    return float(given)
-
-
 def default_lanes(devices: int, steps: int) -> int:
     """Lanes where nobody asked for a number: 2, or one for every 10 steps, but no more than 4.
 
@@ -285,12 +284,3 @@ def default_lanes(devices: int, steps: int) -> int:
     mode has 5 rounds left, and the picture little to do with the sequential one.
     """
     return min(devices, max(2, min(4, steps // 10)))
-
-
-def check_whole(name: str, value: object, least: int, most: int | None) -> None:
-    """Raises InputError for what is no whole number between the two."""
-    span = f"at least {least}" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{name} must be a whole number {span}, not {value!r}")
-    if value < least or (most is not None and value > most):
-        raise InputError(f"{name}={value} was asked; it must be {span}")
