@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ._errors import InputError
+from ._expected import Expectations
 from ._kept_costs import KeptCosts
 from ._planner import Planner, PlanSettings
 from ._request import Request
@@ -70,6 +71,7 @@ class Auto:
         self, folder: ModelFolder, devices: Devices, options: GpuOptions, planner: Planner, stages: Stages
     ) -> None:
         self._folder, self._devices = folder, devices
+        self._expectations = Expectations(folder)
         self._kept = KeptCosts(folder, devices, options)
         self._planner, self._stages = planner, stages
         self._lock = threading.Lock()
@@ -101,7 +103,9 @@ class Auto:
         )
         costs = self.costs(request.height, request.width)
         left = len(self._stages.lanes)  # devices that failed are out
-        return choose(replace(costs, devices=min(costs.devices, left)), wanted, lambda lanes, tolerance: 0.0)
+        expected = self._expectations.of(schedule, request.guidance_scale)
+        choice = choose(replace(costs, devices=min(costs.devices, left)), wanted, expected)
+        return replace(choice, basis=expected.basis)
 
     def known(self, height: int, width: int) -> Costs | None:
         """The costs of pictures of this size, where they were measured: in this process, or one before it."""

@@ -62,8 +62,9 @@ ROOMS: dict[str, set[str]] = {
     ),
     "_awaiting": STAGES,
     "_trial": {"sampling", "planning"},
+    "_expected": {"calibration", "engines", "sampling"},
     "_kept_costs": RUNTIME | {"runtime", "_cache", "planning"},
-    "_auto": STAGES | {"_stages", "_kept_costs", "planning"},
+    "_auto": STAGES | {"_stages", "_kept_costs", "_expected", "planning"},
     "_precision": STAGES | {"_stages"},
     "pipeline": (
         PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "_precision", "planning", "previews"}

@@ -72,13 +72,14 @@ class Choice:
     """The plan to run, and those that it was chosen from, the fastest of each kind.
 
     sequential: the plan that any other is compared with: on one device, in one batch.
-    costs: that all of it was expected from.
+    costs: that all of it was expected from. basis: where the numbers of rounds are from, in words.
     """
 
     chosen: Candidate
     sequential: Candidate
     considered: tuple[Candidate, ...]
     costs: Costs = field(repr=False)
+    basis: str = ""
 
     @property
     def speedup(self) -> float:
@@ -99,6 +100,7 @@ class Choice:
             f"devices: {costs.devices}; calls with guidance take {costs.batch_factor:.2f} times those "
             f"without, and {costs.crowded:.2f} times as long while all devices are at work",
             "measured on these devices" if costs.measured else "assumed, not measured: times are in calls",
+            *([self.basis] if self.basis else []),
         ]
         for one in self.considered:
             mark = "*" if one is self.chosen else " "
