@@ -119,6 +119,8 @@ def planned(settings: Mapping[str, Any]) -> PlanSettings:
     """
     names = PlanSettings.__annotations__
     found = {name: value for name, value in settings.items() if name in names}
-    if settings.get("mask_image") is not None and found.get("strength") == 1:
+    strength = found.get("strength")
+    whole = isinstance(strength, int | float) and not isinstance(strength, bool) and strength == 1
+    if whole and settings.get("mask_image") is not None:
         del found["strength"]
     return cast(PlanSettings, found)

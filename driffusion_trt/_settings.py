@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -62,10 +62,12 @@ class Settings(PlanSettings, total=False):
 
 
 def check_names(settings: Mapping[str, Any]) -> None:
-    """Raises InputError for a setting that does not exist."""
-    for name in settings:
+    """Raises InputError for a setting that does not exist, or a whole number that no setting can be."""
+    for name, value in settings.items():
         if name not in Settings.__annotations__:
             raise InputError(f"there is no setting {name!r}{did_you_mean(name, Settings.__annotations__)}")
+        if isinstance(value, int) and value.bit_length() > 65:  # no float, and too long to be shown
+            raise InputError(f"{name} is a number of {value.bit_length()} bits; the most is 64")
 
 
 def texts(name: str, given: object) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ def scale(given: object) -> float:
     """A guidance scale."""
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise InputError(f"guidance_scale must be a number, not {given!r}")
-    if not math.isfinite(given) or given < 0:
+    if not 0 <= given <= sys.float_info.max:  # not NaN, nor a whole number that no float is near
         raise InputError(f"guidance_scale={given} was asked; it must be finite and at least 0")
     return float(given)
 
@@ -113,7 +115,11 @@ def scale(given: object) -> float:
 def seeds(given: object, pictures: int) -> Seed:
     """A seed for the whole batch, or one for each picture."""
     checked: Seed
-    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+    if (
+        isinstance(given, Iterable)
+        and not isinstance(given, str | bytes)
+        and getattr(given, "shape", None) != ()
+    ):
         checked = tuple(_seed(one) for one in given)
     else:
         checked = _seed(given)

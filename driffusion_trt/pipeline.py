@@ -192,13 +192,13 @@ class Pipeline:
         self._check_open()
         self._complain(request)
         try:
-            made = self._made(request, plan, watch)
+            made, folder = self._made(request, plan, watch)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error
             raise
         solver = settings.get("scheduler") or plan.schedule.solver
-        facts = request.settings(made.plan, made.stats, solver, self._model())
+        facts = request.settings(made.plan, made.stats, solver, _model(folder))
         return Result(made.images, made.latents, made.timings, made.plan, facts, made.stats)
 
     async def generate(self, prompt: str | Sequence[str], **settings: Unpack[Settings]) -> Result:
@@ -230,9 +230,10 @@ class Pipeline:
         if self._closed:
             raise LaneError("the pipeline is closed; load it again")
 
-    def _made(self, request: Request, plan: Plan, watch: Watch) -> Made:
+    def _made(self, request: Request, plan: Plan, watch: Watch) -> tuple[Made, ModelFolder]:
+        """What is made, and the folder that it was made with."""
         try:
-            return self._stages.run(request, plan, watch)
+            return self._stages.run(request, plan, watch), self.folder
         except NonFiniteError as error:
             if self._single is None:
                 raise
@@ -243,15 +244,12 @@ class Pipeline:
             if self._in_single is None:
                 self._in_single = Stages(self._single, self._devices, self._options)
                 self._again.callback(self._in_single.close)
-        return self._in_single.run(request, plan, watch)
+        return self._in_single.run(request, plan, watch), self._single
 
     @property
     def model_hash(self) -> str:
         """The first digits of the denoiser's SHA-256: which weights these are."""
-        return self.folder.manifest.files["onnx/denoiser.onnx"].sha256[:10]
-
-    def _model(self) -> dict[str, Any]:
-        return {"model": self.folder.manifest.family, "model_hash": self.model_hash}
+        return str(_model(self.folder)["model_hash"])
 
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""
@@ -267,3 +265,8 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _model(folder: ModelFolder) -> dict[str, Any]:
+    digest = folder.manifest.files["onnx/denoiser.onnx"].sha256
+    return {"model": folder.manifest.family, "model_hash": digest[:10]}

@@ -34,14 +34,14 @@ _REPLAYED: dict[str, tuple[type, ...]] = {
     "strength": (int, float),
     "model": (str,),
 }
-# They belong to a mode, and are taken with it only.
-_OF_MODE: dict[str, tuple[type, ...]] = {
+# They belong to a mode, and are taken with it only; sequential has none of them.
+OF_MODE: dict[str, tuple[type, ...]] = {
     "rounds": (int,),
     "order": (int,),
     "carry": (str,),
     "tolerance": (int, float),
 }
-_MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), **_OF_MODE}
+_MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), **OF_MODE}
 
 
 def read_prompts(words: list[str], file: str | None) -> list[str]:
@@ -124,7 +124,7 @@ def fill_from_picture(args: argparse.Namespace) -> None:
         )
     if args.mode is None:
         args.mode = settings.get("mode")
-        for name in _OF_MODE:
+        for name in OF_MODE:
             if getattr(args, name) is None:
                 setattr(args, name, settings.get(name))
     if args.model is None and settings.get("model", "demo") not in BUNDLED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,7 +166,7 @@ def make_plan(
     if mode in ("window", "tolerance"):
         return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance)
     for name, given in (("order", order), ("carry", carry), ("tolerance", tolerance)):
-        if given not in ("auto", None):
+        if given is not None and not _auto(given):
             raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
     steps = schedule.steps
     if mode == "skip":
@@ -198,13 +199,13 @@ def _window_plan(
         raise InputError(
             f"lanes={lanes} was asked; mode {mode!r} takes {WINDOW_LANES} at most: more are of no use to it"
         )
-    if order == "auto":
+    if _auto(order):
         order = 0 if schedule.eta else 1
-    if order not in (0, 1, 2) or not isinstance(order, int) or isinstance(order, bool):
+    if not isinstance(order, int) or isinstance(order, bool) or order not in (0, 1, 2):
         raise InputError(f"order must be 0, 1, 2 or 'auto', not {order!r}")
-    if carry == "auto":
+    if _auto(carry):
         carry = "x0" if mode == "tolerance" else "G"
-    if carry not in CARRIES:
+    if not isinstance(carry, str) or carry not in CARRIES:
         raise InputError(f"carry must be one of {', '.join(CARRIES)} or 'auto', not {carry!r}")
     if mode == "tolerance":
         settings = window.Settings(carry, order, None, _tolerance(tolerance))
@@ -218,10 +219,15 @@ def _window_plan(
     return WindowPlan(schedule, mode, lanes, steps, (), window.Settings(carry, order, strides))
 
 
+def _auto(given: object) -> bool:
+    """By type first: an array compares with a text element by element."""
+    return isinstance(given, str) and given == "auto"
+
+
 def _tolerance(given: object) -> float:
     if given is None:
         return TOLERANCE
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= sys.float_info.max:
         raise InputError(f"tolerance must be a number of at least 0, not {given!r}")
     return float(given)
 
