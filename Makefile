@@ -20,7 +20,11 @@ RUN_ARGS ?= --lanes 2 --mode aggressive --steps 50 --seed 7 -o fox.png
 #   make test TORCH="torch==2.13.0 --index-url <PyTorch's CPU index>"
 TORCH ?= torch==2.13.0
 
+# Processes that share the tests, file by file. Each may take 3 GB; WORKERS=0 runs all in one.
+WORKERS ?= 2
+
 PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALL := $(PY) -m pip install --quiet --constraint constraints.txt
 # The pins hold for the isolated build of the package too: older pip reads the first name, newer the second.
 export PIP_CONSTRAINT := constraints.txt
@@ -42,10 +46,10 @@ run: $(VENV)/.installed ## a picture from a prompt, on the CPU: PROMPT="..." RUN
 	$(VENV)/bin/driffusion-trt run "$(PROMPT)" $(RUN_ARGS)
 
 test: $(VENV)/.test ## the default test suite (not the slow and gpu ones): ARGS="-k plan"
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/.test ## builds that are killed at random moments, and the like: minutes
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-full: $(VENV)/.test ## SD2.1, SDXL and SD3 in full size to TensorRT-RTX plans, no GPU: half an hour, 24 GB
 	$(PY) -m bench.full_build $(ARGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -59,7 +59,9 @@ def check_auto(settings: Mapping[str, Any]) -> None:
         tolerance_of(settings["quality"])
     deadline = settings.get("deadline_ms")
     if deadline is not None and (
-        isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 0 < deadline < math.inf
+        isinstance(deadline, bool)
+        or not isinstance(deadline, int | float)
+        or not 0 < deadline <= sys.float_info.max
     ):
         raise InputError(f"deadline_ms must be a number of milliseconds above 0, not {deadline!r}")
 

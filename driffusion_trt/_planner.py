@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import threading
 import warnings
 from collections import OrderedDict
@@ -185,7 +185,7 @@ def scale(given: object) -> float:
     """A guidance scale. Raises InputError for what cannot be one."""
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise InputError(f"guidance_scale must be a number, not {given!r}")
-    if not math.isfinite(given) or given < 0:
+    if not 0 <= given <= sys.float_info.max:  # not NaN, nor a whole number that no float is near
         raise InputError(f"guidance_scale={given} was asked; it must be finite and at least 0")
     return float(given)
 
@@ -197,6 +197,8 @@ def planned(settings: Mapping[str, Any]) -> PlanSettings:
     """
     names = PlanSettings.__annotations__
     found = {name: value for name, value in settings.items() if name in names}
-    if settings.get("mask_image") is not None and found.get("strength") == 1:
+    strength = found.get("strength")
+    whole = isinstance(strength, int | float) and not isinstance(strength, bool) and strength == 1
+    if whole and settings.get("mask_image") is not None:
         del found["strength"]
     return cast(PlanSettings, found)

@@ -10,7 +10,7 @@ from . import __version__
 from ._errors import InputError
 from ._planner import flag, scale
 from ._settings import Seed, Size, check_names, pair, seeds, texts, whole
-from ._source import Source
+from ._source import Source, check_count
 from .models import ModelSpec
 from .sampling.plan import Plan
 from .sampling.sample import Stats
@@ -86,7 +86,7 @@ class Request:
             width,
             scale(spec.guidance_scale if wanted is None else wanted),
             seeds(settings.get("seed", 0), images * len(prompts)),
-            whole("clip_skip", settings.get("clip_skip") or 0, 0),
+            0 if settings.get("clip_skip") is None else whole("clip_skip", settings["clip_skip"], 0),
             sizes,
             negative_sizes,
             settings.get("vae_tiling"),
@@ -196,13 +196,8 @@ def _for_encoders(
 
 
 def _as_many(name: str, given: Sequence[str], prompts: int) -> Sequence[str]:
-    if len(given) == 1:
-        return [*given] * prompts
-    if len(given) != prompts:
-        raise InputError(
-            f"{len(given)} of {name} were given for {prompts} prompts; give one, or one for each"
-        )
-    return given
+    check_count(name, len(given), prompts)
+    return given if len(given) == prompts else [*given] * prompts
 
 
 def _negative(spec: ModelSpec, settings: Mapping[str, Any], prompts: int) -> list[Texts] | None:
@@ -210,7 +205,7 @@ def _negative(spec: ModelSpec, settings: Mapping[str, Any], prompts: int) -> lis
     others = [name for name in ("negative_prompt_2", "negative_prompt_3") if settings.get(name) is not None]
     if given is None and not others:
         return None
-    first = _as_many("negative_prompt", texts("negative_prompt", given or ""), prompts)
+    first = _as_many("negative_prompt", texts("negative_prompt", "" if given is None else given), prompts)
     return _for_encoders(spec, settings, "negative_prompt", first)
 
 

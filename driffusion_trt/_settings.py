@@ -68,10 +68,12 @@ class Settings(PlanSettings, total=False):
 
 
 def check_names(settings: Mapping[str, Any]) -> None:
-    """Raises InputError for a setting that does not exist."""
-    for name in settings:
+    """Raises InputError for a setting that does not exist, or a whole number that no setting can be."""
+    for name, value in settings.items():
         if name not in Settings.__annotations__:
             raise InputError(f"there is no setting {name!r}{did_you_mean(name, Settings.__annotations__)}")
+        if isinstance(value, int) and value.bit_length() > 65:  # no float, and too long to be shown
+            raise InputError(f"{name} is a number of {value.bit_length()} bits; the most is 64")
 
 
 def texts(name: str, given: object) -> tuple[str, ...]:
@@ -110,7 +112,11 @@ def pair(name: str, given: object, least: int) -> Size:
 def seeds(given: object, pictures: int) -> Seed:
     """A seed for the whole batch, or one for each picture."""
     checked: Seed
-    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+    if (
+        isinstance(given, Iterable)
+        and not isinstance(given, str | bytes)
+        and getattr(given, "shape", None) != ()
+    ):
         checked = tuple(_seed(one) for one in given)
     else:
         checked = _seed(given)

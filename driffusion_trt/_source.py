@@ -17,7 +17,7 @@ from PIL import Image
 from ._errors import InputError
 from .models import ModelSpec
 
-__all__ = ["Source", "resolved"]
+__all__ = ["Source", "check_count", "resolved"]
 
 Float32 = NDArray[np.float32]
 # By architecture: without and with a mask.
@@ -90,13 +90,13 @@ class Source:
         if settings.get("image") is None:
             return None
         pixels = _pixels("image", _given("image", settings["image"]), size)
-        _check_count("image", len(pixels), prompts)
+        check_count("image", len(pixels), prompts)
         pictures = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) * np.float32(2) - np.float32(1)
         facts = {"image_hash": _digest(pixels)}
         repaint = None
         if settings.get("mask_image") is not None:
             mask = _pixels("mask_image", _given("mask_image", settings["mask_image"]), size)
-            _check_count("mask_image", len(mask), prompts)
+            check_count("mask_image", len(mask), prompts)
             # Every latent is that of its first pixel: torch's `interpolate` with mode nearest.
             white = mask[:, None, :: spec.downscale, :: spec.downscale] >= 0.5
             repaint = white if len(white) == 1 else white.repeat(images, 0)
@@ -151,7 +151,8 @@ def _pixels(name: str, given: Float32 | list[Image.Image], size: tuple[int, int]
     return np.stack([np.asarray(one, np.float32) / np.float32(255) for one in resized])
 
 
-def _check_count(name: str, count: int, prompts: int) -> None:
+def check_count(name: str, count: int, prompts: int) -> None:
+    """Raises InputError unless there is one, or one for each prompt."""
     if count not in (1, prompts):
         raise InputError(f"{count} of {name} were given for {prompts} prompts; give one, or one for each")
 

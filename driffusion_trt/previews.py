@@ -64,8 +64,13 @@ _MAPS = {"sd21": _SD2, "sdxl": _SDXL, "sd3": _SD3}
 def preview(spec: ModelSpec, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
     """Pictures of one pixel for each place of the latents (B, C, h, w), in the sampler's scale.
 
-    Raises InputError where the latents are not of this family.
+    Raises InputError where the latents are no array of floats, or not of this family.
     """
+    if not isinstance(latents, np.ndarray) or latents.dtype.kind != "f":
+        kind = latents.dtype if isinstance(latents, np.ndarray) else type(latents).__name__
+        raise InputError(
+            f"latents must be an array of floats, (B, C, h, w), such as Result.latents, not {kind}"
+        )
     rows = np.array(_DEMO if spec.family == "demo" else _MAPS[spec.architecture], np.float32)
     if latents.ndim != 4 or latents.shape[1] != len(rows) - 1:
         raise InputError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from hypothesis.internal.conjecture import providers
+from shared import Shared
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +32,23 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 # The same examples on every run, and none refused for being slow on a busy machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
+# It also draws numbers that it finds in modules of ours: in those that happen to be loaded by then, which
+# depends on the tests that ran before in this process.
+providers._get_local_constants = lambda: providers._local_constants
+
+
+# Begun first, so that the processes of a run end at about the same time: `make test` hands out whole files in
+# this order. The second one exports the families that others wait for.
+LONG = (
+    *("test_build_killed", "test_start_from_image", "test_gpu_mutations", "test_loops", "test_gpu_faults"),
+    *("test_demo_to_onnx", "test_gpu_lanes", "test_families", "test_equal_to_diffusers", "test_gpu_families"),
+    *("test_images", "test_parity", "test_demo_quality", "test_starting", "test_schedule", "test_lora"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort them so; what is not named keeps its order."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
@@ -37,20 +58,43 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """For a family a folder with a reduced `checkpoint` and its `model` in float32; not to be changed."""
+def shared_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Folders that are made once for all processes of a run; not to be changed."""
+    folders = Shared(tmp_path_factory)
+    yield folders
+    assert folders.changed() == []
+
+
+@pytest.fixture(scope="session")
+def kernels_library(root: Path, shared_folders: Shared) -> Path:
+    """The kernels' host build, made by the project's own CMake."""
+    if shutil.which("c++") is None or shutil.which("cmake") is None:
+        pytest.skip("the kernels' host build needs CMake and a C++ compiler")
+    import gpulanes
+
+    folder = shared_folders("kernels", partial(gpulanes.build_kernels, root))
+    return gpulanes.kernels_in(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(shared_folders: Shared) -> Callable[[str], Path]:
+    """A reduced checkpoint of a family; not to be changed."""
     import reduced  # loads torch
 
-    root = tmp_path_factory.mktemp("families")
+    return lambda family: shared_folders(f"checkpoint-{family}", partial(reduced.save_checkpoint, family))
 
-    def make(family: str) -> Path:
-        folder = root / family
-        if not (folder / "model" / "manifest.json").exists():
-            checkpoint = reduced.save_checkpoint(family, folder / "checkpoint")
-            reduced.model_folder(family, checkpoint, folder / "model")
-        return folder
 
-    return make
+@pytest.fixture(scope="session")
+def families(shared_folders: Shared, checkpoints: Callable[[str], Path]) -> Callable[[str], Path]:
+    """For a family a folder with a reduced `checkpoint` and its `model` in float32; not to be changed."""
+    import reduced
+
+    def make(family: str, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "checkpoint").symlink_to(checkpoints(family))
+        reduced.model_folder(family, folder / "checkpoint", folder / "model")
+
+    return lambda family: shared_folders(f"family-{family}", partial(make, family))
 
 
 @pytest.fixture(scope="session")

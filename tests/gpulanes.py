@@ -37,6 +37,11 @@ def build_kernels(root: Path, folder: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning" not in done.stdout + done.stderr
+    return kernels_in(folder)
+
+
+def kernels_in(folder: Path) -> Path:
+    """The library in a folder where it was built."""
     (path,) = folder.rglob("libdriffusion_kernels_host.so")
     return path
 

@@ -564,6 +564,32 @@ def test_json_is_all_that_goes_to_stdout(model: str, capsys: pytest.CaptureFixtu
     assert err.startswith("warning: 'zebra': the model does not know 'zebra'")
 
 
+def test_json_says_what_a_plan_that_adapts_took(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "run fox cat --mode tolerance --tolerance 0.005 --steps 20 --lanes 4 --devices 1 --json"
+    assert main([*words.split(), "--model", model]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    with Pipeline.load(model, devices=1) as pipe:
+        stats = [
+            pipe(name, seed=seed, mode="tolerance", tolerance=0.005, steps=20, lanes=4).stats
+            for seed, name in enumerate(("fox", "cat"))
+        ]
+    wanted = [{"sequential_calls": one.rounds, "model_calls": one.predictions} for one in stats]
+    assert facts["taken"] == wanted
+    assert min(one.rounds for one in stats) > facts["plan"]["sequential_calls"], "a plan knows the least only"
+
+
+@pytest.mark.parametrize("words", ["--clip-skip 1", "--clip-skip 1 --compare", "--height 12"])
+def test_a_folder_is_made_only_for_a_picture(
+    here: Path, model: str, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    """What the networks refuse shows once they are loaded."""
+    line = ["run", "fox", "--steps", "2", "--model", model, "-o", "new/"]
+    assert main([*line, *words.split()]) == 2
+    assert "error: " in capsys.readouterr().err and not (here / "new").exists()
+    assert main(line) == 0
+    assert [path.name for path in (here / "new").iterdir()] == ["fox-0.png"]
+
+
 def test_quiet_prints_paths_and_warnings_only(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "zebra", "fox zebra", "zebra", "--steps", "2", "--model", model, "-q"]) == 0
     out, err = capsys.readouterr()

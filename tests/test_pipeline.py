@@ -613,10 +613,33 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"clip_skip": -1}, "clip_skip must be a whole number of at least 0"),
     ({"clip_skip": 1}, "was built without its inner layers; leave it out"),
     ({"cancel": True}, "cancel must be a threading.Event, not True"),
+    ({"mode": "tolerance", "tolerance": np.ones(2)}, "tolerance must be a number of at least 0, not array"),
+    ({"tolerance": np.ones(2)}, "it goes with mode 'window' or 'tolerance'"),
+    ({"mode": "window", "order": np.arange(2)}, "order must be 0, 1, 2 or 'auto', not array"),
+    ({"order": np.arange(2)}, "it goes with mode 'window' or 'tolerance'"),
+    ({"mode": "window", "carry": np.arange(2)}, "carry must be one of G, x0 or 'auto', not array"),
+    ({"clip_skip": np.arange(2)}, "clip_skip must be a whole number of at least 0, not array"),
+    ({"negative_prompt": np.arange(2)}, "negative_prompt must be a text, not array"),
+    ({"negative_prompt": {}}, "negative_prompt must be a text, not {}"),
+    ({"seed": np.array(1.5)}, "seed must be a whole number"),
+    *(
+        ({"mode": "tolerance", name: 10**digits}, f"{name} is a number of {(10**digits).bit_length()} bits")
+        for name in (
+            "guidance_scale",
+            "tolerance",
+            "eta",
+            "strength",
+            "height",
+            "seed",
+            "num_images",
+            "lanes",
+        )
+        for digits in (20, 400, 5000)
+    ),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "message"), REFUSED, ids=[str(wrong) for wrong, _ in REFUSED])
+@pytest.mark.parametrize(("wrong", "message"), REFUSED, ids=[message[:60] for _, message in REFUSED])
 def test_a_wrong_argument_is_refused_before_any_work(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
 ) -> None:
@@ -799,6 +822,17 @@ def test_retry_in_fp32_makes_the_picture_with_the_other_folder(folder: Path, tmp
                 got = pipe(PROMPT, steps=STEPS)
             assert got.images[0].tobytes() == wanted.images[0].tobytes()
     pipe.close()
+
+
+def test_a_picture_that_was_made_again_names_the_weights_that_made_it(folder: Path, tmp_path: Path) -> None:
+    broken = edited(folder, tmp_path / "model", scaling_factor=1e-38)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files["onnx/denoiser.onnx"]["sha256"] = "5" * 64
+    edited(folder, tmp_path / "model-fp32", precision="fp32", files=files)
+    with Pipeline.load(broken, devices=1, nan_policy="retry-fp32") as pipe:
+        with pytest.warns(PrecisionWarning):
+            got = pipe(PROMPT, steps=STEPS)
+        assert got.settings[0]["model_hash"] == "5" * 10 != pipe.model_hash
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,20 @@ def test_every_family_has_a_map_of_its_channels(family: str) -> None:
     assert np.asarray(first).std() > 10 and first.tobytes() != second.tobytes()
     with pytest.raises(InputError, match=f"are none of {family}; expected"):
         preview(spec, latents[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("latents", "kind"),
+    [
+        ([[1.0]], "list"),
+        (None, "NoneType"),
+        (np.zeros((1, 4, 2, 2), np.int64), "int64"),
+        (np.array("x"), "<U1"),
+    ],
+)
+def test_latents_of_another_kind_are_refused(latents: Any, kind: str) -> None:
+    with pytest.raises(InputError, match=f"latents must be an array of floats.* not {kind}"):
+        preview(MODELS["sdxl"], latents)
 
 
 def test_a_map_is_linear_and_numbers_that_are_none_are_no_error() -> None:

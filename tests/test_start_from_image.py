@@ -217,6 +217,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"strength": 1.5}, "strength must be a number above 0, and at most 1, not 1.5"),
     ({"strength": "much"}, "strength must be a number above 0"),
     ({"strength": True}, "strength must be a number above 0"),
+    ({"strength": True, "mask_image": mask()}, "strength must be a number above 0"),
+    ({"strength": np.ones(2), "mask_image": mask()}, "strength must be a number above 0"),
     ({"strength": float("nan")}, "strength must be a number above 0"),
     ({"strength": 0.2, "steps": 4}, "strength=0.2 of 4 steps leaves none to run; take more of either"),
     ({"image": None, "strength": 0.5}, "strength was given without a picture to start from"),

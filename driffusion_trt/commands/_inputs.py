@@ -35,15 +35,15 @@ _REPLAYED: dict[str, tuple[type, ...]] = {
     "strength": (int, float),
     "model": (str,),
 }
-# They belong to a mode, and are taken with it only.
-_OF_MODE: dict[str, tuple[type, ...]] = {
+# They belong to a mode, and are taken with it only; sequential has none of them.
+OF_MODE: dict[str, tuple[type, ...]] = {
     "rounds": (int,),
     "order": (int,),
     "carry": (str,),
     "tolerance": (int, float),
     "blocks": (list,),
 }
-_MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), **_OF_MODE}
+_MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), **OF_MODE}
 
 
 def read_prompts(words: list[str], file: str | None) -> list[str]:
@@ -127,7 +127,7 @@ def fill_from_picture(args: argparse.Namespace) -> None:
     if args.mode is None:
         args.mode = settings.get("mode")
         counted = args.rounds is not None or args.blocks is not None  # either says how many rounds
-        for name in _OF_MODE:
+        for name in OF_MODE:
             if getattr(args, name) is None and not (counted and name in ("rounds", "blocks")):
                 setattr(args, name, settings.get(name))
     if args.model is None and settings.get("model", "demo") not in BUNDLED:

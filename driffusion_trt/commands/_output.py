@@ -51,18 +51,22 @@ def comparison(path: Path) -> Path:
 
 
 def check_writable(paths: Sequence[Path], *, make_folder: bool) -> None:
-    """Make sure that files can be written at `paths`, which lie in one folder.
+    """Make sure that files can be written at `paths`, which lie in one folder; nothing is left behind.
 
-    make_folder: make the folder if it is missing (its own parent must be there).
+    make_folder: the folder may be missing, and will be made in its own parent, which must be there.
 
     Raises InputError with the reason.
     """
     folder = paths[0].parent
     if make_folder and not folder.exists() and folder.parent.is_dir():
         try:
-            folder.mkdir()
+            folder.mkdir()  # only this shows whether it can be
         except OSError as error:
             raise InputError(f"the output folder {folder} cannot be made ({error.strerror})") from error
+        try:
+            return check_writable(paths, make_folder=False)
+        finally:
+            folder.rmdir()
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(f"the output folder {folder} {what}; make it first, or write elsewhere with -o")

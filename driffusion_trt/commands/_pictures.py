@@ -23,20 +23,20 @@ from ..pipeline import Pipeline
 from ..runtime.devices import Asked, choose_devices
 from ..sampling.noise import noise_streams
 from ..sampling.plan import Plan, default_lanes
-from ..sampling.sample import RoundDone
+from ..sampling.sample import RoundDone, Stats
 from ._choosing import name_plan
 from ._compare import HOW_MEASURED, Comparison, compare
 from ._console import Console, Tick
-from ._inputs import fill_from_picture, read_prompts, read_start
+from ._inputs import OF_MODE, fill_from_picture, read_prompts, read_start
 from ._output import check_writable, comparison, places
 
 # Options that `Pipeline.__call__` takes by the same name.
 _SETTINGS = (
     *("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "height", "width"),
-    *("steps", "guidance_scale", "mode", "lanes", "split_guidance", "rounds", "order", "carry", "tolerance"),
-    *("blocks", "quality", "deadline_ms", "scheduler", "eta", "clip_skip"),
+    *("steps", "guidance_scale", "mode", "lanes", "split_guidance", "quality", "deadline_ms"),
+    *("scheduler", "eta", "clip_skip", *OF_MODE),
 )
-_NOT_SEQUENTIAL = ("rounds", "order", "carry", "tolerance", "blocks", "split_guidance")
+_NOT_SEQUENTIAL = (*OF_MODE, "split_guidance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class _Done:
 
     settings: list[dict[str, Any]] = field(default_factory=list)
     batches: list[Timings] = field(default_factory=list)
+    stats: list[Stats] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     devices: int = 0
@@ -115,7 +116,7 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
 
 
 def _checked(args: argparse.Namespace) -> _Job:
-    """Every check that needs no network; the folder for the pictures may be made here."""
+    """Every check that needs no network."""
     if args.from_picture is not None:
         fill_from_picture(args)
     if args.explain and args.mode not in (None, "auto"):
@@ -223,11 +224,13 @@ def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
             label = "" if len(job.batches) == 1 else f"batch {number + 1} of {len(job.batches)}, "
             ask = {"prompt": [p.prompt for p in batch], "seed": [p.seed for p in batch], **job.settings}
             result = pipe(**ask, callback_on_round_end=_watch(tick, each * number, label))
+            batch[0].path.parent.mkdir(exist_ok=True)  # not before: the call may have been refused
             for picture, image, facts in zip(batch, result.images, result.settings, strict=True):
                 save_png(image, picture.path, facts)
                 done.paths.append(picture.path)
             done.settings += result.settings
             done.batches.append(result.timings)
+            done.stats.append(result.stats)
             if job.compare:
                 exact = {name: value for name, value in ask.items() if name not in _NOT_SEQUENTIAL}
                 exact["mode"] = "sequential"
@@ -278,6 +281,8 @@ def _facts(job: _Job, done: _Done, timings: dict[str, float]) -> dict[str, Any]:
             "model_calls": plan.model_calls,
             "ideal_speedup": plan.ideal_speedup,
         },
+        # Batch by batch: a plan that adapts says beforehand only how few calls there can be.
+        "taken": [{"sequential_calls": one.rounds, "model_calls": one.predictions} for one in done.stats],
         "timings": timings | {"rounds_ms": [list(item.rounds_ms) for item in done.batches]},
     }
     if job.compare:

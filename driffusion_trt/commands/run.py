@@ -40,8 +40,20 @@ def _what(group: argparse._ArgumentGroup) -> None:
     for which, place in ((2, "second"), (3, "third")):
         option(group, f"--prompt-{which}", "TEXT", f"for the {place} text encoder (default: PROMPT)")
         option(group, f"--negative-prompt-{which}", "TEXT", "the same, to lead away from")
-    option(group, "--height", "N", "of the pictures in pixels (default: the model's)", type=whole)
-    option(group, "--width", "N", "of the pictures in pixels (default: the model's)", type=whole)
+    option(
+        group,
+        "--height",
+        "N",
+        "of the pictures in pixels (default: that of --image, or the model's)",
+        type=whole,
+    )
+    option(
+        group,
+        "--width",
+        "N",
+        "of the pictures in pixels (default: that of --image, or the model's)",
+        type=whole,
+    )
     option(group, "--model", "NAME", "a model folder, or the bundled model (default: demo)")
     option(
         group,

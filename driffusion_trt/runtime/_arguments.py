@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._errors import InputError, did_you_mean
+from ..sampling.window import OBSERVED_ROWS
 
 __all__ = [
     "GRAM_ROWS",
@@ -33,7 +34,7 @@ __all__ = [
     "vectors_fit",
 ]
 
-MAX_COLUMNS, MAX_ROWS, GRAM_ROWS, STRANDS = 40, 16, 4, 1024
+MAX_COLUMNS, MAX_ROWS, GRAM_ROWS, STRANDS = 40, 16, OBSERVED_ROWS, 1024
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 _KINDS: dict[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2}

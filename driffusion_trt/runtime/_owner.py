@@ -7,11 +7,11 @@ import sys
 import threading
 import warnings
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from .._errors import InputError
+from .._errors import DeviceError, InputError
 
-__all__ = ["Owner"]
+__all__ = ["Owner", "Owners"]
 
 # Closing is rare and may be done by the collector on any thread, in the middle of another close.
 _LOCK = threading.RLock()
@@ -92,3 +92,21 @@ class Owner:
         warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, source=self, stacklevel=2)
         with contextlib.suppress(Exception):
             self.close()
+
+
+T = TypeVar("T", bound=Owner)
+
+
+class Owners(list[Owner]):
+    """What belongs to one that gives it all back together."""
+
+    def own(self, owner: T) -> T:
+        """Add it, and return it."""
+        self.append(owner)
+        return owner
+
+    def close(self) -> None:
+        """Close them, the last one first; a broken device takes nothing back."""
+        while self:
+            with contextlib.suppress(DeviceError):
+                self.pop().close()

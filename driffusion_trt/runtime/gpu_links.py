@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from .._errors import DeviceError
 from ._driver import Device
-from ._owner import Owner
+from ._owner import Owners
 from ._resources import DeviceMemory, PinnedMemory, Stream
 from .gpu_request import Form, Request
 from .gpu_worker import Worker
@@ -40,7 +38,7 @@ class WorkerLink:
         self.worker, self.lead = worker, lead
         self.how = "same" if worker.device is lead else "staged" if staged else "peer"
         self.request: Request = worker.request(form)
-        self._owners: list[Owner] = []
+        self._owners = Owners()
         try:
             if self.how == "staged":
                 self._out = self._pinned(self.request.message_bytes)
@@ -51,9 +49,7 @@ class WorkerLink:
             raise
 
     def _pinned(self, size_bytes: int) -> PinnedMemory:
-        memory = PinnedMemory(self.lead, size_bytes)
-        self._owners.append(memory)
-        return memory
+        return self._owners.own(PinnedMemory(self.lead, size_bytes))
 
     def post(self, stream: Stream, outbox: int) -> None:
         """On the lead's stream, before the worker may go on."""
@@ -101,7 +97,7 @@ class WorkerLink:
 
     def close(self) -> None:
         """Give the pinned memory back."""
-        _close(self._owners)
+        self._owners.close()
 
 
 class LaneLink:
@@ -114,7 +110,7 @@ class LaneLink:
 
     def __init__(self, lead: Device, lane: Lane, form: Form, staged: Sequence[bool]) -> None:
         self.form = form
-        self._owners: list[Owner] = []
+        self._owners = Owners()
         self.links: list[WorkerLink] = []
         self.received: tuple[int, ...] = ()
         try:
@@ -131,18 +127,10 @@ class LaneLink:
             raise
 
     def _memory(self, device: Device, size_bytes: int) -> int:
-        memory = DeviceMemory(device, size_bytes)
-        self._owners.append(memory)
-        return memory.address
+        return self._owners.own(DeviceMemory(device, size_bytes)).address
 
     def close(self) -> None:
         """Give back what lies between lead and lane; the requests are the workers'."""
         while self.links:
             self.links.pop().close()
-        _close(self._owners)
-
-
-def _close(owners: list[Owner]) -> None:
-    while owners:
-        with contextlib.suppress(DeviceError):  # a broken device takes nothing back
-            owners.pop().close()
+        self._owners.close()

@@ -16,7 +16,7 @@ from ..engines.session import DeviceBuffer, TensorInfo
 from ..engines.trt_session import BoundEngine, TensorRTSession
 from ._device_errors import short_of_memory
 from ._driver import Device
-from ._owner import Owner
+from ._owner import Owners
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
 from .gpu_scratch import Scratch
 from .gpu_sessions import close_session, keep_for_ever
@@ -182,8 +182,8 @@ class _Form:
         scratch: Scratch,
         shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
-        self._owners: list[Owner] = []
-        self._device, self._scratch = device, scratch
+        self._owners = Owners()
+        self._device = device
         self._bound: BoundEngine | None = None
         self._pinned: dict[str, PinnedMemory] = {}
         try:
@@ -194,23 +194,16 @@ class _Form:
             self._outputs = {
                 name: self._make(name, s, session.outputs[name].dtype) for name, s in outputs.items()
             }
-            self._bound = session.bind(self._inputs, self._outputs, self._lend)
+            self._bound = session.bind(self._inputs, self._outputs, scratch.lender(self._owners))
         except BaseException:
             self.close()
             raise
 
     def _make(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceBuffer:
         size_bytes = int(np.prod(shape)) * dtype.itemsize
-        memory = DeviceMemory(self._device, size_bytes)
-        self._owners.append(memory)
-        self._pinned[name] = PinnedMemory(self._device, size_bytes)
-        self._owners.append(self._pinned[name])
+        memory = self._owners.own(DeviceMemory(self._device, size_bytes))
+        self._pinned[name] = self._owners.own(PinnedMemory(self._device, size_bytes))
         return DeviceBuffer(memory.address, shape, dtype)
-
-    def _lend(self, size_bytes: int) -> int:
-        loan = self._scratch.lend(size_bytes)
-        self._owners.append(loan)
-        return loan.address
 
     def _array(self, name: str, buffer: DeviceBuffer) -> Array:
         return self._pinned[name].array(buffer.dtype, buffer.shape)
@@ -231,6 +224,4 @@ class _Form:
         if self._device.lost:
             keep_for_ever(self._bound)
         self._bound = None
-        while self._owners:
-            with contextlib.suppress(DeviceError):
-                self._owners.pop().close()
+        self._owners.close()

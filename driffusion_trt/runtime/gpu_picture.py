@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,10 @@ from ..sampling.plan import Plan
 from ..sampling.rounds import Observation
 from ..sampling.skip import draws_noise
 from ..sampling.tables import Column
-from ._arguments import MAX_COLUMNS, MAX_ROWS
+from ._arguments import GRAM_ROWS, MAX_COLUMNS, MAX_ROWS
 from ._device_errors import short_of_memory
 from ._driver import Device
-from ._owner import Owner
+from ._owner import Owners
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
 from .gpu_kept import Kept
 from .gpu_links import Lane, LaneLink, requested
@@ -29,9 +28,6 @@ from .gpu_worker import Worker
 from .kernels import Kernels, gram_partials_bytes
 
 __all__ = ["Lead", "Picture", "WorkerFailed", "failure_of"]
-
-T = TypeVar("T", bound=Owner)
-_GRAM_ROWS = 4
 
 
 class WorkerFailed(LaneError):
@@ -85,7 +81,8 @@ class Picture:
     ) -> None:
         self.lead, self.plan, self.form = lead, plan, form
         self._lanes, self._staged = lanes, staged
-        self._owners: list[Owner] = []
+        self._owners = Owners()
+        self._own = self._owners.own
         self.lane_links: dict[tuple[int, int], LaneLink] = {}  # by lane and number of drafts
         self._branches: tuple[Conditioning, ...] = ()
         self.guidance_scale = 1.0
@@ -124,10 +121,6 @@ class Picture:
             self.events(len(self.rounds) - 1, self.rounds[-1])
         self.end = self.slots[Column("state", schedule.steps)] if self.rounds else 0
 
-    def _own(self, owner: T) -> T:
-        self._owners.append(owner)
-        return owner
-
     def compiler(self) -> Compiler:
         """For a walk from the start; the starting state then has its place, `begin`."""
         pictures = self.form.pictures
@@ -151,9 +144,9 @@ class Picture:
         """Scratch memory, and the result of one table of an observation; most plans make none."""
         lead, pictures = self.lead.device, self.form.pictures
         if self._partials is None:
-            self._partials = self._own(DeviceMemory(lead, gram_partials_bytes(pictures, _GRAM_ROWS)))
+            self._partials = self._own(DeviceMemory(lead, gram_partials_bytes(pictures, GRAM_ROWS)))
         while len(self._grams) <= number:
-            self._grams.append(self._own(PinnedMemory(lead, 8 * pictures * _GRAM_ROWS**2)))
+            self._grams.append(self._own(PinnedMemory(lead, 8 * pictures * GRAM_ROWS**2)))
         return self._partials.address, self._grams[number].address
 
     def clean_places(self) -> tuple[int, int]:
@@ -166,7 +159,9 @@ class Picture:
         """For inpainting; made at the first call, since most pictures keep nothing."""
         if self._kept is None:
             lead = self.lead
-            self._kept = Kept(lead.device, lead.kernels, self.plan.schedule, self.latent_bytes, self._own)
+            self._kept = Kept(
+                lead.device, lead.kernels, self.plan.schedule, self.latent_bytes, self._owners.own
+            )
         return self._kept
 
     def observed(self, rows: Sequence[int]) -> Observation:
@@ -279,9 +274,7 @@ class Picture:
         while self.lane_links:
             self.lane_links.popitem()[1].close()
         self.slots.close()
-        while self._owners:
-            with contextlib.suppress(DeviceError):  # a broken device takes nothing back
-                self._owners.pop().close()
+        self._owners.close()
 
 
 def _passed(event: Event) -> bool:

@@ -103,7 +103,8 @@ class Request:
         self.result = self._output.address
         if form.branches == 2 or self._output.dtype != np.float32:
             self.result = self._memory(self.result_bytes).address
-        self._bound = session.bind(self._inputs, {output: self._output}, self._scratch)
+        lend = worker.scratch.lender(self._owners)
+        self._bound = session.bind(self._inputs, {output: self._output}, lend)
         self._launches = self._pack()
         self._staging = self._pinned_for_conditioning()
         self._capture()
@@ -125,11 +126,6 @@ class Request:
         memory = DeviceMemory(self._worker.device, size_bytes)
         self._owners.append(memory)
         return memory
-
-    def _scratch(self, size_bytes: int) -> int:
-        loan = self._worker.scratch.lend(size_bytes)
-        self._owners.append(loan)
-        return loan.address
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[np.float32]) -> DeviceBuffer:
         return DeviceBuffer(self._memory(int(np.prod(shape)) * dtype.itemsize).address, shape, dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +16,7 @@ from ..sampling.sample import RoundDone, Sampled, Stats
 from ..sampling.tables import Column, Float64
 from ._driver import Device
 from ._resources import Event
+from .gpu_deadline import Deadline
 from .gpu_kept import Kept, Places
 from .gpu_picture import Picture, WorkerFailed, blame, failure_of
 from .gpu_request import Conditioning
@@ -62,11 +62,11 @@ class _Run:
         self._picture, self._on_round = picture, on_round
         self._known = known
         self._kept: Kept | None = None
-        self._deadline_s, self._end = deadline_s, time.monotonic() + deadline_s
-        self._enqueued = self._passed = self._state = self._predictions = 0
+        self._deadline = Deadline(deadline_s, lambda: picture.passed(self._enqueued))
+        self._enqueued = self._state = self._predictions = 0
         self._clean_at = self._clean_next = self._telling = 0
         self._clean_places = (0, 0)
-        self._begun, self._thread = 0.0, threading.get_ident()
+        self._thread = threading.get_ident()
         self._drift: Float64 | None = None
 
     def run(self, noise: Float32, streams: NoiseStreams, branches: tuple[Conditioning, ...]) -> Sampled:
@@ -160,8 +160,7 @@ class _Run:
                 self._wait(picture.final)
             observation = picture.observed([len(table.targets) for table in item.observe])
             if self._known is not None:  # the rest is what it was: nothing can be off there
-                share = self._known.share()
-                observation = tuple(gram / share for gram in observation)
+                observation = tuple(gram / self._known.share for gram in observation)
             try:
                 item = walk.send(observation or None)
             except StopIteration as end:
@@ -230,13 +229,13 @@ class _Run:
     def _tell(self, number: int, state: int) -> None:
         assert self._on_round is not None
         plan = self._picture.plan
-        self._telling, self._begun = number, time.monotonic()
+        self._telling = number
         rounds, look = plan.expected_rounds(number, state), partial(self._look, number)
         try:
-            self._on_round(RoundDone(number, rounds, state, plan.schedule.steps, look))
+            with self._deadline.paused():
+                self._on_round(RoundDone(number, rounds, state, plan.schedule.steps, look))
         finally:
             self._telling = 0
-            self._end += time.monotonic() - self._begun  # the devices are not to blame for that
             lead = self._picture.lead.device
             with blame(lead):
                 lead.make_current(again=True)  # code of others may have left another context current
@@ -247,23 +246,20 @@ class _Run:
             raise InputError(
                 f"the latents of round {number} are no longer on the GPU; ask for them within the callback"
             )
-        picture, lead, now = self._picture, self._picture.lead, time.monotonic()
-        self._end, self._begun = self._end + now - self._begun, now
-        with blame(lead.device):
-            lead.device.make_current(again=True)
-            lead.stream.copy_to_host(picture.latents.address, self._clean_at, picture.latent_bytes)
-            picture.final.record(lead.stream)
-        self._wait(picture.final)
-        self._begun = time.monotonic()
+        picture, lead = self._picture, self._picture.lead
+        with self._deadline.going():
+            with blame(lead.device):
+                lead.device.make_current(again=True)
+                lead.stream.copy_to_host(picture.latents.address, self._clean_at, picture.latent_bytes)
+                picture.final.record(lead.stream)
+            self._wait(picture.final)
         form = picture.form
         return np.array(picture.latents.array(np.float32, (form.pictures, *form.shape)))
 
     def _wait(self, event: Event) -> None:
         found: dict[Device, DeviceError] = {}
         try:
-            while not (there := event.wait(max(0.0, self._end - time.monotonic()))) and self._goes_on():
-                pass
-            if there:
+            if self._deadline.wait(event):
                 return
         except DeviceError as error:
             found[event.device] = error
@@ -273,15 +269,7 @@ class _Run:
         for device in late:
             device.lost = True
         names = " and ".join(device.title for device in late)
-        raise WorkerFailed(f"{names} did not answer within {self._deadline_s:g} s", late)
-
-    def _goes_on(self) -> bool:
-        """Whether something got done since this was asked last; then there is as much time again."""
-        passed = self._picture.passed(self._enqueued)
-        goes_on, self._passed = passed > self._passed, passed
-        if goes_on:
-            self._end = time.monotonic() + self._deadline_s
-        return goes_on
+        raise WorkerFailed(f"{names} did not answer within {self._deadline.seconds:g} s", late)
 
     def _check_finite(self) -> None:
         picture = self._picture

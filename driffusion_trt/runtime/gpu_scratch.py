@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ._driver import Device
 from ._owner import Owner
 from ._resources import DeviceMemory
@@ -36,3 +38,13 @@ class Scratch:
         loan = Loan(memory)
         memory.close()  # now it ends with its last loan
         return loan
+
+    def lender(self, owners: list[Owner]) -> Callable[[int], int]:
+        """What `TensorRTSession.bind` wants: it lends, puts the loan to the owners, and says where it is."""
+
+        def lend(size_bytes: int) -> int:
+            loan = self.lend(size_bytes)
+            owners.append(loan)
+            return loan.address
+
+        return lend

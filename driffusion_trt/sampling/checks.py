@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
 from .._errors import InputError
 
@@ -15,7 +15,7 @@ def check_tolerance(given: object, default: float = TOLERANCE) -> float:
     """A tolerance. Raises InputError for what cannot be one."""
     if given is None:
         return default
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= sys.float_info.max:
         raise InputError(f"tolerance must be a number of at least 0, not {given!r}")
     return float(given)
 

@@ -6,7 +6,7 @@ eq. 8) and Blended Latent Diffusion (2206.02779, section 4.1); diffusers' pipeli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Known:
     latents: the clean picture, float32 (B, *shape).
     noise: unit normal of the same shape, the one that state 0 was made with.
     repaint: bool, True where the picture is made anew; it must broadcast to the latents.
+    share: of each picture that is made anew, (B, 1, 1); one element at least, so that it divides.
 
     Raises InputError for arrays of another kind, or shapes that do not go together.
     """
@@ -32,6 +33,7 @@ class Known:
     latents: Float32
     noise: Float32
     repaint: NDArray[np.bool_]
+    share: NDArray[np.float64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, kind in (("latents", np.float32), ("noise", np.float32), ("repaint", np.bool_)):
@@ -48,18 +50,15 @@ class Known:
             raise InputError(
                 f"repaint of shape {self.repaint.shape} does not go with latents of {self.latents.shape}"
             )
+        every = np.broadcast_to(self.repaint, self.latents.shape).reshape(len(self.latents), -1)
+        share = np.maximum(every.mean(1), 1 / every.shape[1])[:, None, None]
+        object.__setattr__(self, "share", share)
 
     def at(self, schedule: Schedule, state: int) -> Float32:
         """The known picture at the level of a state, a·x0 + s·ε; state T is the clean one."""
         if state == schedule.steps:
             return self.latents
         return noisy(schedule, state, self.latents, self.noise)
-
-    def share(self) -> NDArray[np.float64]:
-        """Of each picture that is made anew, (B, 1, 1); one element at least, so that it divides."""
-        every = np.broadcast_to(self.repaint, self.latents.shape).reshape(len(self.latents), -1)
-        share: NDArray[np.float64] = np.maximum(every.mean(1), 1 / every.shape[1])[:, None, None]
-        return share
 
     def into(self, schedule: Schedule, state: int, latents: Float32) -> Float32:
         """`latents`, which are of this state, where they are made anew, and the known picture elsewhere.

@@ -184,7 +184,7 @@ def make_plan(
     if mode in ("window", "tolerance"):
         return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance, blocks)
     for name, given in (("order", order), ("carry", carry)):
-        if given not in ("auto", None):
+        if given is not None and not _auto(given):
             raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
     if mode == "paradigms":
         from .paradigms import paradigms_plan  # which is built on what is here
@@ -245,13 +245,13 @@ def _window_plan(
         raise InputError(
             f"lanes={lanes} was asked; mode {mode!r} takes {WINDOW_LANES} at most: more are of no use to it"
         )
-    if order == "auto":
+    if _auto(order):
         order = 0 if schedule.eta else 1
-    if order not in (0, 1, 2) or not isinstance(order, int) or isinstance(order, bool):
+    if not isinstance(order, int) or isinstance(order, bool) or order not in (0, 1, 2):
         raise InputError(f"order must be 0, 1, 2 or 'auto', not {order!r}")
-    if carry == "auto":
+    if _auto(carry):
         carry = "x0" if mode == "tolerance" else "G"
-    if carry not in CARRIES:
+    if not isinstance(carry, str) or carry not in CARRIES:
         raise InputError(f"carry must be one of {', '.join(CARRIES)} or 'auto', not {carry!r}")
     if mode == "tolerance":
         allowed, least = check_tolerance(tolerance), window.least_rounds(steps, lanes)
@@ -275,6 +275,11 @@ def strides_of(schedule: Schedule, lanes: int, rounds: int | None) -> tuple[int,
     count = least if rounds is None else rounds
     check_whole("rounds", count, least, schedule.steps)
     return window.strides(schedule.steps, count, short_last=schedule.solver == "flow" and count == least)
+
+
+def _auto(given: object) -> bool:
+    """By type first: an array compares with a text element by element."""
+    return isinstance(given, str) and given == "auto"
 
 
 def default_lanes(devices: int, steps: int) -> int:

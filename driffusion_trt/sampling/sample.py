@@ -251,7 +251,7 @@ class _Latents:
     def _gram(self, table: Table) -> Float64:
         rows = np.stack([row.reshape(len(row), -1) for row in table.apply(self.held)], 1).astype(np.float64)
         gram: Float64 = np.einsum("brd,bsd->brs", rows, rows) / rows.shape[-1]
-        return gram if self._known is None else gram / self._known.share()
+        return gram if self._known is None else gram / self._known.share
 
     def _blended(self, target: Column, latents: Float32) -> Float32:
         """States and drafts are of what is known where that stays; a solver's memory need not be."""

@@ -58,21 +58,27 @@ class Table:
     targets: tuple[Column, ...]
     columns: tuple[Column, ...]
     coefficients: Float64
-    _terms: tuple[tuple[tuple[Column, Float32], ...], ...] = field(init=False, repr=False)
+    _terms: list[list[tuple[Column, Float32]]] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         assert self.coefficients.shape[-2:] == (len(self.targets), len(self.columns))
         self.coefficients.setflags(write=False)
-        single = self.coefficients.astype(np.float32)
-        terms = tuple(
-            tuple(
-                (column, single[..., row, at])
-                for at, column in enumerate(self.columns)
-                if np.any(self.coefficients[..., row, at])
-            )
-            for row in range(len(self.targets))
-        )
-        object.__setattr__(self, "_terms", terms)
+
+    def _rows(self) -> list[list[tuple[Column, Float32]]]:
+        """For each row the columns that it has, and how much of each; kept, as a plan is run many times.
+
+        GPU lanes, which may get another table every round, read `coefficients` and have no use for it.
+        """
+        if self._terms is None:
+            single = self.coefficients.astype(np.float32)
+            used = self.coefficients != 0
+            used = used.any(0) if used.ndim == 3 else used
+            terms: list[list[tuple[Column, Float32]]] = [[] for _ in self.targets]
+            for row, at in zip(*map(np.ndarray.tolist, np.nonzero(used)), strict=True):
+                terms[row].append((self.columns[at], single[..., row, at]))
+            object.__setattr__(self, "_terms", terms)
+        assert self._terms is not None
+        return self._terms
 
     @classmethod
     def of(cls, forms: Mapping[Column, Form]) -> Table:
@@ -94,7 +100,7 @@ class Table:
         The sum is elementwise, so a picture's bits do not depend on its batch. A row
         that is one column times 1 returns that very array: nobody writes into latents.
         """
-        return [_weighted_sum(terms, latents) for terms in self._terms]
+        return [_weighted_sum(terms, latents) for terms in self._rows()]
 
 
 def _weighted_sum(terms: Iterable[tuple[Column, Float32]], latents: Mapping[Column, Float32]) -> Float32:

@@ -19,7 +19,7 @@ from .tables import Column, Float64, Form, Table
 
 __all__ = ["Settings", "Window", "as_tables", "least_rounds", "sizes_of", "strides", "walk"]
 
-OBSERVED_ROWS = 4  # of one table
+OBSERVED_ROWS = 4  # of one table; more the kernel of GPU lanes does not take
 
 # A distance is the root mean square of draft − refined state, over that of the state, √(a² + s²), and over
 # the signal's share a/√(a² + s²) to this power: errors near the noise decide what the picture becomes, and

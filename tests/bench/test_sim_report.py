@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,9 @@ OTHER = replace(
 )
 
 
-@pytest.fixture(scope="module")
-def library(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("c++") is None or shutil.which("cmake") is None:
-        pytest.skip("the simulator and the kernels' host build need CMake and a C++ compiler")
-    import gpulanes
-
-    return gpulanes.build_kernels(root, tmp_path_factory.mktemp("kernels"))
-
-
 @pytest.fixture
-def bench(tmp_path: Path, library: Path) -> Bench:
-    return Bench(tmp_path, library)
+def bench(tmp_path: Path, kernels_library: Path) -> Bench:
+    return Bench(tmp_path, kernels_library)
 
 
 @pytest.mark.parametrize("peer_copies", [True, False])

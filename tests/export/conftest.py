@@ -1,4 +1,4 @@
-"""Reduced checkpoints of every family, written once, and exports that run in this process.
+"""Copies of reduced checkpoints, and exports that run in this process.
 
 In use an export runs in a process of its own, which loads torch for ten seconds; here torch is loaded
 already, and warnings are errors. `tests/export/test_build.py` has the tests with real processes.
@@ -16,19 +16,6 @@ import reduced
 from driffusion_trt.export import build
 
 Checkpoints = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    """A reduced checkpoint of a family; not to be changed."""
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        if family not in made:
-            made[family] = reduced.save_checkpoint(family, tmp_path_factory.mktemp("checkpoint") / family)
-        return made[family]
-
-    return make
 
 
 @pytest.fixture

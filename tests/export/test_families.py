@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,21 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture(scope="module")
 def exported(
-    here: None, checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    here: None,
+    families: Callable[[str], Path],
+    checkpoints: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], ModelFolder]:
-    """A reduced checkpoint of a family after `driffusion-trt build`, in float32."""
+    """A reduced checkpoint of a family after `driffusion-trt build`, in float32.
+
+    It finds the networks exported, by the export that other tests share, and has to compare and plan them.
+    """
     made: dict[str, ModelFolder] = {}
 
     def make(family: str) -> ModelFolder:
         if family not in made:
             folder = tmp_path_factory.mktemp("models") / family
+            shutil.copytree(families(family) / "model", folder)
             words = ["--model", family, "--checkpoint", str(checkpoints(family)), "--output", str(folder)]
             words += ["--precision", "fp32", "--target", "sm89,sm120" if PLANS else "cpu"]
             assert main(["build", *words]) == 0

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gpulanes
 import pytest
 import standin
+import tiny
+
+from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.runtime.host import HostLanes
 
 
 @pytest.fixture(scope="session")
-def kernels_library(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernels' host build, made by the project's own CMake."""
-    if shutil.which("c++") is None or shutil.which("cmake") is None:
-        pytest.skip("the kernels' host build needs CMake and a C++ compiler")
-    return gpulanes.build_kernels(root, tmp_path_factory.mktemp("kernels"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """A tiny model in the form of the demo; not to be changed."""
+    return ModelFolder.open(tiny.make_model_folder(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+@pytest.fixture(scope="module")
+def host(folder: ModelFolder) -> Iterator[HostLanes]:
+    """One CPU lane over its denoiser."""
+    with HostLanes(folder.network("denoiser"), 1) as lanes:
+        yield lanes
 
 
 @pytest.fixture

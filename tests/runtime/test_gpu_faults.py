@@ -39,11 +39,6 @@ LEAD, LANE = 0, 1
 Floats = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return ModelFolder.open(tiny.make_model_folder(tmp_path_factory.mktemp("faults") / "model"))
-
-
 @pytest.fixture(autouse=True)
 def engines_take_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real engine makes nonsense of nonsense; ONNX Runtime fails where its table lacks a timestep.

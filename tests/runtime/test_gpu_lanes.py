@@ -51,17 +51,6 @@ def same(made: Floats, wanted: Floats, devices: int, asked: Asked) -> None:
         np.testing.assert_allclose(made, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return ModelFolder.open(tiny.make_model_folder(tmp_path_factory.mktemp("tiny") / "model"))
-
-
-@pytest.fixture(scope="module")
-def host(folder: ModelFolder) -> Iterator[HostLanes]:
-    with HostLanes(folder.network("denoiser"), 1) as lanes:
-        yield lanes
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _short_trials() -> Iterator[None]:
     """Peer copies are tried with fewer bytes: every test here starts lanes, and test_peers has the rest."""

@@ -14,7 +14,6 @@ import gpulanes
 import numpy as np
 import pytest
 import standin
-import tiny
 from gpucalls import Asked
 
 import driffusion_trt as dt
@@ -32,17 +31,6 @@ from driffusion_trt.runtime.host import HostLanes
 
 ONE = Asked("aggressive", 1, steps=3, guidance_scale=3.0)
 PLENTY = cudasim.Device()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return ModelFolder.open(tiny.make_model_folder(tmp_path_factory.mktemp("memory") / "model"))
-
-
-@pytest.fixture(scope="module")
-def host(folder: ModelFolder) -> Iterator[HostLanes]:
-    with HostLanes(folder.network("denoiser"), 1) as lanes:
-        yield lanes
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 from gpumutants import SWAPS
 from gputrial import SETUPS, by_kind, verdicts
 
@@ -57,11 +56,6 @@ VERDICTS = {
     "swapped: prompt and no prompt, on two devices": "picture",
     "swapped: results with and without the prompt, on two devices": "picture",
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return ModelFolder.open(tiny.make_model_folder(tmp_path_factory.mktemp("tiny") / "model"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from literal import Literal
-from peers import CLASSES, drawn, peer_of, peer_step, scaled, shipped, slack
+from peers import CLASSES, drawn, peer_of, peer_step, scaled, shipped
 from test_loops import ROUNDING, TOLERANCE
 from test_sample import FAMILIES, chain_noises, network, relative
 
@@ -79,7 +79,7 @@ def both(
         denoiser = mixing(schedule)
         theirs = peer_tail(peer, denoiser, first, seed, eta, inpaint=inpaint)
     ours = our_tail(schedule, denoiser, seed, inpaint=inpaint)
-    return ours, theirs, max(TOLERANCE, ROUNDING * whole.initial_sigma) * slack(config)
+    return ours, theirs, max(TOLERANCE, ROUNDING * whole.initial_sigma)
 
 
 @pytest.mark.parametrize("family", CLASSES)

@@ -304,7 +304,7 @@ def test_what_stays_of_a_picture_does_not_dilute_the_tolerance() -> None:
     network = Network(schedule)
     stats = dt.sample(plan, network, noise, known=known, return_stats=True).stats
     assert stats.drift is not None
-    assert known.share().shape == (1, 1, 1) and known.share()[0, 0, 0] == pytest.approx(2 / 12)
+    assert known.share.shape == (1, 1, 1) and known.share[0, 0, 0] == pytest.approx(2 / 12)
     unscaled = replace_share(known, plan, network, noise)
     assert stats.drift[0] == pytest.approx(unscaled * math.sqrt(6), rel=1e-6)
 
@@ -312,7 +312,7 @@ def test_what_stays_of_a_picture_does_not_dilute_the_tolerance() -> None:
 def replace_share(known: Known, plan: dt.Plan, network: Network, noise: Floats) -> float:
     """The drift as it would be if the known part counted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Known, "share", lambda known: np.ones((1, 1, 1)))
+        patch.setattr(Known, "share", np.ones((1, 1, 1)))
         stats = dt.sample(plan, network, noise, known=known, return_stats=True).stats
     assert stats.drift is not None
     return float(stats.drift[0])
@@ -342,6 +342,10 @@ def test_strides(steps: int, rounds: int, short_last: bool, wanted: tuple[int, .
         ({"mode": "tolerance", "lanes": 4, "rounds": 9, "tolerance": 0}, "it must be from 10 to 10"),
         ({"mode": "tolerance", "tolerance": -0.1}, "tolerance must be a number of at least 0"),
         ({"mode": "tolerance", "tolerance": math.nan}, "tolerance must be a number"),
+        ({"mode": "tolerance", "tolerance": 10**400}, "tolerance must be a number of at least 0"),
+        ({"mode": "tolerance", "tolerance": np.ones(2)}, "tolerance must be a number of at least 0"),
+        ({"mode": "tolerance", "order": np.ones(2)}, "order must be 0, 1, 2 or 'auto'"),
+        ({"mode": "sequential", "tolerance": np.ones(2)}, "goes with mode 'window' or 'tolerance'"),
         ({"mode": "window", "tolerance": 0.1}, "goes with mode 'tolerance'"),
         ({"mode": "aggressive", "order": 1}, "order=1 was given; it goes with mode 'window' or 'tolerance'"),
         ({"mode": "aggressive", "carry": "G"}, "carry='G' was given"),
