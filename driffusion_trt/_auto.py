@@ -21,29 +21,29 @@ from .planning.costs import Costs
 from .planning.measuring import measured
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions
-from .sampling.checks import check_tolerance, check_whole
+from .sampling.checks import check_tolerance, check_whole, is_auto
 from .sampling.plan import WINDOW_LANES
 
-__all__ = ["AUTO_ONLY", "Auto", "check_auto", "is_auto"]
+__all__ = ["AUTO_ONLY", "Auto", "check_auto", "leaves_open"]
 
 AUTO_ONLY = ("quality", "deadline_ms")
 _NOT_AUTO = ("rounds", "order", "carry", "blocks")
 Told = Callable[[int, int], None]
 
 
-def is_auto(settings: Mapping[str, Any]) -> bool:
+def leaves_open(settings: Mapping[str, Any]) -> bool:
     """Whether a call leaves its plan to the devices' costs: where it names no mode."""
-    return bool(settings.get("mode", "auto") == "auto")
+    return is_auto(settings.get("mode", "auto"))
 
 
 def check_auto(settings: Mapping[str, Any]) -> None:
     """Raises InputError for settings that do not go together with the mode, or cannot be."""
     given = [name for name in AUTO_ONLY if settings.get(name) is not None]
-    if not is_auto(settings):
+    if not leaves_open(settings):
         if given:
             raise InputError(f"{given[0]}={settings[given[0]]!r} was given; it goes with mode 'auto'")
         return
-    fixed = [name for name in _NOT_AUTO if settings.get(name) not in (None, "auto")]
+    fixed = [name for name in _NOT_AUTO if settings.get(name) is not None and not is_auto(settings[name])]
     if fixed:
         raise InputError(
             f"{fixed[0]}={settings[fixed[0]]!r} was given, and mode 'auto' chooses it; name the mode that it "

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._auto import Auto, check_auto, is_auto
+from ._auto import Auto, check_auto, leaves_open
 from ._call import LaneWarning, PrecisionWarning, PromptWarning, Result, Timings, Watch
 from ._errors import DriffusionError, InputError, LaneError, ModelError
 from ._planner import Planner, planned
 from ._precision import Precisions, single_precision
 from ._request import Request
-from ._settings import Settings
+from ._settings import Settings, check_names
 from ._source import resolved
 from ._stages import Stages
 from .engines.manifest import ModelFolder
@@ -128,7 +128,7 @@ class Pipeline:
         Raises InputError for settings that cannot be, or a mode that leaves no choice.
         """
         request, checked = self._checked("", settings)
-        if not is_auto(checked):
+        if not leaves_open(checked):
             raise InputError(f"mode {checked['mode']!r} leaves no choice; leave it out, or use plan()")
         return self._auto.choice(request, planned(checked))
 
@@ -256,6 +256,7 @@ class Pipeline:
     def _checked(
         self, prompt: str | Sequence[str], settings: Mapping[str, Any]
     ) -> tuple[Request, Mapping[str, Any]]:
+        check_names(settings)
         checked = resolved(self.spec, settings)
         check_auto(checked)
         request = Request.check(self.spec, self._planner.own_size, prompt, checked)
@@ -264,7 +265,7 @@ class Pipeline:
 
     def _planned(self, request: Request, checked: Mapping[str, Any]) -> tuple[Request, Plan]:
         asked = planned(checked)
-        if is_auto(checked):
+        if leaves_open(checked):
             request, asked = self._auto.named(request, asked)
         return request, self._planner.plan(self.devices, **asked)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .. import __version__
-from .._auto import AUTO_ONLY, check_auto, is_auto
+from .._auto import AUTO_ONLY, check_auto, leaves_open
 from .._call import Timings
 from .._errors import InputError
 from .._planner import Planner, PlanSettings, planned
@@ -98,7 +98,7 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
         with Pipeline.load(job.model, devices=job.devices, **job.options) as pipe:
             done.devices = pipe.devices
             load_ms = 1e3 * (time.perf_counter() - start)
-            if is_auto(job.settings):
+            if leaves_open(job.settings):
                 named = name_plan(pipe, job.settings, len(job.batches[0]), console, explain=args.explain)
                 job = replace(job, settings=named)
             job = replace(job, plan=pipe.plan(**job.settings))
@@ -156,7 +156,7 @@ def _planned(
     """
     asked: Asked = "auto" if args.devices is None else args.devices
     count = choose_devices(asked, folder).count
-    if is_auto(settings):
+    if leaves_open(settings):
         named = {name: value for name, value in settings.items() if name not in (*AUTO_ONLY, "tolerance")}
         return planner.plan(count, **cast(PlanSettings, {**named, "mode": "sequential"})), asked
     each, steps = planner.devices_per_lane(**settings), planner.schedule(**settings).steps

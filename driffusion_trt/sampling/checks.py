@@ -6,9 +6,14 @@ import sys
 
 from .._errors import InputError
 
-__all__ = ["TOLERANCE", "check_tolerance", "check_whole"]
+__all__ = ["TOLERANCE", "check_tolerance", "check_whole", "is_auto"]
 
 TOLERANCE = 0.01  # of mode `tolerance`, where none is given
+
+
+def is_auto(given: object) -> bool:
+    """By type first: an array compares with a text element by element."""
+    return isinstance(given, str) and given == "auto"
 
 
 def check_tolerance(given: object, default: float = TOLERANCE) -> float:

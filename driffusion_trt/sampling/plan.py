@@ -11,7 +11,7 @@ from .._errors import InputError, did_you_mean
 from . import window
 from .blocks import checked_blocks
 from .carry import CARRIES
-from .checks import check_tolerance, check_whole
+from .checks import check_tolerance, check_whole, is_auto
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
 
@@ -184,7 +184,7 @@ def make_plan(
     if mode in ("window", "tolerance"):
         return _window_plan(schedule, mode, lanes, rounds, order, carry, tolerance, blocks)
     for name, given in (("order", order), ("carry", carry)):
-        if given is not None and not _auto(given):
+        if given is not None and not is_auto(given):
             raise InputError(f"{name}={given!r} was given; it goes with mode 'window' or 'tolerance'")
     if mode == "paradigms":
         from .paradigms import paradigms_plan  # which is built on what is here
@@ -245,11 +245,11 @@ def _window_plan(
         raise InputError(
             f"lanes={lanes} was asked; mode {mode!r} takes {WINDOW_LANES} at most: more are of no use to it"
         )
-    if _auto(order):
+    if is_auto(order):
         order = 0 if schedule.eta else 1
     if not isinstance(order, int) or isinstance(order, bool) or order not in (0, 1, 2):
         raise InputError(f"order must be 0, 1, 2 or 'auto', not {order!r}")
-    if _auto(carry):
+    if is_auto(carry):
         carry = "x0" if mode == "tolerance" else "G"
     if not isinstance(carry, str) or carry not in CARRIES:
         raise InputError(f"carry must be one of {', '.join(CARRIES)} or 'auto', not {carry!r}")
@@ -275,11 +275,6 @@ def strides_of(schedule: Schedule, lanes: int, rounds: int | None) -> tuple[int,
     count = least if rounds is None else rounds
     check_whole("rounds", count, least, schedule.steps)
     return window.strides(schedule.steps, count, short_last=schedule.solver == "flow" and count == least)
-
-
-def _auto(given: object) -> bool:
-    """By type first: an array compares with a text element by element."""
-    return isinstance(given, str) and given == "auto"
 
 
 def default_lanes(devices: int, steps: int) -> int:

@@ -26,7 +26,7 @@ def test_a_timeline_is_what_a_run_does(steps: int, lanes: int, mode: str) -> Non
     assert len(shown) == plan.sequential_calls and max(len(turn.cells) for turn in shown) <= lanes
     assert [turn.after for turn in shown[:-1]] == [turn.before for turn in shown[1:]]
     assert (shown[0].before, shown[-1].after) == (0, plan.schedule.steps)
-    if mode != "tolerance":  # which takes more rounds where drafts are not near
+    if "tolerance" not in plan.asked():  # which takes more rounds where drafts are not near
         assert sum(len(turn.cells) for turn in shown) == plan.model_calls
         dt.sample(
             plan,
