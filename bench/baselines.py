@@ -30,7 +30,7 @@ from . import report
 from .crowd import Demo
 from .drift import FIRST, STEPS, Cells, asked, compared
 
-PLANS = ("direct skip", "paradigms", "aggressive", "window")
+PLANS = ("direct skip", "paradigms", "aggressive", "window", "tolerance 0.01")
 BATCH = 8  # pictures that AsyncDiff makes at once; a batch changes the last bits and nothing else
 REPEATS = 31
 # Warm-up and stride; 9 and 2 are those of the authors' example of Stable Diffusion, and take a lane more.
