@@ -17,7 +17,7 @@ import tiny
 
 import driffusion_trt as dt
 from driffusion_trt import calibration
-from driffusion_trt._calibrate import TOLERANCES, costs_of, growth_of, measure, share_of
+from driffusion_trt._calibrate import TOLERANCES, _weights, costs_of, growth_of, measure, share_of
 from driffusion_trt._manifest import write_manifest
 from driffusion_trt._planner import Planner
 from driffusion_trt.calibration import Calibration, CalibrationWarning, Entry, Growth, Spent, add_entries
@@ -242,7 +242,7 @@ def test_costs_are_smooth_over_a_stride_and_state_1_stands_alone() -> None:
 
 def test_growth_is_a_power_of_the_share(folder: ModelFolder) -> None:
     schedule = Planner(folder).schedule(steps=30)
-    states = (3, 6, 10, 15, 20, 30)
+    states = (3, 6, 10, 15, 20, 25)
 
     def fitted(power: float, states: tuple[int, ...] = states) -> Growth:
         grown = [{k: np.array([2 * share_of(schedule, k) ** -power, np.nan])} for k in states]
@@ -256,6 +256,7 @@ def test_growth_is_a_power_of_the_share(folder: ModelFolder) -> None:
             pytest.approx(power, rel=1e-3, abs=1e-6),
         )
     assert fitted(-0.5).power == 0.0 and fitted(3.0).power == 1.5
+    assert fitted(0.4, (*states[:5], 26)) == Growth(1.0, 0.0), "one has too few steps left to count"
     assert fitted(0.4, states[:3]) == Growth(1.0, 0.0), "too few to tell"
 
 
@@ -277,6 +278,14 @@ def test_growth_moves_the_blocks(folder: ModelFolder) -> None:
 
     late = blocks(1.2)
     assert late == tuple(sorted(late)) and late[0] == 1 < late[-1]
+
+
+def test_errors_at_the_end_stay_what_they_are(folder: ModelFolder) -> None:
+    schedule = Planner(folder).schedule(steps=30)
+    weights = _weights(schedule, 2, Growth(0.25, 0.5))
+    assert weights[0, 28, 1] == weights[0, 29, 0] == 1.0
+    assert weights[0, 23, 1] == pytest.approx(0.25 * share_of(schedule, 25) ** -0.5)
+    assert weights[0, 27, 0] == pytest.approx((0.25 * share_of(schedule, 28) ** -0.5) ** 0.4)
 
 
 def test_an_entry_is_measured(folder: ModelFolder) -> None:
