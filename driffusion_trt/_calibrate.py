@@ -21,6 +21,7 @@ __all__ = ["TOLERANCES", "Make", "costs_of", "measure", "pictures_of"]
 TOLERANCES = (0.003, 0.005, 0.01, 0.02, 0.05)
 
 _FEWEST_ECHOES, _MOST_POWER = 6, 1.5
+_FAR = 1e6  # a squared distance that is no better than one that is not finite
 _FLOOR = 1e-14  # of squared distances: where a network's drafts are exact they are 0
 
 # Makes a picture of each pair by the plan of the same place.
@@ -134,7 +135,8 @@ def costs_of(found: Iterable[Mapping[Case, Float64]], steps: int, lanes: int) ->
     squares: dict[Case, list[float]] = {}
     for pair in found:
         for case, distances in pair.items():
-            squares.setdefault(case, []).extend((distances**2).tolist())
+            bounded = np.nan_to_num(distances**2, nan=_FAR, posinf=_FAR)
+            squares.setdefault(case, []).extend(bounded.clip(0, _FAR).tolist())
     mean = np.full((lanes + 1, steps, lanes + 1), np.nan)  # by stride, state, and steps
     for (stride, at, taken), values in squares.items():
         mean[stride, at, taken] = np.mean(values)

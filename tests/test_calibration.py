@@ -240,6 +240,14 @@ def test_costs_are_smooth_over_a_stride_and_state_1_stands_alone() -> None:
     assert costs[0, 2, 1] == pytest.approx((0.1 * 0.2) ** (2 / 2))
 
 
+def test_windows_that_diverge_are_dear_and_not_free() -> None:
+    found = [
+        {(2, at, 2): np.array([np.inf if at == 4 else np.nan if at == 5 else 0.1]) for at in range(1, 8)}
+    ]
+    costs = costs_of(found, STEPS, 2)
+    assert np.isfinite(costs).all() and costs[0, 4, 1] > costs[0, 1, 1] > 0
+
+
 def test_growth_is_a_power_of_the_share(folder: ModelFolder) -> None:
     schedule = Planner(folder).schedule(steps=30)
     states = (3, 6, 10, 15, 20, 25)
@@ -384,7 +392,7 @@ def test_the_command_measures_prints_and_keeps(
     words += ["--steps", str(STEPS), "--lanes", "3", "--guidance-scale", "2"]
     assert main([*words, "--devices", "2"]) == 0
     out, err = capsys.readouterr()
-    assert "6 pairs of prompt and seed are few" in err and "calibration.json" in err
+    assert "pairs of prompt and seed: 6, which is few" in err and "calibration.json" in err
     (made,) = Calibration.read(folder).entries
     assert (made.solver, made.steps, made.guidance_scale, made.lanes, made.pairs) == ("ddim", 9, 2.0, 3, 6)
     assert out.splitlines()[0] == "9 steps of ddim, 3 lanes, guidance 2; 6 pairs"
@@ -429,6 +437,31 @@ def test_misuse_is_refused_before_any_work(
 ) -> None:
     assert main(["plan", *words.replace("MODEL", str(folder.path)).split()]) == 2
     assert message in capsys.readouterr().err
+    assert not (folder.path / "calibration.json").exists()
+
+
+def test_few_steps_are_calibrated_too(folder: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for steps in ("1", "2", "3"):
+        words = ["plan", "--calibrate", str(folder.path), "--prompts", "a red fox", "--steps", steps]
+        assert main([*words, "--lanes", "4"]) == 0
+    assert [max(one.strides) for one in Calibration.read(folder).entries] == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_pictures_that_are_not_finite_end_it(folder: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "plan",
+        "--calibrate",
+        str(folder.path),
+        "--prompts",
+        "a red fox",
+        "--steps",
+        "9",
+        "--lanes",
+        "2",
+    ]
+    assert main([*words, "--guidance-scale", "1e38"]) == 1
+    assert "'a red fox' with seed 0 and guidance_scale 1e+38 left the range" in capsys.readouterr().err
     assert not (folder.path / "calibration.json").exists()
 
 
