@@ -9,7 +9,7 @@ import numpy as np
 
 from .calibration import Entry, Growth, Spent
 from .sampling.blocks import best_blocks, cost_of
-from .sampling.measure import Case, MeasuringPlan
+from .sampling.measure import LAST, Case, MeasuringPlan
 from .sampling.plan import Plan, make_plan
 from .sampling.sample import Stats
 from .sampling.schedule import Schedule
@@ -21,6 +21,7 @@ __all__ = ["TOLERANCES", "Make", "costs_of", "measure", "pictures_of"]
 TOLERANCES = (0.003, 0.005, 0.01, 0.02, 0.05)
 
 _FEWEST_ECHOES, _MOST_POWER = 6, 1.5
+_FAR = 1e6  # a squared distance that is no better than one that is not finite
 _FLOOR = 1e-14  # of squared distances: where a network's drafts are exact they are 0
 
 # Makes a picture of each pair by the plan of the same place.
@@ -80,7 +81,7 @@ def growth_of(schedule: Schedule, grown: Iterable[Mapping[int, Float64]]) -> Gro
     A least squares fit of logarithms; where too few were followed errors count as they are.
     """
     points = [(state, one) for pair in grown for state, ratios in pair.items() for one in ratios.tolist()]
-    points = [(state, one) for state, one in points if 0 < one < math.inf]
+    points = [(state, one) for state, one in points if 0 < one < math.inf and _settled(schedule, state) == 1]
     shares = np.log([share_of(schedule, state) for state, _ in points])
     if len(points) < _FEWEST_ECHOES or np.ptp(shares) < 0.1:
         return Growth(1.0, 0.0)
@@ -100,9 +101,14 @@ def _weights(schedule: Schedule, lanes: int, growth: Growth) -> Float64:
     weights = np.ones((1, schedule.steps, lanes))
     for at in range(schedule.steps):
         for taken in range(1, min(lanes, schedule.steps - at) + 1):
-            share = share_of(schedule, at + taken)
-            weights[0, at, taken - 1] = growth.factor * share**-growth.power
+            grown = growth.factor * share_of(schedule, at + taken) ** -growth.power
+            weights[0, at, taken - 1] = grown ** _settled(schedule, at + taken)
     return weights
+
+
+def _settled(schedule: Schedule, state: int) -> float:
+    """1 of errors that have time to grow or to be put right; 0 of those of the picture itself, which stay."""
+    return min(1.0, (schedule.steps - state) / (LAST * schedule.steps))
 
 
 def share_of(schedule: Schedule, state: int) -> float:
@@ -129,7 +135,8 @@ def costs_of(found: Iterable[Mapping[Case, Float64]], steps: int, lanes: int) ->
     squares: dict[Case, list[float]] = {}
     for pair in found:
         for case, distances in pair.items():
-            squares.setdefault(case, []).extend((distances**2).tolist())
+            bounded = np.nan_to_num(distances**2, nan=_FAR, posinf=_FAR)
+            squares.setdefault(case, []).extend(bounded.clip(0, _FAR).tolist())
     mean = np.full((lanes + 1, steps, lanes + 1), np.nan)  # by stride, state, and steps
     for (stride, at, taken), values in squares.items():
         mean[stride, at, taken] = np.mean(values)

@@ -54,7 +54,10 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """An error at a state with this share of signal ends as factor·share^−power times as large."""
+    """An error at a state with this share of signal ends as factor·share^−power times as large.
+
+    Over the last sixth of the steps this goes to 1, in its logarithm: there an error stays what it is.
+    """
 
     factor: float
     power: float

@@ -17,7 +17,7 @@ import tiny
 
 import driffusion_trt as dt
 from driffusion_trt import calibration
-from driffusion_trt._calibrate import TOLERANCES, costs_of, growth_of, measure, share_of
+from driffusion_trt._calibrate import TOLERANCES, _weights, costs_of, growth_of, measure, share_of
 from driffusion_trt._manifest import write_manifest
 from driffusion_trt._planner import Planner
 from driffusion_trt.calibration import Calibration, CalibrationWarning, Entry, Growth, Spent, add_entries
@@ -240,9 +240,17 @@ def test_costs_are_smooth_over_a_stride_and_state_1_stands_alone() -> None:
     assert costs[0, 2, 1] == pytest.approx((0.1 * 0.2) ** (2 / 2))
 
 
+def test_windows_that_diverge_are_dear_and_not_free() -> None:
+    found = [
+        {(2, at, 2): np.array([np.inf if at == 4 else np.nan if at == 5 else 0.1]) for at in range(1, 8)}
+    ]
+    costs = costs_of(found, STEPS, 2)
+    assert np.isfinite(costs).all() and costs[0, 4, 1] > costs[0, 1, 1] > 0
+
+
 def test_growth_is_a_power_of_the_share(folder: ModelFolder) -> None:
     schedule = Planner(folder).schedule(steps=30)
-    states = (3, 6, 10, 15, 20, 30)
+    states = (3, 6, 10, 15, 20, 25)
 
     def fitted(power: float, states: tuple[int, ...] = states) -> Growth:
         grown = [{k: np.array([2 * share_of(schedule, k) ** -power, np.nan])} for k in states]
@@ -256,6 +264,7 @@ def test_growth_is_a_power_of_the_share(folder: ModelFolder) -> None:
             pytest.approx(power, rel=1e-3, abs=1e-6),
         )
     assert fitted(-0.5).power == 0.0 and fitted(3.0).power == 1.5
+    assert fitted(0.4, (*states[:5], 26)) == Growth(1.0, 0.0), "one has too few steps left to count"
     assert fitted(0.4, states[:3]) == Growth(1.0, 0.0), "too few to tell"
 
 
@@ -277,6 +286,14 @@ def test_growth_moves_the_blocks(folder: ModelFolder) -> None:
 
     late = blocks(1.2)
     assert late == tuple(sorted(late)) and late[0] == 1 < late[-1]
+
+
+def test_errors_at_the_end_stay_what_they_are(folder: ModelFolder) -> None:
+    schedule = Planner(folder).schedule(steps=30)
+    weights = _weights(schedule, 2, Growth(0.25, 0.5))
+    assert weights[0, 28, 1] == weights[0, 29, 0] == 1.0
+    assert weights[0, 23, 1] == pytest.approx(0.25 * share_of(schedule, 25) ** -0.5)
+    assert weights[0, 27, 0] == pytest.approx((0.25 * share_of(schedule, 28) ** -0.5) ** 0.4)
 
 
 def test_an_entry_is_measured(folder: ModelFolder) -> None:
@@ -375,7 +392,7 @@ def test_the_command_measures_prints_and_keeps(
     words += ["--steps", str(STEPS), "--lanes", "3", "--guidance-scale", "2"]
     assert main([*words, "--devices", "2"]) == 0
     out, err = capsys.readouterr()
-    assert "6 pairs of prompt and seed are few" in err and "calibration.json" in err
+    assert "pairs of prompt and seed: 6, which is few" in err and "calibration.json" in err
     (made,) = Calibration.read(folder).entries
     assert (made.solver, made.steps, made.guidance_scale, made.lanes, made.pairs) == ("ddim", 9, 2.0, 3, 6)
     assert out.splitlines()[0] == "9 steps of ddim, 3 lanes, guidance 2; 6 pairs"
@@ -420,6 +437,31 @@ def test_misuse_is_refused_before_any_work(
 ) -> None:
     assert main(["plan", *words.replace("MODEL", str(folder.path)).split()]) == 2
     assert message in capsys.readouterr().err
+    assert not (folder.path / "calibration.json").exists()
+
+
+def test_few_steps_are_calibrated_too(folder: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for steps in ("1", "2", "3"):
+        words = ["plan", "--calibrate", str(folder.path), "--prompts", "a red fox", "--steps", steps]
+        assert main([*words, "--lanes", "4"]) == 0
+    assert [max(one.strides) for one in Calibration.read(folder).entries] == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_pictures_that_are_not_finite_end_it(folder: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "plan",
+        "--calibrate",
+        str(folder.path),
+        "--prompts",
+        "a red fox",
+        "--steps",
+        "9",
+        "--lanes",
+        "2",
+    ]
+    assert main([*words, "--guidance-scale", "1e38"]) == 1
+    assert "'a red fox' with seed 0 and guidance_scale 1e+38 left the range" in capsys.readouterr().err
     assert not (folder.path / "calibration.json").exists()
 
 

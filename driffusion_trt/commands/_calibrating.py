@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .._calibrate import measure, pictures_of
-from .._errors import InputError
+from .._errors import InputError, NonFiniteError
 from .._planner import Planner
 from .._request import Request
 from .._stages import Stages
@@ -21,7 +23,7 @@ from ..runtime.devices import choose_devices
 from ..runtime.networks import GpuOptions
 from ..sampling.noise import noise_streams
 from ..sampling.plan import WINDOW_LANES, Plan, default_lanes
-from ..sampling.sample import RoundDone, Stats
+from ..sampling.sample import RoundDone, Sampled, Stats
 from ..sampling.schedule import Schedule
 from ._console import Console, Tick
 from ._inputs import read_prompts
@@ -87,7 +89,9 @@ def _checked(args: argparse.Namespace, console: Console) -> _Job:
         for seed in range(seeds)
     ]
     if len(pairs) < _FEW:
-        console.warn(f"{len(pairs)} pairs of prompt and seed are few; from {_FEW} on the result means more")
+        console.warn(
+            f"pairs of prompt and seed: {len(pairs)}, which is few; from {_FEW} on the result means more"
+        )
     return _Job(folder, schedule, lanes, pairs[0][0].guidance_scale, pairs)
 
 
@@ -107,7 +111,7 @@ def _measured(job: _Job, args: argparse.Namespace, console: Console) -> Entry:
         for request, _ in job.pairs:
             stages.check(request)
         console.note(
-            f"{len(job.pairs)} pairs, {job.lanes} lanes, {each} steps of {job.schedule.solver}, guidance "
+            f"pairs: {len(job.pairs)}; {job.lanes} lanes, {each} steps of {job.schedule.solver}, guidance "
             f"{job.guidance_scale:g}, on {devices}"
         )
         with console.progress(each * pictures_of(len(job.pairs))) as tick:
@@ -150,8 +154,13 @@ class _Runner:
                 self._tick(self._steps, f"{self._pictures}/{self._all} pictures")
             reached = done.state
 
-        stats: Stats = job.sample(plan, streams.draw(self._job.folder.latent_shape), streams, told).stats
-        return stats
+        made: Sampled = job.sample(plan, streams.draw(self._job.folder.latent_shape), streams, told)
+        if not np.isfinite(made.latents).all():
+            raise NonFiniteError(
+                f"{request.prompts[0][0]!r} with seed {seed} and guidance_scale {request.guidance_scale:g} "
+                "left the range of numbers; calibrate with a lower guidance scale, or without this prompt"
+            )
+        return made.stats
 
 
 def _table(entry: Entry) -> str:

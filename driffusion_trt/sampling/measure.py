@@ -23,9 +23,10 @@ from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
 from .window import Settings, Window, as_tables, sizes_of
 
-__all__ = ["Case", "MeasuringPlan", "stops"]
+__all__ = ["LAST", "Case", "MeasuringPlan", "stops"]
 
 ECHOES = 6  # states from which errors are followed, one a picture
+LAST = 1 / 6  # share of the steps at the end in which errors have ever less time to change
 
 Case = tuple[int, int, int]  # a track's stride, the state where a window starts, and the steps that it takes
 
@@ -66,8 +67,9 @@ class MeasuringPlan(Plan):
     @property
     def echo(self) -> Case | None:
         """The case whose error is followed: of the longest stride, at a place that goes with the offset."""
-        here = [at for at in self.tracks.get(self.lanes, ()) if at + self.lanes < self.steps]
-        wanted = float(np.geomspace(1, max(1, 0.8 * self.steps), ECHOES)[self.offset % ECHOES])
+        most = (1 - LAST) * self.steps - self.lanes
+        here = [at for at in self.tracks.get(self.lanes, ()) if at <= most]
+        wanted = float(np.geomspace(1, max(1, most), ECHOES)[self.offset % ECHOES])
         at = min(here, key=lambda at: abs(at - wanted), default=0)
         return (self.lanes, at, self.lanes) if at else None
 

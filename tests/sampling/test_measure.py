@@ -112,7 +112,7 @@ def test_echoes_begin_all_over_the_picture() -> None:
     schedule = dt.Schedule.from_config(DDIM, 50)
     echoes = [MeasuringPlan.of(schedule, 4, "G", 1, k).echo for k in range(6)]
     begun = [at + taken for _, at, taken in filter(None, echoes)]
-    assert len(begun) == 6 and begun == sorted(begun) and begun[0] <= 8 and begun[-1] >= 40
+    assert len(begun) == 6 and begun == sorted(begun) and begun[0] <= 8 and 35 <= begun[-1] <= 42
 
 
 @pytest.mark.parametrize("config", CONFIGS)
