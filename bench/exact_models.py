@@ -30,7 +30,7 @@ class Mixture:
 
     def classes_of(self, samples: int) -> np.ndarray:
         """A class for each sample, in turn."""
-        return np.arange(samples) % (self.labels.max() + 1)
+        return np.arange(samples) % int(self.labels.max() + 1)
 
     def means(
         self, x: np.ndarray, a: float, s: float, classes: np.ndarray | None = None
