@@ -789,9 +789,10 @@ def test_plan_shows_the_counts_of_the_paper(model: str, capsys: pytest.CaptureFi
     assert main(["plan", "--steps", "50", "--model", model]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["50", "steps", "of", "ddim"]
-    assert ["sequential", "1", "50", "50", "1.00x"] in rows
-    assert ["aggressive", "4", "14", "50", "3.57x"] in rows
-    assert ["conservative", "8", "12", "50", "4.17x"] in rows
+    planned = [row[:5] for row in rows]
+    assert ["sequential", "1", "50", "50", "1.00x"] in planned
+    assert ["aggressive", "4", "14", "50", "3.57x"] in planned
+    assert ["conservative", "8", "12", "50", "4.17x"] in planned
     assert not any(row and row[0] in _options.BASELINES for row in rows)
 
 
@@ -808,7 +809,8 @@ def test_plan_shows_a_baseline_that_is_asked_for(
     model: str, capsys: pytest.CaptureFixture[str], words: str, row: list[str]
 ) -> None:
     assert main(["plan", "--steps", "50", "--model", model, "--mode", *words.split()]) == 0
-    assert [line.split() for line in capsys.readouterr().out.splitlines()][3:] == [row]
+    rows = [line.split() for line in capsys.readouterr().out.split("\n\n")[1].splitlines()[1:]]
+    assert [shown[: len(row)] for shown in rows] == [row]
 
 
 def test_plan_as_json_of_a_bare_config(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

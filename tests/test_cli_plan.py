@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import tiny
 
+from driffusion_trt._kept_costs import KeptCosts
+from driffusion_trt.calibration import Entry, Growth, Spent, add_entries
 from driffusion_trt.cli import main
+from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.planning.costs import Costs
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -126,3 +130,48 @@ def test_lanes_that_nobody_asked_for_are_left_out_where_they_cannot_be(
         assert main([*words.split(), "--model", model]) == 0
         rows = [line.split() for line in capsys.readouterr().out.splitlines()]
         assert [row[1] for row in rows if row[:1] == ["window"]] == wanted
+
+
+def test_what_is_expected_on_this_machine_is_in_the_table(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ["plan", "--model", model, "--steps", "20", "--devices", "4"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "nothing was measured on 4 CPU threads yet" in out and "auto:" not in out
+    monkeypatch.setattr(KeptCosts, "read", lambda *_: Costs(4, (10.0, 19.0), 1.0, (0.0, 0.0), 1.0, 5.0))
+    add_entries(ModelFolder.open(model), [ENTRY])
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[3:]}
+    assert rows["sequential", "1"] == ["20", "20", "1.00x", "20", "385", "1.00x", "–"]
+    # 1 + ⌈19/4⌉ rounds of 19 ms; with a tolerance 7.5, each with a look of 1 ms.
+    assert rows["aggressive", "4"][3:] == ["6", "119", "3.24x", "–"]
+    assert rows["tolerance", "4"][-4:] == ["7.5", "155", "2.48x", "–"]
+    assert rows["window", "4"][3:] == ["6", "119", "3.24x", "0.0200"]
+    basis = "rounds as calibrated with 20 steps of ddim, guidance 3"
+    assert lines[-2] == f"expected on 4 CPU threads, guidance 3; {basis}"
+    assert lines[-1].startswith(
+        "auto: tolerance 0.01, 4 lanes, guidance split over two devices: about 7.5 rounds"
+    )
+    assert main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["auto"]["mode"] == "tolerance" and facts["auto"]["split_guidance"] is True
+    assert next(row for row in facts["plans"] if row["mode"] == "tolerance")["expected_rounds"] is not None
+
+
+ENTRY = Entry(
+    "ddim",
+    20,
+    3.0,
+    4,
+    32,
+    "G",
+    1,
+    {6: (3, 4, 4, 4, 4)},
+    {6: 0.02},
+    {6: 0.03},
+    {0.003: Spent(9.0, 9.0), 0.01: Spent(7.5, 8.0), 0.05: Spent(6.0, 6.0)},
+    Growth(1.2, 0.5),
+)

@@ -72,7 +72,8 @@ ROOMS: dict[str, set[str]] = {
     "baselines": RUNTIME | {"runtime"},
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},
-    "commands": PIPELINE | {"pipeline", "_calibrate", "server", "evaluation", "export"},
+    "commands": PIPELINE
+    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"},
     "cli": {"_errors", "commands"},
     "__main__": {"cli"},
 }

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
 from .._planner import Planner, PlanSettings
 from ..engines.manifest import ModelFolder
 from ..sampling.plan import WINDOW_LANES, Plan, make_plan
 from ..sampling.schedule import Schedule
+
+if TYPE_CHECKING:
+    from ._forecast import Forecast
 
 _STEPS = 50  # where a bare scheduler config does not say
 
@@ -30,10 +33,19 @@ class Plans:
             steps = _STEPS if args.steps is None else args.steps
             self.schedule = Schedule.from_config(_read_config(Path(model)), steps, scheduler=args.scheduler)
         else:
-            self._planner = Planner(ModelFolder.open(model))
+            self._folder = ModelFolder.open(model)
+            self._planner = Planner(self._folder)
             self.schedule = self._planner.schedule(**self._common())
         if args.mode is None and args.blocks is not None and not args.timeline and args.output is None:
             raise InputError("--blocks was given; it goes with --mode window or aggressive")
+
+    def forecast(self) -> Forecast | None:
+        """What to expect on this machine; None for a bare scheduler config, which has no network."""
+        if self._planner is None:
+            return None
+        from ._forecast import Forecast
+
+        return Forecast(self._folder, self.schedule, self._args)
 
     def _common(self) -> PlanSettings:
         args = self._args

@@ -11,6 +11,7 @@ from ._options import BASELINES, MODES, SCHEDULERS, devices, number, option, who
 
 if TYPE_CHECKING:
     from ..sampling.plan import Plan
+    from ._forecast import Forecast
     from ._planning import Plans
 
 DESCRIPTION = (
@@ -25,7 +26,13 @@ example:
   driffusion-trt plan --calibrate sdxl/ --prompts prompts.txt --lanes 4"""
 
 _LANES = (2, 3, 4, 8)
-_OF_CALIBRATION = ("prompts", "seeds", "devices")
+_EXPECTED = {  # titles, widths of the columns, and how figures are written
+    "expected_rounds": ("expected", 10, ".1f"),
+    "expected_ms": ("ms", 8, ".0f"),
+    "expected_speedup": ("speed-up", 10, ".2f"),
+    "expected_error": ("error", 9, ".4f"),
+}
+_OF_CALIBRATION = ("prompts", "seeds")
 _OF_PLANS = ("mode", "rounds", "blocks", "output", "timeline")
 
 
@@ -52,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(
         parser, "--guidance-scale", "G", "for what was, or is, calibrated (default: the model's)", type=number
     )
+    option(parser, "--devices", "N", "whose times are expected, as for `run` (default: auto)", type=devices)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only")
     parser.add_argument("-v", "--verbose", action="store_true", help="print tracebacks of errors")
@@ -71,7 +79,6 @@ def _of_calibration(group: argparse._ArgumentGroup) -> None:
     option(
         group, "--seeds", "N", "pictures of each prompt, with the seeds 0, 1, ... (default: 1)", type=whole
     )
-    option(group, "--devices", "N", "as for `run` (default: auto)", type=devices)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
@@ -98,14 +105,22 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
             show(args, plans, console)
             return
-        rows = _table_rows(args, plans)
+        forecast = plans.forecast()
+        rows = _table_rows(args, plans, forecast)
+    choice = None if forecast is None else forecast.choice()
     if args.json:
-        console.out_json({"scheduler": plans.schedule.solver, "steps": plans.schedule.steps, "plans": rows})
+        auto = (
+            {} if choice is None else {"auto": choice.chosen.settings() | {"expected_ms": choice.chosen.ms}}
+        )
+        facts = {"scheduler": plans.schedule.solver, "steps": plans.schedule.steps, "plans": rows}
+        console.out_json(facts | auto)
         return
     console.out(f"{plans.schedule.steps} steps of {plans.schedule.solver}\n\n" + _table(rows))
+    if forecast is not None:
+        console.out(f"\n{forecast.footnote()}" + ("" if choice is None else f"\nauto: {choice}"))
 
 
-def _table_rows(args: argparse.Namespace, plans: Plans) -> list[dict[str, Any]]:
+def _table_rows(args: argparse.Namespace, plans: Plans, forecast: Forecast | None) -> list[dict[str, Any]]:
     """A row for each mode and number of lanes; of lanes that nobody asked for those that can be.
 
     Raises InputError for what was asked and cannot be, or where there is no row at all.
@@ -118,7 +133,7 @@ def _table_rows(args: argparse.Namespace, plans: Plans) -> list[dict[str, Any]]:
             if args.mode is None and not plans.takes(mode, lanes):
                 continue
             try:
-                rows.append(_row(plans.make(mode, lanes)))
+                rows.append(_row(plans.make(mode, lanes), forecast))
             except InputError as error:
                 if args.mode is None or args.lanes is not None:
                     raise
@@ -128,7 +143,7 @@ def _table_rows(args: argparse.Namespace, plans: Plans) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(plan: Plan) -> dict[str, Any]:
+def _row(plan: Plan, forecast: Forecast | None) -> dict[str, Any]:
     return {
         "mode": plan.mode,
         "lanes": plan.lanes,
@@ -136,14 +151,35 @@ def _row(plan: Plan) -> dict[str, Any]:
         "predictions": plan.model_calls,
         "ideal_speedup": plan.ideal_speedup,
         "adapts": plan.lanes > 1 and "tolerance" in plan.asked(),
+        **({} if forecast is None else forecast.row(plan)),
     }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'mode':<14}{'lanes':>5}{'rounds':>9}{'predictions':>14}{'ideal speed-up':>17}"]
+    forecast = any(row.get(name) is not None for row in rows for name in _EXPECTED)
+    head = f"{'mode':<14}{'lanes':>5}{'rounds':>9}{'predictions':>14}{'ideal speed-up':>17}"
+    lines = [
+        head + ("".join(f"{title:>{width}}" for title, width, _ in _EXPECTED.values()) if forecast else "")
+    ]
     for row in rows:
         least = row["adapts"]
         rounds, predictions = (f"{row[name]}{'+' if least else ''}" for name in ("rounds", "predictions"))
         most = f"{'at most ' if least else ''}{row['ideal_speedup']:.2f}x"
-        lines.append(f"{row['mode']:<14}{row['lanes']:>5}{rounds:>9}{predictions:>14}{most:>17}")
+        line = f"{row['mode']:<14}{row['lanes']:>5}{rounds:>9}{predictions:>14}{most:>17}"
+        lines.append(line + (_expected(row) if forecast else ""))
     return "\n".join(lines)
+
+
+def _expected(row: dict[str, Any]) -> str:
+    forms = {
+        "expected_rounds": ".1f",
+        "expected_ms": ".0f",
+        "expected_speedup": ".2f",
+        "expected_error": ".4f",
+    }
+    shown = {name: "–" if row[name] is None else f"{row[name]:{form}}" for name, form in forms.items()}
+    if shown["expected_rounds"] == "–":
+        shown["expected_rounds"] = str(row["rounds"])
+    if row["expected_speedup"] is not None:
+        shown["expected_speedup"] += "x"
+    return "".join(f"{shown[name]:>{width}}" for name, (_, width, _) in _EXPECTED.items())
