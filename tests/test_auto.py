@@ -13,20 +13,40 @@ import numpy as np
 import pytest
 import tiny
 
+import driffusion_trt as dt
 from driffusion_trt import InputError, LaneError, Pipeline
 from driffusion_trt._auto import Auto
+from driffusion_trt._expected import Expectations
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt._trial import Trial
+from driffusion_trt.calibration import Entry, Growth, Spent, add_entries
+from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.planning.costs import Costs
 from driffusion_trt.planning.measuring import Shape
 
 PROMPT = "a red fox"
+CALIBRATED = Entry(
+    "ddim",
+    20,
+    3.0,
+    4,
+    32,
+    "G",
+    1,
+    {6: (3, 4, 4, 4, 4)},
+    {6: 0.02},
+    {6: 0.03},
+    {0.003: Spent(9.0, 9.0), 0.01: Spent(7.5, 8.0), 0.05: Spent(6.0, 6.0)},
+    Growth(1.2, 0.5),
+)
 COSTS = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
+    made = tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
+    add_entries(ModelFolder.open(made), [CALIBRATED])
+    return made
 
 
 @pytest.fixture
@@ -184,3 +204,19 @@ def test_a_mode_leaves_no_choice(folder: Path, known: None) -> None:
         pipe.choice(mode="window")
     with pytest.raises(LaneError, match="closed"):
         pipe.measure()
+
+
+def test_rounds_are_those_of_the_calibration_or_else_the_demos(folder: Path, tmp_path: Path) -> None:
+    schedule = dt.Schedule.from_config(tiny.SCHEDULER, 20)
+    own = Expectations(ModelFolder.open(folder)).of(schedule, 5.0)
+    assert own.basis == "rounds as calibrated with 20 steps of ddim, guidance 3"
+    assert own(4, 0.01) == 7.5 and own(8, 0.01) == 7.5 and own(1, 0.01) == 20
+    assert own(2, 0.01) == pytest.approx(20 - 12.5 / 3)  # between one lane and four
+    assert own(4, 1e-9) == 9.0 and own(4, 1.0) == 6.0  # of the nearest tolerance
+    longer = Expectations(ModelFolder.open(folder)).of(dt.Schedule.from_config(tiny.SCHEDULER, 39), 5.0)
+    assert longer(4, 0.01) == pytest.approx(1 + 6.5 * 38 / 19)
+    bare = ModelFolder.open(tiny.make_model_folder(tmp_path / "bare"))
+    demos = Expectations(bare).of(schedule, 5.0)
+    assert demos.basis.startswith("rounds as the demo's at guidance")
+    rounds = [demos(lanes, 0.01) for lanes in range(1, 17)]
+    assert rounds == sorted(rounds, reverse=True) and 1 < rounds[-1] < rounds[0] == 20
