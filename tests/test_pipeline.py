@@ -536,7 +536,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             "guidance_scale",
             "tolerance",
             "eta",
-            "strength",
             "height",
             "seed",
             "num_images",
