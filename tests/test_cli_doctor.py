@@ -370,7 +370,7 @@ def test_missing_access_is_a_note(simulator: Any, capsys: pytest.CaptureFixture[
 def test_a_gpu_that_hangs_is_left_out_and_named(
     simulator: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_doctor_gpus, "check_peers", partial(check_peers, timeout_s=0.2))
+    monkeypatch.setattr(_doctor_gpus, "check_peers", partial(check_peers, timeout_s=0.8))
     simulator.hang(device=3)
     found = report(capsys, status=1)
     (problem,) = problems(found)

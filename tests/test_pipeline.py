@@ -628,7 +628,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             "guidance_scale",
             "tolerance",
             "eta",
-            "strength",
             "height",
             "seed",
             "num_images",

@@ -680,7 +680,7 @@ def test_a_start_that_fails_leaves_nothing(make: Callable[..., Any], entry: str,
 
 
 def test_a_device_that_hangs_at_the_start(make: Callable[..., Any]) -> None:
-    quick = partial(peers.check_peers, timeout_s=0.2)
+    quick = partial(peers.check_peers, timeout_s=0.8)
     words = r"GPU 1.*did not end in time.*CUDA_VISIBLE_DEVICES"
     with mock.patch.object(peers, "check_peers", quick), pytest.raises(DeviceError, match=words):  # noqa: SIM117
         with make(before=lambda simulator: simulator.hang(device=1)):
