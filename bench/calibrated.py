@@ -1,6 +1,6 @@
 """What calibrated blocks are worth on the demo, and the calibration that is bundled with it.
 
-    python -m bench.calibrated [--pairs 32] [--guidance 3 7.5] [--lanes 4] [--rounds 14 20] [--first 1100] [--work FOLDER]
+    python -m bench.calibrated [--pairs 32] [--guidance 3 7.5] [--lanes 4] [--rounds 14 20] [--first 1100]
     python -m bench.calibrated --bundle [--pairs 8] [--guidance 1 3 5 7.5] [--lanes 2 3 4 8]
 
 The first calibrates on prompts and seeds from 1000 on, makes the pictures of others, from 1100 on, with even
