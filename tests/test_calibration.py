@@ -488,3 +488,18 @@ def test_a_copy_of_the_bundled_model_keeps_its_calibration(tmp_path: Path) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Calibration.read(ModelFolder.open(tmp_path)) == Calibration.read(bundled)
+
+
+def test_the_bundled_model_is_calibrated() -> None:
+    folder = ModelFolder.open("demo")
+    found = Calibration.read(folder)
+    there = {(one.guidance_scale, one.lanes) for one in found.entries}
+    assert there == {(scale, lanes) for scale in (1.0, 3.0, 5.0, 7.5) for lanes in (2, 3, 4, 8)}
+    for one in found.entries:
+        assert (one.solver, one.steps, one.pairs, set(one.spent)) == ("ddim", 50, 8, set(TOLERANCES))
+        assert all(one.errors[rounds] <= one.even_errors[rounds] for rounds in one.strides)
+        assert set(one.strides) == set(range(1 + -(-49 // one.lanes), 51))
+    plan = Planner(folder).plan(2, mode="window", lanes=4, rounds=20)
+    entry = found.find(solver="ddim", steps=50, guidance_scale=3.0, lanes=4)
+    assert entry is not None and plan.blocks == entry.blocks(20) != strides(50, 20, short_last=False)[1:]
+    assert (folder.path / "calibration.json").stat().st_size < 120_000
