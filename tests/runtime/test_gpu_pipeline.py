@@ -264,3 +264,22 @@ def test_large_pictures_are_made_in_tiles_of_the_plans_size(encoding: Path, mach
         whole = pipe._stages._autoencoder.decode(latents)
     assert tiled.shape == whole.shape == (1, 3, 96, 80)
     assert np.abs(tiled - whole).mean() < 0.05
+
+
+def test_mode_auto_measures_the_gpus_and_its_picture_can_be_made_again(
+    planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        costs = pipe.measure()
+        least, most = costs.rows
+        assert costs.devices == 2 and least == 1 and most >= 2, "of the plan's profile"
+        assert len(costs.call_ms) == (4 if most >= 4 else 2)
+        choice = pipe.choice(steps=STEPS)
+        assert "calls with guidance take" in choice.explained()[0]
+        made = pipe(PROMPT, steps=STEPS, seed=3)
+        assert made.plan is pipe.plan(steps=STEPS)
+        again = pipe(**made.call())
+        np.testing.assert_array_equal(made.latents, again.latents)
+    (kept,) = tmp_path.rglob("costs/*.json")
+    assert "GPU 0" in kept.read_text()
