@@ -134,7 +134,9 @@ class WindowPlan(Plan):
         if asked.pop("blocks", None) is not None:
             asked["blocks"] = self._fitting(lanes)
             if asked["blocks"] is None:
-                asked["rounds"] = max(self.sequential_calls, window.least_rounds(self.steps, lanes))
+                asked["rounds"] = self.sequential_calls
+        if asked.get("rounds") is not None:
+            asked["rounds"] = max(asked["rounds"], window.least_rounds(self.steps, lanes))
         return make_plan(self.schedule, mode=self.mode, lanes=lanes, **asked)
 
 

@@ -366,6 +366,9 @@ def test_fewer_lanes_keep_the_mode() -> None:
     schedule = dt.Schedule.from_config(DDIM, 20)
     tolerant = dt.make_plan(schedule, mode="tolerance", lanes=4, tolerance=0.02, carry="G").with_lanes(2)
     assert (tolerant.mode, tolerant.lanes, tolerant.settings.tolerance) == ("tolerance", 2, 0.02)  # type: ignore[attr-defined]
+    bounded = dt.make_plan(schedule, mode="tolerance", lanes=4, rounds=8, tolerance=0.1)
+    assert bounded.with_lanes(2).asked()["rounds"] == max(8, least_rounds(schedule.steps, 2))
+    assert bounded.with_lanes(4).asked() == bounded.asked() and bounded.asked()["rounds"] == 8
     window = dt.make_plan(schedule, mode="window", lanes=4, rounds=8, order=2).with_lanes(2)
     assert (window.lanes, window.sequential_calls) == (2, 11)
 
