@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from ._errors import InputError
+from ._errors import InputError, LaneError, did_you_mean
 from ._expected import Expectations
 from ._kept_costs import KeptCosts
 from ._planner import Planner, PlanSettings
@@ -22,13 +22,14 @@ from .planning.measuring import measured
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions
 from .sampling.checks import check_tolerance, check_whole, is_auto
-from .sampling.plan import WINDOW_LANES
+from .sampling.plan import MODES, WINDOW_LANES
 
-__all__ = ["AUTO_ONLY", "Auto", "check_auto", "leaves_open"]
+__all__ = ["Auto", "check_auto", "leaves_open"]
 
-AUTO_ONLY = ("quality", "deadline_ms")
+_OF_AUTO = ("quality", "deadline_ms")
 _NOT_AUTO = ("rounds", "order", "carry", "blocks")
 Told = Callable[[int, int], None]
+Size = tuple[int, int]
 
 
 def leaves_open(settings: Mapping[str, Any]) -> bool:
@@ -38,7 +39,10 @@ def leaves_open(settings: Mapping[str, Any]) -> bool:
 
 def check_auto(settings: Mapping[str, Any]) -> None:
     """Raises InputError for settings that do not go together with the mode, or cannot be."""
-    given = [name for name in AUTO_ONLY if settings.get(name) is not None]
+    mode = settings.get("mode", "auto")
+    if isinstance(mode, str) and mode not in ("auto", *MODES):
+        raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, ('auto', *MODES))}")
+    given = [name for name in _OF_AUTO if settings.get(name) is not None]
     if not leaves_open(settings):
         if given:
             raise InputError(f"{given[0]}={settings[given[0]]!r} was given; it goes with mode 'auto'")
@@ -58,11 +62,8 @@ def check_auto(settings: Mapping[str, Any]) -> None:
     if settings.get("quality") is not None:
         tolerance_of(settings["quality"])
     deadline = settings.get("deadline_ms")
-    if deadline is not None and (
-        isinstance(deadline, bool)
-        or not isinstance(deadline, int | float)
-        or not 0 < deadline <= sys.float_info.max
-    ):
+    number = isinstance(deadline, int | float) and not isinstance(deadline, bool)
+    if deadline is not None and not (number and 0 < deadline <= sys.float_info.max):
         raise InputError(f"deadline_ms must be a number of milliseconds above 0, not {deadline!r}")
 
 
@@ -76,71 +77,115 @@ class Auto:
         self._expectations = Expectations(folder)
         self._kept = KeptCosts(folder, devices, options)
         self._planner, self._stages = planner, stages
-        self._lock = threading.Lock()
-        self._costs: dict[tuple[int, int], Costs] = {}
+        self._measuring = threading.RLock()  # held while devices are measured; a callback may ask for a plan
+        self._costs: dict[Size, Costs] = {}
 
-    def named(self, request: Request, settings: PlanSettings) -> tuple[Request, PlanSettings]:
+    def named(
+        self, request: Request, settings: PlanSettings, told: Told = lambda done, of: None
+    ) -> tuple[Request, PlanSettings]:
         """The request and its settings with the plan named that `choice` finds."""
-        chosen = self.choice(request, settings).chosen
-        open_ = {name: value for name, value in settings.items() if name not in (*AUTO_ONLY, "tolerance")}
-        named = cast(PlanSettings, {**open_, **chosen.settings()})
-        return replace(request, split_guidance=chosen.split), named
+        named = self.choice(request, settings, told).chosen.named(settings)
+        return replace(request, split_guidance=named["split_guidance"]), cast(PlanSettings, named)
 
-    def choice(self, request: Request, settings: PlanSettings) -> Choice:
-        """The plan for a checked request. Measures the devices where that was never done.
+    def choice(self, request: Request, settings: PlanSettings, told: Told = lambda done, of: None) -> Choice:
+        """The plan for a checked request. Measures the devices where that was never done, and matters.
 
-        Raises InputError where no plan is there by the deadline.
+        Raises InputError where no plan is there by the deadline, LaneError where no device is left.
         """
         schedule, quality = self._planner.schedule(**settings), settings.get("quality")
         lanes = settings.get("lanes")
-        tolerance = check_tolerance(settings.get("tolerance")) if quality is None else tolerance_of(quality)
         wanted = Wanted(
             schedule.steps,
             request.guided,
             len(request.prompts),
-            tolerance,
+            check_tolerance(settings.get("tolerance")) if quality is None else tolerance_of(quality),
             settings.get("deadline_ms"),
             WINDOW_LANES if lanes is None else lanes,
             settings.get("split_guidance"),
         )
-        costs = self.costs(request.height, request.width)
-        left = len(self._stages.lanes)  # devices that failed are out
+        left = min(len(self._stages.lanes), WINDOW_LANES)  # devices that failed are out
+        if not left:
+            raise LaneError("every device has failed; load the pipeline again, or see driffusion-trt doctor")
         expected = self._expectations.of(schedule, request.guidance_scale)
-        choice = choose(replace(costs, devices=min(costs.devices, left)), wanted, expected)
-        return replace(choice, basis=expected.basis)
+        if self._open_to_choice(wanted, left):
+            costs = replace(self.costs((request.height, request.width), told), devices=left)
+        else:
+            costs = Costs.assumed(left)
+        return replace(choose(costs, wanted, expected), basis=expected.basis)
 
-    def known(self, height: int, width: int) -> Costs | None:
-        """The costs of pictures of this size, where they were measured: in this process, or one before it."""
-        size = height, width
-        with self._lock:
-            if size not in self._costs and (found := self._kept.read(size)) is not None:
-                self._costs[size] = found
-            return self._costs.get(size)
+    def _open_to_choice(self, wanted: Wanted, devices: int) -> bool:
+        """Whether there is more than one plan, or a deadline: else nothing needs to be measured."""
+        drafts = wanted.most_lanes > 1 and wanted.steps > 1 and wanted.tolerance > 0
+        useful = devices > 1 or self._stages.rows is not None  # calls of one thread are one after another
+        splits = wanted.guided and wanted.split is None and devices > 1
+        return wanted.deadline_ms is not None or (drafts and useful) or splits
 
-    def costs(self, height: int, width: int, told: Told = lambda done, of: None) -> Costs:
-        """The same, measured now if need be, and kept; `told` is called after each of so many runs."""
-        found = self.known(height, width)
+    def costs(self, size: Size, told: Told = lambda done, of: None) -> Costs:
+        """Of pictures of this size, from what was measured in this process or before it, or is now.
+
+        What was measured is of the model's own size; others are in proportion to the latents' area, until
+        `measure` is asked for them.
+        """
+        own = self._planner.own_size
+        found = self._known(size)
         if found is not None:
             return found
-        with self._lock:
-            size = height, width
-            if size not in self._costs:  # another thread may have measured meanwhile
-                self._costs[size] = self._measured(size, told)
-                self._kept.write(size, self._costs[size])
-            return self._costs[size]
+        if size == own:
+            return self.measure(size, told)
+        return _scaled(self._known(own) or self.measure(own, told), size[0] * size[1] / (own[0] * own[1]))
 
-    def _measured(self, size: tuple[int, int], told: Told) -> Costs:
+    def _known(self, size: Size) -> Costs | None:
+        if size not in self._costs and (found := self._kept.read(size)) is not None:
+            self._costs[size] = replace(found, rows=self._rows())
+        return self._costs.get(size)
+
+    def measure(self, size: Size, told: Told = lambda done, of: None, *, again: bool = False) -> Costs:
+        """Measure pictures of this size, where it was not done before or is to be done again, and keep it.
+
+        told: called after each of so many runs; what it raises ends it, and nothing is kept.
+        """
+        with self._measuring:
+            found = None if again else self._known(size)
+            if found is not None:  # another thread may have measured meanwhile
+                return found
+            before, made = 0, None
+            while made is None or before != len(self._stages.lanes):  # a device failed: those left are others
+                before = len(self._stages.lanes)
+                try:
+                    made = self._measured(size, told)
+                except LaneError as error:
+                    if not error.lanes_left:
+                        raise
+            self._costs[size] = made
+            if before == self._devices.count:
+                self._kept.write(size, made)
+            return made
+
+    def _rows(self) -> tuple[int, int]:
+        rows = self._stages.rows
+        return (1, 0) if rows is None else (rows.min, rows.max)
+
+    def _measured(self, size: Size, told: Told) -> Costs:
         height, width = size
         settings = {"height": height, "width": width, "guidance_scale": 2.0}
         request = Request.check(self._folder.spec, self._planner.own_size, "", settings)
         trial, beside_ms = self._stages.trial(
             request, lambda steps: self._planner.schedule(steps=steps, height=height, width=width)
         )
-        rows = self._stages.rows
         return measured(
             trial.timed,
-            min(self._devices.count, WINDOW_LANES),
+            min(len(self._stages.lanes), WINDOW_LANES),
             picture_ms=beside_ms,
-            rows=(1, 0) if rows is None else (rows.min, rows.max),
+            rows=self._rows(),
             told=told,
         )
+
+
+def _scaled(costs: Costs, times: float) -> Costs:
+    """For pictures so many times as large."""
+    return replace(
+        costs,
+        call_ms=tuple(times * ms for ms in costs.call_ms),
+        exchange_ms=(times * costs.exchange_ms[0], times * costs.exchange_ms[1]),
+        picture_ms=times * costs.picture_ms,
+    )

@@ -11,19 +11,24 @@ from pathlib import Path
 __all__ = ["cache_folder", "keep"]
 
 
-def cache_folder(kind: str) -> Path:
-    """The folder for one kind of things; it need not exist."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cache_folder(kind: str) -> Path | None:
+    """The folder for one kind of things, which need not exist; None for a user without a home folder."""
+    try:
+        if sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        elif os.name == "nt":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and no such user
+        return None
     return base / "driffusion-trt" / kind
 
 
-def keep(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; a folder that cannot be written to is no error."""
+def keep(path: Path | None, data: bytes) -> None:
+    """Write a file whole or not at all; a folder that is not there or cannot be written to is no error."""
+    if path is None:
+        return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

@@ -67,6 +67,10 @@ class Watch:
         """To be called until it is the call's turn."""
         return None if self.cancel is None else partial(self.check_going, "before its first round")
 
+    def before(self, done: int, of: int) -> None:
+        """After each of so many pieces of work that come before the first round."""
+        self.check_going("before its first round")
+
     def check_going(self, when: str) -> None:
         """Raises CancelledError once the event is set."""
         if self.cancel is not None and self.cancel.is_set():

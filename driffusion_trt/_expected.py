@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from .calibration import Calibration, Entry
+from .calibration import Calibration, CalibrationWarning, Entry
 from .engines.manifest import ModelFolder
 from .sampling.schedule import Schedule
+from .sampling.window import least_rounds
 
 __all__ = ["Expectations", "Expected"]
+
+_FEWER = 0.8  # of the calibrated steps: with fewer ones steps are longer, and drafts further off
+_STRONGER = 1.25  # times the strongest calibrated guidance
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Mean rounds by lanes and tolerance: those of calibrated numbers of lanes, and between them.
+    """Rounds by lanes and tolerance: those of calibrated numbers of lanes, and between them.
 
-    entries: of one kind of request, by lanes, ascending. steps: of the schedule that is asked about: with
-        another number of them than was calibrated, rounds take as many more or fewer.
-    basis: where they are from, in words.
+    What is interpolated is how many times the fewest rounds they are. Without entries nothing is known, and
+    as many rounds are expected as there are steps.
+
+    entries: of one kind of request, by lanes, ascending. steps: of the schedule that is asked about.
+    cautious: count what nine pictures of ten stay within, not the mean. basis: where this is from, in words.
     """
 
     entries: tuple[Entry, ...]
     steps: int
+    cautious: bool
     basis: str
 
     def __call__(self, lanes: int, tolerance: float) -> float:
-        """No fewer than there are steps where nothing was calibrated."""
-        if not self.entries:
-            return self.steps
-        rounds = [self._scaled(entry, tolerance) for entry in self.entries]
         known = [1, *(entry.lanes for entry in self.entries)]
-        return float(np.interp(lanes, known, [self.steps, *np.minimum.accumulate(rounds)]))
-
-    def _scaled(self, entry: Entry, tolerance: float) -> float:
-        measured = sorted(entry.spent)
-        rounds = entry.rounds(min(max(tolerance, measured[0]), measured[-1])) if measured else None
-        if rounds is None:
+        times = [1.0, *(self._times(entry, tolerance) for entry in self.entries)]
+        if len(known) == 1:
             return self.steps
-        return 1 + (rounds - 1) * (self.steps - 1) / max(1, entry.steps - 1)
+        # More lanes cost no more rounds; how many fewer they take than the most that are known is not known.
+        asked = [*(n for n in known if n < lanes), min(lanes, known[-1])]
+        rounds = [least_rounds(self.steps, n) * float(np.interp(n, known, times)) for n in asked]
+        return min(self.steps, *rounds)
+
+    def _times(self, entry: Entry, tolerance: float) -> float:
+        """How many times the fewest rounds an entry's pictures took, at the nearest tolerance measured."""
+        measured = sorted(entry.spent)
+        if not measured:
+            return self.steps / least_rounds(self.steps, entry.lanes)
+        rounds = entry.most_rounds if self.cautious else entry.rounds
+        took = rounds(min(max(tolerance, measured[0]), measured[-1]))
+        assert took is not None
+        below = tolerance < measured[0] / 2  # then it may be anything
+        return (entry.steps if below else took) / least_rounds(entry.steps, entry.lanes)
 
 
 class Expectations:
@@ -52,35 +66,46 @@ class Expectations:
         self._read = cache(lambda: (Calibration.read(folder), Calibration.read(ModelFolder.open("demo"))))
 
     def of(self, schedule: Schedule, guidance_scale: float) -> Expected:
-        """From the folder's calibration; where it has none of this solver, from the demo's hardest pictures.
+        """From the folder's calibration; of a solver that it does not have, from the demo's hardest pictures.
 
-        Entries of the nearest number of steps count, and of these of the nearest guidance scale.
+        Nothing is expected of schedules with step noises, of much fewer steps, or of much stronger guidance,
+        than was calibrated.
 
         Raises ModelError where the folder's calibration is damaged.
         """
         own, demo = self._read()
-        solvers = [entry for entry in own.entries if entry.solver == schedule.solver and not schedule.eta]
-        found = _nearest(solvers, schedule.steps, guidance_scale)
-        if found:
-            one = found[0]
-            kind = f"{one.steps} steps of {one.solver}, guidance {one.guidance_scale:g}"
-            basis = f"rounds as calibrated with {kind}"
-            return Expected(found, schedule.steps, basis)
-        hardest = max((entry.guidance_scale for entry in demo.entries), default=1.0)
-        basis = (
-            f"rounds as the demo's at guidance {hardest:g}, since none of {schedule.solver} were calibrated"
-        )
-        return Expected(_nearest(demo.entries, schedule.steps, hardest), schedule.steps, basis)
+        if own.notice:
+            warnings.warn(f"{own.notice}; it is not used", CalibrationWarning, stacklevel=6)
+        steps, scale = schedule.steps, max(guidance_scale, 1.0)
+        if schedule.eta:
+            return Expected((), steps, False, "no drafts: of schedules with step noises nothing is known")
+        mine = [entry for entry in own.entries if entry.solver == schedule.solver]
+        entries = mine or list(demo.entries)
+        hardest = max((entry.guidance_scale for entry in entries), default=1.0)
+        found = _nearest(entries, steps, scale if mine else hardest)
+        if not found or scale > _STRONGER * hardest:
+            asked = f"{steps} steps of {schedule.solver} at guidance {guidance_scale:g}"
+            return Expected(
+                (),
+                steps,
+                False,
+                f"no drafts: {asked} are beyond what driffusion-trt plan --calibrate measured",
+            )
+        kind = f"{found[0].steps} steps of {found[0].solver}, guidance {found[0].guidance_scale:g}"
+        whose = "rounds as calibrated with" if mine else "not calibrated: rounds as the demo's hardest with"
+        return Expected(found, steps, not mine, f"{whose} {kind}")
 
 
 def _nearest(entries: Sequence[Entry], steps: int, guidance_scale: float) -> tuple[Entry, ...]:
-    """Those of one number of steps and one guidance scale, by lanes; of two that are as near the larger."""
-    wanted = max(guidance_scale, 1.0)
+    """Those of one number of steps and one guidance scale, by lanes: of no more steps than are asked about,
+    but for a few; and of the nearest guidance, of two that are as near the larger."""
+    fitting = [entry for entry in entries if steps >= _FEWER * entry.steps]
+    if not fitting:
+        return ()
+    most = max(entry.steps for entry in fitting)
     order = sorted(
-        entries,
-        key=lambda e: (abs(e.steps - steps), -e.steps, abs(e.guidance_scale - wanted), -e.guidance_scale),
+        (entry for entry in fitting if entry.steps == most),
+        key=lambda e: (abs(e.guidance_scale - guidance_scale), -e.guidance_scale),
     )
-    kinds = [(entry.steps, entry.guidance_scale) for entry in order]
-    return tuple(
-        sorted((e for e, kind in zip(order, kinds, strict=True) if kind == kinds[0]), key=lambda e: e.lanes)
-    )
+    chosen = [entry for entry in order if entry.guidance_scale == order[0].guidance_scale]
+    return tuple(sorted(chosen, key=lambda e: e.lanes))

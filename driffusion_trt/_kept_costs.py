@@ -4,40 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort  # type: ignore[import-untyped]
+
 from ._cache import cache_folder, keep
-from ._errors import InputError
+from ._errors import DriffusionError, InputError
 from .engines.key import onnx_hash
 from .engines.manifest import ModelFolder
 from .planning.costs import Costs
-from .runtime.devices import Devices
+from .runtime.devices import Devices, choose_plan
 from .runtime.networks import GpuOptions
 
 __all__ = ["KeptCosts"]
 
-_FORMAT = 1
+_FORMAT = 2
 Size = tuple[int, int]
 
 
 class KeptCosts:
-    """Of one model on some devices, by the size of pictures in pixels, height first."""
+    """Of one model on some devices, by the size of pictures in pixels, height first.
+
+    What else they depend on is in their key: the engines' plans, or the processor and ONNX Runtime.
+    """
 
     def __init__(self, folder: ModelFolder, devices: Devices, options: GpuOptions) -> None:
+        engines = [_plan(folder, gpu) for gpu in devices.gpus] or [_processor(), ort.__version__]
         self._what = {
             "format": _FORMAT,
             "denoiser": onnx_hash(folder, "denoiser"),
             "devices": str(devices),
+            "engines": engines,
             "graphs": options.cuda_graphs,
             "peer_copies": options.peer_copies,
         }
 
     def read(self, size: Size) -> Costs | None:
         """None where they were not measured, or what is kept is damaged."""
+        path = self.path(size)
         try:
-            stored: Any = json.loads(self.path(size).read_text("utf-8"))
-            return Costs.from_json(stored["costs"])
+            stored: Any = None if path is None else json.loads(path.read_text("utf-8"))
+            return None if stored is None else Costs.from_json(stored["costs"])
         except (OSError, ValueError, KeyError, TypeError, InputError):
             return None
 
@@ -46,7 +55,26 @@ class KeptCosts:
         stored = {**self._what, "picture": list(size), "costs": costs.to_json()}
         keep(self.path(size), json.dumps(stored, indent=1).encode())
 
-    def path(self, size: Size) -> Path:
-        """Another model, other devices or another size have another file."""
+    def path(self, size: Size) -> Path | None:
+        """Another model, other devices or another size have another file; None without a home folder."""
         words = json.dumps([self._what, list(size)], sort_keys=True)
-        return cache_folder("costs") / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
+        folder = cache_folder("costs")
+        return None if folder is None else folder / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
+
+
+def _plan(folder: ModelFolder, gpu: Any) -> str:
+    try:
+        plan, flavour = choose_plan(folder, "denoiser", gpu)
+    except DriffusionError:  # said when it is loaded
+        return ""
+    return f"{flavour.name} {plan.key}"
+
+
+def _processor() -> str:
+    """The name that Linux has for it; elsewhere what Python says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

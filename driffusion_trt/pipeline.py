@@ -40,7 +40,7 @@ class Pipeline:
     """A loaded model on its lanes; make one with `Pipeline.load`.
 
     Every method may be called from any number of threads at once, with any settings: each call gets the
-    bits that it would get alone. CPU lanes take turns with the rounds of all calls, GPUs with whole calls.
+    bits that its plan gives alone. CPU lanes take turns with the rounds of all calls, GPUs with whole calls.
     """
 
     def __init__(
@@ -118,16 +118,16 @@ class Pipeline:
         """What of a prompt the model cannot read, in words; empty where it reads all."""
         return self._stages.conditioner.complaints((prompt,) * len(self.spec.text_encoders))
 
-    def plan(self, **settings: Unpack[Settings]) -> Plan:
-        """The plan that a call with these settings runs. Raises as a call does for what cannot be."""
-        return self._planned(*self._checked("", settings))[1]
+    def plan(self, prompt: str | Sequence[str] = "", **settings: Unpack[Settings]) -> Plan:
+        """The plan that a call with these settings runs. Measures, and raises, as a call does."""
+        return self._planned(*self._checked(prompt, settings))[1]
 
-    def choice(self, **settings: Unpack[Settings]) -> Choice:
-        """What mode "auto" chooses for these settings: `str` of it is one line, `explained()` the reasons.
+    def choice(self, prompt: str | Sequence[str] = "", **settings: Unpack[Settings]) -> Choice:
+        """What mode "auto" chooses for a call: `str` of it is one line, `explained()` the reasons.
 
-        Raises InputError for settings that cannot be, or a mode that leaves no choice.
+        Raises as a call does, and InputError for a mode that leaves no choice.
         """
-        request, checked = self._checked("", settings)
+        request, checked = self._checked(prompt, settings)
         if not leaves_open(checked):
             raise InputError(f"mode {checked['mode']!r} leaves no choice; leave it out, or use plan()")
         return self._auto.choice(request, planned(checked))
@@ -137,16 +137,18 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         told: Callable[[int, int], None] = lambda done, of: None,
+        *,
+        again: bool = False,
     ) -> Costs:
         """What network calls take here, for mode "auto"; measured once for a size, and kept on this machine.
 
-        The first call that needs it does the same; services do it before they serve, with nothing else at
-        work. told: called after each of so many runs. Raises as `warm_up` does.
+        The first call that needs it does the same; services do so before they serve, with nothing else at
+        work. told: called after each of so many runs. again: though it was done. Raises as `warm_up` does.
         """
         self._check_open()
         size = {"height": height, "width": width}
         request = Request.check(self.spec, self._planner.own_size, "", size)
-        return self._auto.costs(request.height, request.width, told)
+        return self._auto.measure((request.height, request.width), told, again=again)
 
     def warm_up(
         self,
@@ -190,9 +192,9 @@ class Pipeline:
                 sequence has one seed for each picture.
             num_images: pictures of each prompt.
             mode: "auto", the default, or one of `make_plan`'s; quality, deadline_ms: see `Settings`.
-            lanes: noises predicted at once; by default the number of devices, but no more than
-                2, or one for every 10 steps, or 4. The picture depends on the lanes and not on the
-                devices, so name them where it must be the same on every machine.
+            lanes: noises predicted at once; of mode "auto" the most, of others by default the number of
+                devices, but no more than 2, or one for every 10 steps, or 4. With a mode by name the picture
+                depends on the lanes and not on the devices.
             split_guidance: predict with and without the prompt on two devices; see `Settings`.
             rounds: for modes "skip", "window" and "paradigms"; for "tolerance" the most.
             blocks: for modes "window" and "aggressive": see `make_plan`.
@@ -220,10 +222,9 @@ class Pipeline:
         """
         request, checked = self._checked(prompt, settings)
         watch = Watch.check(settings)
-        self._check_open()
         self._complain(request)
-        request, plan = self._planned(request, checked)
         try:
+            request, plan = self._planned(request, checked, watch)
             made, folder = self._precisions.run(request, plan, watch)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
@@ -247,26 +248,26 @@ class Pipeline:
         return await awaited(self, prompt, **settings)
 
     def preview(self, latents: NDArray[np.float32]) -> tuple[Image.Image, ...]:
-        """Small pictures of latents, one pixel a place, by one linear map: see `RoundDone.latents`.
-
-        Raises InputError where the latents are not of this family.
-        """
+        """Small pictures of this family's latents (B, C, h, w), by one linear map; else raises InputError."""
         return preview(self.spec, latents)
 
     def _checked(
         self, prompt: str | Sequence[str], settings: Mapping[str, Any]
     ) -> tuple[Request, Mapping[str, Any]]:
         check_names(settings)
+        self._check_open()
         checked = resolved(self.spec, settings)
         check_auto(checked)
         request = Request.check(self.spec, self._planner.own_size, prompt, checked)
         self._stages.check(request)
         return request, checked
 
-    def _planned(self, request: Request, checked: Mapping[str, Any]) -> tuple[Request, Plan]:
+    def _planned(
+        self, request: Request, checked: Mapping[str, Any], watch: Watch | None = None
+    ) -> tuple[Request, Plan]:
         asked = planned(checked)
         if leaves_open(checked):
-            request, asked = self._auto.named(request, asked)
+            request, asked = self._auto.named(request, asked, (watch or Watch()).before)
         return request, self._planner.plan(self.devices, **asked)
 
     def _complain(self, request: Request) -> None:

@@ -16,11 +16,13 @@ import tiny
 import driffusion_trt as dt
 from driffusion_trt import InputError, LaneError, Pipeline
 from driffusion_trt._auto import Auto
-from driffusion_trt._expected import Expectations
+from driffusion_trt._expected import Expectations, Expected
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt._trial import Trial
-from driffusion_trt.calibration import Entry, Growth, Spent, add_entries
+from driffusion_trt.calibration import CalibrationWarning, Entry, Growth, Spent, add_entries
 from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.planning.candidates import Wanted
+from driffusion_trt.planning.choice import choose
 from driffusion_trt.planning.costs import Costs
 from driffusion_trt.planning.measuring import Shape
 
@@ -88,7 +90,7 @@ def test_devices_are_measured_once_on_a_machine(folder: Path, cache: Path, timed
     timed.clear()
     with Pipeline.load(folder, devices=2) as pipe:
         assert pipe.measure() == measured and not timed
-        pipe.measure(height=32, width=32)  # another size has other costs
+        pipe.measure(height=32, width=32)  # another size has its own
         assert timed
     assert len(list(cache.glob("*.json"))) == 2
     timed.clear()
@@ -206,17 +208,127 @@ def test_a_mode_leaves_no_choice(folder: Path, known: None) -> None:
         pipe.measure()
 
 
-def test_rounds_are_those_of_the_calibration_or_else_the_demos(folder: Path, tmp_path: Path) -> None:
-    schedule = dt.Schedule.from_config(tiny.SCHEDULER, 20)
-    own = Expectations(ModelFolder.open(folder)).of(schedule, 5.0)
+def expected_of(folder: Path, steps: int, guidance: float, **options: Any) -> Expected:
+    return Expectations(ModelFolder.open(folder)).of(
+        dt.Schedule.from_config(tiny.SCHEDULER, steps, **options), guidance
+    )
+
+
+def test_rounds_are_those_of_the_calibration(folder: Path) -> None:
+    own = expected_of(folder, 20, 3.0)
     assert own.basis == "rounds as calibrated with 20 steps of ddim, guidance 3"
-    assert own(4, 0.01) == 7.5 and own(8, 0.01) == 7.5 and own(1, 0.01) == 20
-    assert own(2, 0.01) == pytest.approx(20 - 12.5 / 3)  # between one lane and four
-    assert own(4, 1e-9) == 9.0 and own(4, 1.0) == 6.0  # of the nearest tolerance
-    longer = Expectations(ModelFolder.open(folder)).of(dt.Schedule.from_config(tiny.SCHEDULER, 39), 5.0)
-    assert longer(4, 0.01) == pytest.approx(1 + 6.5 * 38 / 19)
-    bare = ModelFolder.open(tiny.make_model_folder(tmp_path / "bare"))
-    demos = Expectations(bare).of(schedule, 5.0)
-    assert demos.basis.startswith("rounds as the demo's at guidance")
+    assert own(4, 0.01) == 7.5 and own(1, 0.01) == 20
+    assert own(8, 0.01) == 7.5, "how many fewer more lanes take was not calibrated"
+    # The fewest are 6 with 4 lanes, and 11 with 2: a third of the way from 1 to 7.5 / 6 times as many.
+    assert own(2, 0.01) == pytest.approx(11 * (1 + 0.25 / 3))
+    assert own(4, 0.002) == 9.0 and own(4, 1.0) == 6.0  # of the nearest tolerance that was calibrated
+    assert own(4, 1e-4) == 20, "a much smaller one may take all steps"
+    assert expected_of(folder, 39, 3.0)(4, 0.01) == pytest.approx(11 * 7.5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "guidance", "options"), [(10, 3.0, {}), (20, 9.0, {}), (20, 3.0, {"eta": 1.0})]
+)
+def test_beyond_what_was_calibrated_no_drafts_are_made(
+    folder: Path, steps: int, guidance: float, options: dict[str, Any]
+) -> None:
+    """Steps that are longer, guidance that is stronger and fresh noise put drafts further off."""
+    expected = expected_of(folder, steps, guidance, **options)
+    assert expected.basis.startswith("no drafts: ")
+    assert all(expected(lanes, 0.01) == steps for lanes in range(1, 17))
+    choice = choose(COSTS, Wanted(steps, True, split=False), expected)
+    assert not choice.chosen.drafts
+
+
+def test_a_model_without_a_calibration_has_the_demos_hardest(tmp_path: Path) -> None:
+    bare = tiny.make_model_folder(tmp_path / "bare")
+    demos = expected_of(bare, 50, 5.0)
+    assert demos.basis == "not calibrated: rounds as the demo's hardest with 50 steps of ddim, guidance 7.5"
     rounds = [demos(lanes, 0.01) for lanes in range(1, 17)]
-    assert rounds == sorted(rounds, reverse=True) and 1 < rounds[-1] < rounds[0] == 20
+    assert rounds == sorted(rounds, reverse=True) and 1 < rounds[-1] < rounds[0] == 50
+
+
+def test_a_calibration_of_another_network_is_named(folder: Path, tmp_path: Path) -> None:
+    other = tiny.make_model_folder(tmp_path / "other")
+    text = (folder / "calibration.json").read_text().replace('"network": "', '"network": "0')
+    (other / "calibration.json").write_text(text)
+    with pytest.warns(CalibrationWarning, match="measured with another network"):
+        expected_of(other, 50, 3.0)
+
+
+def test_a_user_without_a_home_folder_keeps_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, timed: list[Shape]
+) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nobody)
+    with Pipeline.load(folder, devices=2) as pipe:
+        assert pipe.measure() is pipe.measure() and timed
+
+
+def test_nothing_is_measured_where_there_is_one_plan(folder: Path, cache: Path, timed: list[Shape]) -> None:
+    with Pipeline.load(folder, devices=1) as pipe:
+        assert pipe(PROMPT, steps=4).plan.mode == "sequential"
+        assert "assumed, not measured" in pipe.choice(steps=4).explained()[1]
+    with Pipeline.load(folder, devices=2) as pipe:
+        pipe(PROMPT, steps=4, quality="exact", guidance_scale=1.0)
+        pipe(PROMPT, steps=4, lanes=1, split_guidance=True)
+        assert not timed and not cache.exists()
+        pipe(PROMPT, steps=4)
+        assert timed
+
+
+def test_other_sizes_are_in_proportion_until_they_are_measured(
+    folder: Path, cache: Path, timed: list[Shape]
+) -> None:
+    with Pipeline.load(folder, devices=2) as pipe:
+        own = pipe.measure()
+        timed.clear()
+        choice = pipe.choice(steps=20, height=32, width=32)
+        assert not timed and choice.costs.call_ms == pytest.approx([ms / 4 for ms in own.call_ms])
+        small = pipe.measure(32, 32)
+        assert timed and pipe.choice(steps=20, height=32, width=32).costs.call_ms == small.call_ms
+        timed.clear()
+        assert pipe.measure(again=True) is not own and timed
+
+
+def test_a_device_that_fails_while_it_is_measured_leaves_the_others(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, failed = Trial.timed, []
+
+    def once(trial: Trial, shape: Shape) -> float:
+        if not failed:
+            failed.append(shape)
+            raise LaneError("GPU 1 failed", lanes_left=1)
+        return run(trial, shape)
+
+    monkeypatch.setattr(Trial, "timed", once)
+    with Pipeline.load(folder, devices=2) as pipe:
+        assert pipe.measure().measured and failed
+
+
+def test_a_call_that_is_cancelled_while_devices_are_measured_ends(folder: Path, cache: Path) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with Pipeline.load(folder, devices=2) as pipe:
+        with pytest.raises(dt.CancelledError, match="before its first round"):
+            pipe(PROMPT, steps=4, cancel=cancel)
+        assert not cache.exists()
+
+
+def test_what_the_caller_says_of_split_guidance_is_recorded(folder: Path) -> None:
+    with Pipeline.load(folder, devices=1) as pipe:
+        made = pipe(PROMPT, steps=4, split_guidance=True)
+        assert made.settings[0]["split_guidance"] is True
+        assert np.array_equal(made.latents, pipe(**made.call()).latents)
+
+
+def test_a_closed_pipeline_says_so(folder: Path) -> None:
+    with Pipeline.load(folder, devices=2) as pipe:
+        pass
+    for ask in (pipe.plan, pipe.choice, pipe.measure):
+        with pytest.raises(LaneError, match="the pipeline is closed"):
+            ask()  # type: ignore[operator]

@@ -201,7 +201,7 @@ REFUSED: list[tuple[str, str]] = [
     ("run fox --quality high --mode window", "quality='high' was given; it goes with mode 'auto'"),
     ("run fox --quality high --deadline-ms 9", "quality and deadline_ms were given; mode 'auto' goes by one"),
     ("run fox --deadline-ms 0", "deadline_ms must be a number of milliseconds above 0, not 0.0"),
-    ("run fox --explain --mode skip", "it explains what mode auto chooses"),
+    ("run fox --explain --mode skip", "it is for mode auto"),
     ("run fox --mode skip --rounds 51", "rounds=51 was asked; it must be from 1 to 50"),
     ("run fox --blocks 4,x", "argument --blocks: 'x' is not a whole number"),
     ("run fox --mode window --lanes 4 --blocks 4,4", "the 2 blocks sum to 8"),
@@ -238,7 +238,7 @@ REFUSED: list[tuple[str, str]] = [
     ("run --from-picture plain.png", "plain.png has no settings in it"),
     ("plan --mode agressive", "no mode 'agressive'; did you mean 'aggressive'"),
     ("plan --mode aggressive --rounds 3", "has a fixed number; leave it out"),
-    ("plan --rounds 3", "--rounds 3 was given without a mode; name skip, window or paradigms"),
+    ("plan --rounds 3", "--rounds 3 was given without a mode; name the --mode"),
     ("plan --lanes 0", "lanes=0 was asked"),
     ("plan --steps 1001", "steps=1001 was asked"),
     ("plan --model empty.json", "empty.json cannot be read as a scheduler config"),
@@ -645,10 +645,31 @@ def test_compare_measures_against_sequential(
 
 
 def test_compare_of_equal_pictures_is_valid_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "fox", "--steps", "4", "--lanes", "1", "--model", model, "--compare", "--json"]
+    words = ["run", "fox", *FEW, "--lanes", "1", "--model", model, "--compare", "--json"]
     assert main(words) == 0
     (compared,) = json.loads(capsys.readouterr().out)["compare"]["pictures"]
     assert compared["psnr_db"] is None and compared["relative_l2"] == 0
+
+
+def test_a_sequential_plan_is_not_compared_with_itself(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "fox", "--steps", "4", "--devices", "1", "--model", model, "--compare", "--json"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert "compare" not in facts and facts["timings"]["choose_ms"] > 0
+    assert "nothing to compare" in err and len(list(Path().glob("*.png"))) == 1
+
+
+def test_what_is_for_mode_auto_opens_the_mode_of_a_picture(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", model, "-q"]
+    assert main(["run", "fox", *FEW, "--lanes", "3", *words, "-o", "one.png"]) == 0
+    assert main(["run", "--from-picture", "one.png", "--quality", "exact", *words, "-o", "two.png"]) == 0
+    settings = read_settings("two.png")
+    assert settings["mode"] == "sequential" and settings["lanes"] == 1 and settings["steps"] == 10
 
 
 def test_progress_is_shown_on_a_terminal_and_taken_away(model: str) -> None:

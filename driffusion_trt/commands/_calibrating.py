@@ -78,6 +78,10 @@ def _checked(args: argparse.Namespace, console: Console) -> _Job:
     check_addable(folder)
     planner = Planner(folder)
     schedule = planner.schedule(steps=args.steps, scheduler=args.scheduler)
+    if schedule.eta:
+        raise InputError(
+            f"{schedule.solver} with step noises was asked; calibrations are of schedules without them"
+        )
     devices = choose_devices("auto" if args.devices is None else args.devices, folder)
     lanes = default_lanes(devices.count, schedule.steps) if args.lanes is None else args.lanes
     if not 2 <= lanes <= WINDOW_LANES:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._auto import AUTO_ONLY
 from ..pipeline import Pipeline
 from ._console import Console
 
 
 def name_plan(
-    pipe: Pipeline, settings: dict[str, Any], pictures: int, console: Console, *, explain: bool
+    pipe: Pipeline,
+    settings: dict[str, Any],
+    prompts: list[str],
+    console: Console,
+    *,
+    explain: bool,
+    again: bool,
 ) -> dict[str, Any]:
-    """The settings with the plan named that mode auto chooses for batches of so many pictures.
+    """The settings with the plan named that mode auto chooses for a batch of these prompts.
 
-    explain: say what it was chosen from.
+    explain: say what it was chosen from. again: measure the devices, though it was done before.
 
     Raises InputError where no plan is there by the deadline.
     """
     with console.progress(100) as tick:
         pipe.measure(
-            settings.get("height"),
-            settings.get("width"),
-            lambda done, of: tick(100 * done // of, "measuring these devices, once"),
+            told=lambda done, of: tick(100 * done // of, "measuring these devices, once"), again=again
         )
-    choice = pipe.choice(**{**settings, "num_images": pictures})
+    choice = pipe.choice(prompts, **settings)
     console.note(f"auto: {choice}")
     for line in choice.explained() if explain else ():
         console.note(f"  {line}")
-    open_ = {name: value for name, value in settings.items() if name not in (*AUTO_ONLY, "tolerance")}
-    return {**open_, **choice.chosen.settings()}
+    return choice.chosen.named(settings)

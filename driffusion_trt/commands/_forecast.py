@@ -76,6 +76,8 @@ class Forecast:
     def _ms(self, costs: Costs, plan: Plan, rounds: float | None) -> float | None:
         if not costs.fits(plan.lanes, guided=self._guidance > 1, split=False):
             return None
+        if rounds is None and plan.lanes > 1 and "tolerance" in plan.asked():
+            return None  # of ParaDiGMS nothing was calibrated
         if rounds is not None:
             each = self._round_ms(plan.lanes) + costs.look_ms
             return costs.picture_ms + self._round_ms(1) + costs.look_ms + (rounds - 1) * each

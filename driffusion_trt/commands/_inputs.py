@@ -43,6 +43,8 @@ OF_MODE: dict[str, tuple[type, ...]] = {
     "tolerance": (int, float),
     "blocks": (list,),
 }
+_OF_AUTO = ("quality", "deadline_ms", "explain", "measure")  # they leave the mode open
+_CHOSEN = ("lanes", "split_guidance")  # by mode auto, whatever the picture had
 _MODE: dict[str, tuple[type, ...]] = {"prompt": (str,), "mode": (str,), **OF_MODE}
 
 
@@ -124,6 +126,8 @@ def fill_from_picture(args: argparse.Namespace) -> None:
             f"{args.from_picture} was made with {', '.join(sorted(lost))}, for which there is no option; "
             "make it again in Python, with these arguments of Pipeline.__call__"
         )
+    if args.mode is None and any(getattr(args, name) for name in _OF_AUTO):
+        args.mode = "auto"
     if args.mode is None:
         args.mode = settings.get("mode")
         counted = args.rounds is not None or args.blocks is not None  # either says how many rounds
@@ -137,7 +141,7 @@ def fill_from_picture(args: argparse.Namespace) -> None:
         )
     args.replayed = settings
     for name in _REPLAYED:
-        if getattr(args, name) is None:
+        if getattr(args, name) is None and not (args.mode == "auto" and name in _CHOSEN):
             setattr(args, name, settings.get(name))
 
 

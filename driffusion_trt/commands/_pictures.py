@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, cast
 
 from .. import __version__
-from .._auto import AUTO_ONLY, check_auto, leaves_open
-from .._call import Timings
+from .._auto import check_auto, leaves_open
 from .._errors import InputError
 from .._planner import Planner, PlanSettings, planned
 from .._request import Request
@@ -20,14 +18,16 @@ from ..engines.manifest import ModelFolder
 from ..models import ModelSpec
 from ..pictures import save_png
 from ..pipeline import Pipeline
+from ..planning.candidates import OF_AUTO
 from ..runtime.devices import Asked, choose_devices
 from ..sampling.noise import noise_streams
 from ..sampling.plan import Plan, default_lanes
-from ..sampling.sample import RoundDone, Stats
+from ..sampling.sample import RoundDone
 from ._choosing import name_plan
-from ._compare import HOW_MEASURED, Comparison, compare
+from ._compare import HOW_MEASURED, compare
 from ._console import Console, Tick
 from ._inputs import OF_MODE, fill_from_picture, read_prompts, read_start
+from ._job import Done, Job, Picture
 from ._output import check_writable, comparison, places
 
 # Options that `Pipeline.__call__` takes by the same name.
@@ -39,54 +39,6 @@ _SETTINGS = (
 _NOT_SEQUENTIAL = (*OF_MODE, "split_guidance")
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    """One picture to make."""
-
-    prompt: str
-    seed: int
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A run with everything checked: what to load, what to ask, which pictures in which batches."""
-
-    model: str
-    devices: Asked
-    options: dict[str, Any]
-    plan: Plan
-    settings: dict[str, Any]
-    start: dict[str, str]  # hashes of what it starts from
-    batches: list[list[_Picture]]
-    compare: bool
-
-
-@dataclass(slots=True)
-class _Done:
-    """What a run has made so far; not the pictures themselves, of which there may be many."""
-
-    settings: list[dict[str, Any]] = field(default_factory=list)
-    batches: list[Timings] = field(default_factory=list)
-    stats: list[Stats] = field(default_factory=list)
-    paths: list[Path] = field(default_factory=list)
-    comparisons: list[Comparison] = field(default_factory=list)
-    devices: int = 0
-
-    def timings(self, load_ms: float, start: float) -> dict[str, float]:
-        """Milliseconds, summed over the batches; `round_ms` is the median round."""
-        rounds = [ms for item in self.batches for ms in item.rounds_ms]
-        return {
-            "load_ms": load_ms,
-            "encode_ms": sum(item.encode_ms for item in self.batches),
-            "denoise_ms": sum(item.denoise_ms for item in self.batches),
-            "rounds": len(rounds),
-            "round_ms": sorted(rounds)[len(rounds) // 2],
-            "decode_ms": sum(item.decode_ms for item in self.batches),
-            "total_ms": 1e3 * (time.perf_counter() - start),
-        }
-
-
 def make_pictures(args: argparse.Namespace, console: Console, start: float) -> None:
     """Run the command; `start` is when it began, by `time.perf_counter`.
 
@@ -94,13 +46,14 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
     """
     with console.warnings():
         job = _checked(args)
-        done = _Done()
+        done = Done()
         with Pipeline.load(job.model, devices=job.devices, **job.options) as pipe:
             done.devices = pipe.devices
             load_ms = 1e3 * (time.perf_counter() - start)
             if leaves_open(job.settings):
-                named = name_plan(pipe, job.settings, len(job.batches[0]), console, explain=args.explain)
-                job = replace(job, settings=named)
+                begun = time.perf_counter()
+                job = _with_plan(job, pipe, args, console)
+                done.choose_ms = 1e3 * (time.perf_counter() - begun)
             job = replace(job, plan=pipe.plan(**job.settings))
             _say_first(job, pipe, console)
             _say_replayed(args, job, pipe, console)
@@ -115,12 +68,13 @@ def make_pictures(args: argparse.Namespace, console: Console, start: float) -> N
     _say_last(done, timings, console)
 
 
-def _checked(args: argparse.Namespace) -> _Job:
+def _checked(args: argparse.Namespace) -> Job:
     """Every check that needs no network."""
     if args.from_picture is not None:
         fill_from_picture(args)
-    if args.explain and args.mode not in (None, "auto"):
-        raise InputError(f"--explain was given with --mode {args.mode}; it explains what mode auto chooses")
+    for name in ("explain", "measure"):
+        if getattr(args, name) and args.mode not in (None, "auto"):
+            raise InputError(f"--{name} was given with mode {args.mode}; it is for mode auto")
     if args.compare and args.mode == "sequential":
         raise InputError("--compare compares a mode with sequential; choose another --mode, or leave it out")
     size = 1 if args.batch_size is None else args.batch_size
@@ -144,7 +98,7 @@ def _checked(args: argparse.Namespace) -> _Job:
         "nan_policy": args.nan_policy or "error",
         "fp32_model": args.fp32_model,
     }
-    return _Job(model, devices, options, plan, settings, start, batches, args.compare)
+    return Job(model, devices, options, plan, settings, start, batches, args.compare)
 
 
 def _planned(
@@ -157,7 +111,7 @@ def _planned(
     asked: Asked = "auto" if args.devices is None else args.devices
     count = choose_devices(asked, folder).count
     if leaves_open(settings):
-        named = {name: value for name, value in settings.items() if name not in (*AUTO_ONLY, "tolerance")}
+        named = {name: value for name, value in settings.items() if name not in OF_AUTO}
         return planner.plan(count, **cast(PlanSettings, {**named, "mode": "sequential"})), asked
     each, steps = planner.devices_per_lane(**settings), planner.schedule(**settings).steps
     lanes, devices = _width(args.lanes, asked, count, steps, each)
@@ -173,7 +127,7 @@ def _width(lanes: int | None, asked: Asked, count: int, steps: int, each: int) -
 
 def _pictures(
     args: argparse.Namespace, spec: ModelSpec, own_size: tuple[int, int], settings: dict[str, Any]
-) -> tuple[list[_Picture], dict[str, str]]:
+) -> tuple[list[Picture], dict[str, str]]:
     """The pictures to make, and the hashes of what they start from."""
     prompts = read_prompts(args.words, args.prompts_file)
     images = 1 if args.num_images is None else args.num_images
@@ -182,11 +136,21 @@ def _pictures(
     noise_streams(first + len(request.prompts) - 1, 1)  # the last seed can be too large
     named = [(texts[0], first + k) for k, texts in enumerate(request.prompts)]
     paths = places(args.output, named)
-    pictures = [_Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
+    pictures = [Picture(prompt, seed, path) for (prompt, seed), path in zip(named, paths, strict=True)]
     return pictures, {} if request.source is None else request.source.facts
 
 
-def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
+def _with_plan(job: Job, pipe: Pipeline, args: argparse.Namespace, console: Console) -> Job:
+    """The job with the plan that mode auto chooses; a sequential one is not compared with itself."""
+    prompts = [picture.prompt for picture in job.batches[0]]
+    named = name_plan(pipe, job.settings, prompts, console, explain=args.explain, again=args.measure)
+    same = named["mode"] == "sequential" and not named["split_guidance"]
+    if job.compare and same:
+        console.note("auto took the sequential plan, so there is nothing to compare with it")
+    return replace(job, settings=named, compare=job.compare and not same)
+
+
+def _say_first(job: Job, pipe: Pipeline, console: Console) -> None:
     plan = job.plan
     for notice in plan.schedule.notices:
         console.warn(notice)
@@ -202,7 +166,7 @@ def _say_first(job: _Job, pipe: Pipeline, console: Console) -> None:
     )
 
 
-def _say_replayed(args: argparse.Namespace, job: _Job, pipe: Pipeline, console: Console) -> None:
+def _say_replayed(args: argparse.Namespace, job: Job, pipe: Pipeline, console: Console) -> None:
     """The same settings make the same picture with the same start, weights and code only."""
     was: dict[str, Any] = getattr(args, "replayed", {})
     for name, now in (*job.start.items(), ("model_hash", pipe.model_hash), ("version", __version__)):
@@ -213,7 +177,7 @@ def _say_replayed(args: argparse.Namespace, job: _Job, pipe: Pipeline, console: 
             )
 
 
-def _make(job: _Job, pipe: Pipeline, console: Console, done: _Done) -> None:
+def _make(job: Job, pipe: Pipeline, console: Console, done: Done) -> None:
     """Make, write and compare batch by batch; `done` has at any time what is on disk."""
     if job.compare:
         pipe.warm_up(len(job.batches[0]), split_guidance=job.settings.get("split_guidance", False))
@@ -250,22 +214,23 @@ def _at_least(plan: Plan) -> str:
     return "at least " if "tolerance" in plan.asked() else ""
 
 
-def _say_last(done: _Done, timings: dict[str, float], console: Console) -> None:
+def _say_last(done: Done, timings: dict[str, float], console: Console) -> None:
     for item in done.comparisons:
         console.note(
             f"{item.path.name}: PSNR {item.psnr_db:.1f} dB, relative L2 {item.relative_l2:.4f}; "
             f"denoise {item.denoise_ms:.0f} ms, sequential {item.sequential_ms:.0f} ms: "
             f"{item.speedup:.2f} times as fast ({HOW_MEASURED})"
         )
+    chosen = f"choose {timings['choose_ms']:.0f} ms, " if "choose_ms" in timings else ""
     console.note(
-        f"load {timings['load_ms']:.0f} ms, encode {timings['encode_ms']:.0f} ms, "
+        f"load {timings['load_ms']:.0f} ms, {chosen}encode {timings['encode_ms']:.0f} ms, "
         f"denoise {timings['denoise_ms']:.0f} ms "
         f"({timings['rounds']:.0f} rounds, median {timings['round_ms']:.1f} ms), "
         f"decode {timings['decode_ms']:.0f} ms, total {timings['total_ms']:.0f} ms"
     )
 
 
-def _facts(job: _Job, done: _Done, timings: dict[str, float]) -> dict[str, Any]:
+def _facts(job: Job, done: Done, timings: dict[str, float]) -> dict[str, Any]:
     plan = job.plan
     paths = [picture.path for batch in job.batches for picture in batch]
     facts: dict[str, Any] = {

@@ -74,7 +74,7 @@ def _facts(turn: Turn) -> dict[str, object]:
 def headline(plan: Plan) -> str:
     """What is shown, in words."""
     lanes = f"{plan.lanes} lane{'' if plan.lanes == 1 else 's'}"
-    least = plan.mode == "tolerance" and plan.lanes > 1
+    least = "tolerance" in plan.asked() and plan.lanes > 1
     return (
         f"{plan.mode}, {lanes}: {plan.steps} steps of {plan.schedule.solver} in "
         f"{plan.sequential_calls} rounds" + (" at the fewest, with every draft near" if least else "")

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from ._planning import Plans
 
     if args.rounds is not None and args.mode is None and not args.timeline and args.output is None:
-        raise InputError(f"--rounds {args.rounds} was given without a mode; name skip, window or paradigms")
+        raise InputError(f"--rounds {args.rounds} was given without a mode; name the --mode that it is for")
     with console.warnings():
         plans = Plans(args)
         for notice in plans.schedule.notices:

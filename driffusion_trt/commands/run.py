@@ -94,6 +94,9 @@ def _how(group: argparse._ArgumentGroup) -> None:
     )
     option(group, "--deadline-ms", "MS", "of mode auto: the time for a picture or batch of them", type=number)
     group.add_argument("--explain", action="store_true", help="say what mode auto chose from, and why")
+    group.add_argument(
+        "--measure", action="store_true", help="measure for mode auto, though it was done before"
+    )
     option(group, "--lanes", "N", "noises predicted at once; of mode auto the most", type=whole)
     group.add_argument(
         "--split-guidance",

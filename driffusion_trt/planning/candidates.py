@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,10 @@ from ..sampling.checks import TOLERANCE
 from ..sampling.plan import WINDOW_LANES
 from .costs import Costs
 
-__all__ = ["Candidate", "Choice", "ExpectedRounds", "Wanted"]
+# What a call says for mode auto, and what that mode finds itself.
+OF_AUTO = ("quality", "deadline_ms", "tolerance", "rounds", "order", "carry", "blocks")
+
+__all__ = ["OF_AUTO", "Candidate", "Choice", "ExpectedRounds", "Wanted"]
 
 # Mean rounds of a plan with (lanes, tolerance); at least `least_rounds`.
 ExpectedRounds = Callable[[int, float], float]
@@ -53,6 +56,15 @@ class Candidate:
     @property
     def drafts(self) -> bool:
         return self.lanes > 1
+
+    def named(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's settings with this plan in place of what is for mode auto alone.
+
+        Whether guidance is split stays as the caller has it, if it was said.
+        """
+        rest = {name: value for name, value in settings.items() if name not in OF_AUTO}
+        split = {name: rest[name] for name in ("split_guidance",) if name in rest}
+        return {**rest, **self.settings(), **split}
 
     def settings(self) -> dict[str, Any]:
         """The arguments of `Pipeline.__call__` that run it."""

@@ -22,6 +22,7 @@ __all__ = ["QUALITIES", "choose", "tolerance_of"]
 # How far drafts that are used may be off, as `tolerance` of `make_plan`; docs/method.md section 4.
 QUALITIES = {"exact": 0.0, "high": 0.003, "balanced": TOLERANCE, "fast": 0.03}
 _NEAR = 1.005  # plans this near to the fastest are as good; then the simplest one is taken
+_EXACT = 1.015  # and exact ones as near as this, since drafts are off by a little
 
 
 def tolerance_of(quality: object) -> float:
@@ -96,7 +97,7 @@ class _Chooser:
 
     def _choice(self, candidates: list[Candidate]) -> Choice:
         fastest = min(one.ms for one in candidates)
-        near = [one for one in candidates if one.ms <= fastest * _NEAR]
+        near = [one for one in candidates if one.ms <= fastest * (_NEAR if one.drafts else _EXACT)]
         chosen = min(near, key=lambda one: (one.drafts, one.lanes, one.split))
         kinds = {(one.drafts, one.split) for one in candidates}
         best = [

@@ -115,7 +115,8 @@ class Costs:
             values = dict(stored)  # type: ignore[call-overload]
             for name, kind in (("call_ms", float), ("exchange_ms", float), ("rows", int)):
                 values[name] = tuple(kind(one) for one in values[name])
-            if set(values) != {field.name for field in fields(cls)}:
+            pairs = len(values["exchange_ms"]) == len(values["rows"]) == 2
+            if set(values) != {field.name for field in fields(cls)} or not pairs:
                 raise KeyError(", ".join(values))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:

@@ -91,7 +91,9 @@ def _together(alone: tuple[float, float], crowd: tuple[float, float]) -> tuple[f
     """
     factor = 1.0
     if alone[1] > _TELLING * alone[0]:
-        factor = max(1.0, (crowd[1] - crowd[0]) / (alone[1] - alone[0]))
+        factor = (crowd[1] - crowd[0]) / (alone[1] - alone[0])
+        # The difference of two that are noisy: it cannot be more than what is seen in either.
+        factor = max(1.0, min(factor, max(both / one for both, one in zip(crowd, alone, strict=True))))
     exchange = statistics.mean(both - factor * one for both, one in zip(crowd, alone, strict=True))
     if exchange < 0:  # then nothing is exchanged, and calls are slower by what is seen
         return max(1.0, crowd[1] / alone[1]), 0.0

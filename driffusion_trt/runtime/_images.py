@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -69,16 +70,16 @@ def _sources() -> dict[str, bytes]:
     return {name: (_CSRC / name).read_bytes() for name in names}
 
 
-def _compiled(gpu: int, cache: Path) -> bytes:
+def _compiled(gpu: int, cache: Path | None) -> bytes:
     module = nvrtc()
     version, architecture = _best(module, gpu)
     sources = _sources()
     key = hashlib.sha256(repr((version, architecture, _OPTIONS, sorted(sources.items()))).encode())
-    path = cache / f"{architecture}-{key.hexdigest()[:32]}.image"
-    try:
-        return path.read_bytes()
-    except OSError:
-        image = compile_kernels(architecture)
+    path = None if cache is None else cache / f"{architecture}-{key.hexdigest()[:32]}.image"
+    with contextlib.suppress(OSError):
+        if path is not None:
+            return path.read_bytes()
+    image = compile_kernels(architecture)
     keep(path, image)  # a folder that cannot be written to costs a second at every start, no more
     return image
 
