@@ -42,9 +42,8 @@ class Expected:
         if len(known) == 1:
             return self.steps
         # More lanes cost no more rounds; how many fewer they take than the most that are known is not known.
-        asked = [*(n for n in known if n < lanes), min(lanes, known[-1])]
-        rounds = [least_rounds(self.steps, n) * float(np.interp(n, known, times)) for n in asked]
-        return min(self.steps, *rounds)
+        fewer = range(1, min(lanes, known[-1]) + 1)
+        return min(least_rounds(self.steps, n) * float(np.interp(n, known, times)) for n in fewer)
 
     def _times(self, entry: Entry, tolerance: float) -> float:
         """How many times the fewest rounds an entry's pictures took, at the nearest tolerance measured."""
