@@ -16,7 +16,7 @@ from .sampling.schedule import Schedule
 from .sampling.tables import Float64
 from .sampling.window import least_rounds, strides
 
-__all__ = ["TOLERANCES", "Make", "costs_of", "measure", "pictures_of"]
+__all__ = ["TOLERANCES", "Make", "costs_of", "measure", "pictures_of", "spent_by"]
 
 TOLERANCES = (0.003, 0.005, 0.01, 0.02, 0.05)
 
@@ -54,11 +54,7 @@ def measure(
     costs = costs_of([plan.found for plan in plans], schedule.steps, lanes)
     costs *= _weights(schedule, lanes, growth) ** 2
     best = best_blocks(costs)
-    spent = {}
-    for tolerance in tolerances:
-        plan = make_plan(schedule, mode="tolerance", lanes=lanes, tolerance=tolerance)
-        rounds = [made.rounds for made in make([plan] * pairs)]
-        spent[tolerance] = Spent(_figure(float(np.mean(rounds))), _figure(float(np.quantile(rounds, 0.9))))
+    spent = spent_by(make, schedule, lanes=lanes, pairs=pairs, tolerances=tolerances)
     return Entry(
         schedule.solver,
         schedule.steps,
@@ -73,6 +69,18 @@ def measure(
         spent,
         growth,
     )
+
+
+def spent_by(
+    make: Make, schedule: Schedule, *, lanes: int, pairs: int, tolerances: Sequence[float] = TOLERANCES
+) -> dict[float, Spent]:
+    """The rounds that mode `tolerance` takes, by tolerance."""
+    spent = {}
+    for tolerance in tolerances:
+        plan = make_plan(schedule, mode="tolerance", lanes=lanes, tolerance=tolerance)
+        rounds = [made.rounds for made in make([plan] * pairs)]
+        spent[tolerance] = Spent(_figure(float(np.mean(rounds))), _figure(float(np.quantile(rounds, 0.9))))
+    return spent
 
 
 def growth_of(schedule: Schedule, grown: Iterable[Mapping[int, Float64]]) -> Growth:

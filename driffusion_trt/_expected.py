@@ -42,8 +42,11 @@ class Expected:
         if len(known) == 1:
             return self.steps
         # More lanes cost no more rounds; how many fewer they take than the most that are known is not known.
-        fewer = range(1, min(lanes, known[-1]) + 1)
-        return min(least_rounds(self.steps, n) * float(np.interp(n, known, times)) for n in fewer)
+        fewest = [least_rounds(self.steps, n) for n in (*known, lanes)]
+        at = np.minimum.accumulate(np.multiply(fewest[:-1], times))
+        above = int(np.searchsorted(known, min(lanes, known[-1])))
+        between = fewest[-1] * float(np.interp(lanes, known, times))
+        return float(np.clip(between, at[above], at[max(above - 1, 0)]))
 
     def _times(self, entry: Entry, tolerance: float) -> float:
         """How many times the fewest rounds an entry's pictures took, at the nearest tolerance measured."""

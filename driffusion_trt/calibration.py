@@ -70,7 +70,8 @@ class Entry:
     pairs: prompts with a seed each that it was measured on. carry, order: of the windows.
     strides: blocks by the number of rounds. errors, even_errors: what the latents are expected to be off by,
         for these and for even strides: the root of the summed squares of what each round's error grows to.
-    spent: rounds of mode `tolerance`, by tolerance. growth: of errors to the end of the picture.
+    spent: rounds of mode `tolerance`, by tolerance. growth: of errors to the end of the picture; None with
+        `strides`, errors and it left out where only rounds were measured.
     """
 
     solver: str
@@ -84,7 +85,7 @@ class Entry:
     errors: Mapping[int, float]
     even_errors: Mapping[int, float]
     spent: Mapping[float, Spent]
-    growth: Growth
+    growth: Growth | None
 
     @property
     def key(self) -> tuple[str, int, float, int]:
@@ -173,6 +174,7 @@ def parsed(data: Mapping[str, Any]) -> Entry:
     strides = {int(k): tuple(map(int, blocks)) for k, blocks in data["blocks"].items()}
     numbers = {name: {int(k): float(v) for k, v in data[name].items()} for name in ("errors", "even_errors")}
     spent = {float(k): Spent(float(v["mean"]), float(v["most"])) for k, v in data["rounds"].items()}
+    growth = data["growth"]
     entry = Entry(
         str(data["solver"]),
         int(data["steps"]),
@@ -185,7 +187,7 @@ def parsed(data: Mapping[str, Any]) -> Entry:
         numbers["errors"],
         numbers["even_errors"],
         spent,
-        Growth(float(data["growth"]["factor"]), float(data["growth"]["power"])),
+        None if growth is None else Growth(float(growth["factor"]), float(growth["power"])),
     )
     for rounds, blocks in strides.items():
         fits = all(1 <= one <= entry.lanes for one in blocks)
@@ -194,11 +196,15 @@ def parsed(data: Mapping[str, Any]) -> Entry:
     if numbers["errors"].keys() != strides.keys() or numbers["even_errors"].keys() != strides.keys():
         raise ValueError("errors are not those of the blocks")
     values = [*numbers["errors"].values(), *numbers["even_errors"].values(), entry.guidance_scale]
-    values += [entry.growth.factor, entry.growth.power]
+    values += [] if entry.growth is None else [entry.growth.factor, entry.growth.power]
     values += [number for one in spent.values() for number in (one.mean, one.most)]
     if not all(math.isfinite(value) and value >= 0 for value in (*values, *spent)) or 0.0 in spent:
         raise ValueError("a figure is not a number of at least 0")
     return entry
+
+
+def _growth(growth: Growth) -> dict[str, float]:
+    return {"factor": float(f"{growth.factor:.4g}"), "power": float(f"{growth.power:.4g}")}
 
 
 def plain(entry: Entry) -> dict[str, Any]:
@@ -211,10 +217,7 @@ def plain(entry: Entry) -> dict[str, Any]:
         "pairs": entry.pairs,
         "carry": entry.carry,
         "order": entry.order,
-        "growth": {
-            "factor": float(f"{entry.growth.factor:.4g}"),
-            "power": float(f"{entry.growth.power:.4g}"),
-        },
+        "growth": None if entry.growth is None else _growth(entry.growth),
         "blocks": {str(rounds): list(blocks) for rounds, blocks in entry.strides.items()},
         "errors": {str(rounds): one for rounds, one in entry.errors.items()},
         "even_errors": {str(rounds): one for rounds, one in entry.even_errors.items()},

