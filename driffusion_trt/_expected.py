@@ -12,7 +12,6 @@ import numpy as np
 from .calibration import Calibration, CalibrationWarning, Entry
 from .engines.manifest import ModelFolder
 from .sampling.schedule import Schedule
-from .sampling.window import least_rounds
 
 __all__ = ["Expectations", "Expected"]
 
@@ -42,7 +41,7 @@ class Expected:
         if len(known) == 1:
             return self.steps
         # More lanes cost no more rounds; how many fewer they take than the most that are known is not known.
-        fewest = [least_rounds(self.steps, n) for n in (*known, lanes)]
+        fewest = [_fewest(self.steps, n) for n in (*known, lanes)]
         at = np.minimum.accumulate(np.multiply(fewest[:-1], times))
         above = int(np.searchsorted(known, min(lanes, known[-1])))
         between = fewest[-1] * float(np.interp(lanes, known, times))
@@ -52,12 +51,17 @@ class Expected:
         """How many times the fewest rounds an entry's pictures took, at the nearest tolerance measured."""
         measured = sorted(entry.spent)
         if not measured:
-            return self.steps / least_rounds(self.steps, entry.lanes)
+            return self.steps / _fewest(self.steps, entry.lanes)
         rounds = entry.most_rounds if self.cautious else entry.rounds
         took = rounds(min(max(tolerance, measured[0]), measured[-1]))
         assert took is not None
         below = tolerance < measured[0] / 2  # then it may be anything
-        return (entry.steps if below else took) / least_rounds(entry.steps, entry.lanes)
+        return (entry.steps if below else took) / _fewest(entry.steps, entry.lanes)
+
+
+def _fewest(steps: int, lanes: int) -> float:
+    """Rounds of a window, without rounding them up."""
+    return 1 + (steps - 1) / lanes
 
 
 class Expectations:
