@@ -153,7 +153,7 @@ def test_what_is_expected_on_this_machine_is_in_the_table(
     basis = "rounds as calibrated with 20 steps of ddim, guidance 3"
     assert lines[-2] == f"expected on 4 CPU threads, guidance 3; {basis}"
     assert lines[-1].startswith(
-        "auto: tolerance 0.01, 2 lanes, guidance split over two devices: about 11.9 rounds"
+        "auto: tolerance 0.01, 2 lanes, guidance split over two devices: about 11.6 rounds"
     )
     assert main([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
