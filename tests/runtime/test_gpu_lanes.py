@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cudasim
 import gpulanes
@@ -279,9 +280,7 @@ def test_a_picture_is_graph_launches_and_copies_and_no_more(bench: Bench) -> Non
     assert not any(grown.get(f"cuEvent{what}") for what in ("Create", "Destroy", "Synchronize"))
 
 
-def test_an_engine_that_cannot_be_captured_goes_without_graphs(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_cannot_be_captured_goes_without_graphs(bench: Bench) -> None:
     """TensorRT says so by False and a word to its logger, not by an error of the driver."""
     asked = Asked("conservative", 2)
     with bench.lanes(2, graphs=True) as lanes:
@@ -293,10 +292,11 @@ def test_an_engine_that_cannot_be_captured_goes_without_graphs(
             assert int(status) == 0
             return 900 if int(capturing) else enqueue(stream, *arguments, **named)
 
-        monkeypatch.setattr(standin, "on_stream", refuse)
-        bench.check(lanes, asked)
-        assert set(lanes.without_graphs) == {worker.device.title for worker in lanes.workers}
-        bench.check(lanes, replace(asked, guidance_scale=1.0))
+        with mock.patch.object(standin, "on_stream", refuse):
+            bench.check(lanes, asked)
+            assert set(lanes.without_graphs) == {worker.device.title for worker in lanes.workers}
+            bench.check(lanes, replace(asked, guidance_scale=1.0))
+    assert standin.on_stream is None
 
 
 @given(
