@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     )
     from .models import ModelSpec
     from .pipeline import Pipeline
+    from .planning.candidates import Choice
+    from .planning.costs import Costs
     from .sampling.plan import Plan, make_plan
     from .sampling.sample import sample
     from .sampling.schedule import Schedule
@@ -31,7 +33,9 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "CancelledError",
+    "Choice",
     "ConfigError",
+    "Costs",
     "DeviceError",
     "DriffusionError",
     "EngineError",
@@ -61,6 +65,8 @@ _HOME = {
     "ModelError": "._errors",
     "NonFiniteError": "._errors",
     "ModelSpec": ".models",
+    "Choice": ".planning.candidates",
+    "Costs": ".planning.costs",
     "Pipeline": ".pipeline",
     "Plan": ".sampling.plan",
     "Schedule": ".sampling.schedule",

@@ -27,6 +27,8 @@ DOCUMENTED = {
     },
     "models": {"ModelSpec"},
     "pipeline": {"Pipeline"},
+    "planning.candidates": {"Choice"},
+    "planning.costs": {"Costs"},
     "sampling.plan": {"Plan", "make_plan"},
     "sampling.sample": {"sample"},
     "sampling.schedule": {"Schedule"},
