@@ -15,7 +15,7 @@ from ._planner import Planner, PlanSettings
 from ._request import Request
 from ._stages import Stages
 from .engines.manifest import ModelFolder
-from .planning.candidates import Choice, Wanted
+from .planning.candidates import FOUND, WISHES, Choice, Wanted
 from .planning.choice import choose, tolerance_of
 from .planning.costs import Costs
 from .planning.measuring import measured
@@ -24,12 +24,14 @@ from .runtime.networks import GpuOptions
 from .sampling.checks import check_tolerance, check_whole, is_auto
 from .sampling.plan import MODES, WINDOW_LANES
 
-__all__ = ["Auto", "check_auto", "leaves_open"]
+__all__ = ["Auto", "Told", "check_auto", "leaves_open", "untold"]
 
-_OF_AUTO = ("quality", "deadline_ms")
-_NOT_AUTO = ("rounds", "order", "carry", "blocks")
 Told = Callable[[int, int], None]
 Size = tuple[int, int]
+
+
+def untold(done: int, of: int) -> None:
+    """Nobody wants to know."""
 
 
 def leaves_open(settings: Mapping[str, Any]) -> bool:
@@ -42,12 +44,12 @@ def check_auto(settings: Mapping[str, Any]) -> None:
     mode = settings.get("mode", "auto")
     if isinstance(mode, str) and mode not in ("auto", *MODES):
         raise InputError(f"there is no mode {mode!r}{did_you_mean(mode, ('auto', *MODES))}")
-    given = [name for name in _OF_AUTO if settings.get(name) is not None]
+    given = [name for name in WISHES if settings.get(name) is not None]
     if not leaves_open(settings):
         if given:
             raise InputError(f"{given[0]}={settings[given[0]]!r} was given; it goes with mode 'auto'")
         return
-    fixed = [name for name in _NOT_AUTO if settings.get(name) is not None and not is_auto(settings[name])]
+    fixed = [name for name in FOUND if settings.get(name) is not None and not is_auto(settings[name])]
     if fixed:
         raise InputError(
             f"{fixed[0]}={settings[fixed[0]]!r} was given, and mode 'auto' chooses it; name the mode that it "
@@ -81,13 +83,13 @@ class Auto:
         self._costs: dict[Size, Costs] = {}
 
     def named(
-        self, request: Request, settings: PlanSettings, told: Told = lambda done, of: None
+        self, request: Request, settings: PlanSettings, told: Told = untold
     ) -> tuple[Request, PlanSettings]:
         """The request and its settings with the plan named that `choice` finds."""
         named = self.choice(request, settings, told).chosen.named(settings)
         return replace(request, split_guidance=named["split_guidance"]), cast(PlanSettings, named)
 
-    def choice(self, request: Request, settings: PlanSettings, told: Told = lambda done, of: None) -> Choice:
+    def choice(self, request: Request, settings: PlanSettings, told: Told = untold) -> Choice:
         """The plan for a checked request. Measures the devices where that was never done, and matters.
 
         Raises InputError where no plan is there by the deadline, LaneError where no device is left.
@@ -120,7 +122,7 @@ class Auto:
         splits = wanted.guided and wanted.split is None and devices > 1
         return wanted.deadline_ms is not None or (drafts and useful) or splits
 
-    def costs(self, size: Size, told: Told = lambda done, of: None) -> Costs:
+    def costs(self, size: Size, told: Told = untold) -> Costs:
         """Of pictures of this size, from what was measured in this process or before it, or is now.
 
         What was measured is of the model's own size; others are in proportion to the latents' area, until
@@ -139,7 +141,7 @@ class Auto:
             self._costs[size] = replace(found, rows=self._rows())
         return self._costs.get(size)
 
-    def measure(self, size: Size, told: Told = lambda done, of: None, *, again: bool = False) -> Costs:
+    def measure(self, size: Size, told: Told = untold, *, again: bool = False) -> Costs:
         """Measure pictures of this size, where it was not done before or is to be done again, and keep it.
 
         told: called after each of so many runs; what it raises ends it, and nothing is kept.

@@ -68,8 +68,8 @@ class Expectations:
     """The calibrations of a model folder and of the bundled demo, read when they are needed first."""
 
     def __init__(self, folder: ModelFolder) -> None:
-        self._folder = folder
-        self._read = cache(lambda: (Calibration.read(folder), Calibration.read(ModelFolder.open("demo"))))
+        self._own = cache(lambda: Calibration.read(folder))
+        self._demo = cache(lambda: Calibration.read(ModelFolder.open("demo")))
 
     def of(self, schedule: Schedule, guidance_scale: float) -> Expected:
         """From the folder's calibration; of a solver that it does not have, from the demo's hardest pictures.
@@ -79,14 +79,14 @@ class Expectations:
 
         Raises ModelError where the folder's calibration is damaged.
         """
-        own, demo = self._read()
+        own = self._own()
         if own.notice:
             warnings.warn(f"{own.notice}; it is not used", CalibrationWarning, stacklevel=6)
         steps, scale = schedule.steps, max(guidance_scale, 1.0)
         if schedule.eta:
             return Expected((), steps, False, "no drafts: of schedules with step noises nothing is known")
         mine = [entry for entry in own.entries if entry.solver == schedule.solver]
-        entries = mine or list(demo.entries)
+        entries = mine or list(self._demo().entries)
         hardest = max((entry.guidance_scale for entry in entries), default=1.0)
         found = _nearest(entries, steps, scale if mine else hardest)
         if not found or scale > _STRONGER * hardest:

@@ -6,7 +6,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,10 +80,11 @@ class Stages:
         latents = np.zeros((1, *shape), np.float32)
         for _ in range(2):  # the first time is slower
             begun = time.perf_counter()
-            jobs = {True: self._job(request), False: self._job(replace(request, guidance_scale=1.0))}
+            given, without = self.conditioner(request)
+            guided = self.lanes.job(given, request.guidance_scale, without)
             self._decode(latents, self._tile(request))
             beside_ms = 1e3 * (time.perf_counter() - begun)
-        return Trial(jobs, shape, schedule), beside_ms
+        return Trial({True: guided, False: self.lanes.job(given, 1.0)}, shape, schedule), beside_ms
 
     def run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         """Run it, and again without the devices that fail, for as long as there are others.

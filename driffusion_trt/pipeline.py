@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._auto import Auto, check_auto, leaves_open
+from ._auto import Auto, Told, check_auto, leaves_open, untold
 from ._call import LaneWarning, PrecisionWarning, PromptWarning, Result, Timings, Watch
 from ._errors import DriffusionError, InputError, LaneError, ModelError
 from ._planner import Planner, planned
@@ -122,21 +122,22 @@ class Pipeline:
         """The plan that a call with these settings runs. Measures, and raises, as a call does."""
         return self._planned(*self._checked(prompt, settings))[1]
 
-    def choice(self, prompt: str | Sequence[str] = "", **settings: Unpack[Settings]) -> Choice:
+    def choice(
+        self, prompt: str | Sequence[str] = "", *, told: Told = untold, **settings: Unpack[Settings]
+    ) -> Choice:
         """What mode "auto" chooses for a call: `str` of it is one line, `explained()` the reasons.
 
-        Raises as a call does, and InputError for a mode that leaves no choice.
-        """
+        told: see `measure`. Raises as a call does, and InputError for a mode that leaves no choice."""
         request, checked = self._checked(prompt, settings)
         if not leaves_open(checked):
             raise InputError(f"mode {checked['mode']!r} leaves no choice; leave it out, or use plan()")
-        return self._auto.choice(request, planned(checked))
+        return self._auto.choice(request, planned(checked), told)
 
     def measure(
         self,
         height: int | None = None,
         width: int | None = None,
-        told: Callable[[int, int], None] = lambda done, of: None,
+        told: Told = untold,
         *,
         again: bool = False,
     ) -> Costs:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import calibrated
 import numpy as np
 import pytest
 import tiny
@@ -19,7 +20,7 @@ from driffusion_trt._auto import Auto
 from driffusion_trt._expected import Expectations, Expected
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt._trial import Trial
-from driffusion_trt.calibration import CalibrationWarning, Entry, Growth, Spent, add_entries
+from driffusion_trt.calibration import CalibrationWarning, add_entries
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.planning.candidates import Wanted
 from driffusion_trt.planning.choice import choose
@@ -27,27 +28,13 @@ from driffusion_trt.planning.costs import Costs
 from driffusion_trt.planning.measuring import Shape
 
 PROMPT = "a red fox"
-CALIBRATED = Entry(
-    "ddim",
-    20,
-    3.0,
-    4,
-    32,
-    "G",
-    1,
-    {6: (3, 4, 4, 4, 4)},
-    {6: 0.02},
-    {6: 0.03},
-    {0.003: Spent(9.0, 9.0), 0.01: Spent(7.5, 8.0), 0.05: Spent(6.0, 6.0)},
-    Growth(1.2, 0.5),
-)
 COSTS = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-    add_entries(ModelFolder.open(made), [CALIBRATED])
+    add_entries(ModelFolder.open(made), [calibrated.ENTRY])
     return made
 
 

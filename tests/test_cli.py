@@ -662,6 +662,16 @@ def test_a_sequential_plan_is_not_compared_with_itself(
     assert "nothing to compare" in err and len(list(Path().glob("*.png"))) == 1
 
 
+def test_one_device_is_not_measured(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one plan for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ["run", "fox", "--steps", "4", "--model", model, "-q"]
+    assert main([*words, "--devices", "1"]) == 0
+    assert not (tmp_path / "cache").exists()
+    assert main([*words, "--devices", "2"]) == 0
+    assert list((tmp_path / "cache").rglob("costs/*.json"))
+
+
 def test_what_is_for_mode_auto_opens_the_mode_of_a_picture(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

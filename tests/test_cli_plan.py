@@ -6,11 +6,12 @@ import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import calibrated
 import pytest
 import tiny
 
 from driffusion_trt._kept_costs import KeptCosts
-from driffusion_trt.calibration import Entry, Growth, Spent, add_entries
+from driffusion_trt.calibration import add_entries
 from driffusion_trt.cli import main
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.planning.costs import Costs
@@ -141,7 +142,7 @@ def test_what_is_expected_on_this_machine_is_in_the_table(
     out = capsys.readouterr().out
     assert "nothing was measured on 4 CPU threads yet" in out and "auto:" not in out
     monkeypatch.setattr(KeptCosts, "read", lambda *_: Costs(4, (10.0, 19.0), 1.0, (0.0, 0.0), 1.0, 5.0))
-    add_entries(ModelFolder.open(model), [ENTRY])
+    add_entries(ModelFolder.open(model), [calibrated.ENTRY])
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[3:]}
@@ -159,19 +160,3 @@ def test_what_is_expected_on_this_machine_is_in_the_table(
     facts = json.loads(capsys.readouterr().out)
     assert facts["auto"]["mode"] == "tolerance" and facts["auto"]["split_guidance"] is True
     assert next(row for row in facts["plans"] if row["mode"] == "tolerance")["expected_rounds"] is not None
-
-
-ENTRY = Entry(
-    "ddim",
-    20,
-    3.0,
-    4,
-    32,
-    "G",
-    1,
-    {6: (3, 4, 4, 4, 4)},
-    {6: 0.02},
-    {6: 0.03},
-    {0.003: Spent(9.0, 9.0), 0.01: Spent(7.5, 8.0), 0.05: Spent(6.0, 6.0)},
-    Growth(1.2, 0.5),
-)

@@ -24,10 +24,13 @@ def name_plan(
     Raises InputError where no plan is there by the deadline.
     """
     with console.progress(100) as tick:
-        pipe.measure(
-            told=lambda done, of: tick(100 * done // of, "measuring these devices, once"), again=again
-        )
-    choice = pipe.choice(prompts, **settings)
+
+        def told(done: int, of: int) -> None:
+            tick(100 * done // of, "measuring these devices, once")
+
+        if again:
+            pipe.measure(told=told, again=True)
+        choice = pipe.choice(prompts, told=told, **settings)
     console.note(f"auto: {choice}")
     for line in choice.explained() if explain else ():
         console.note(f"  {line}")

@@ -79,8 +79,8 @@ class Forecast:
         if rounds is None and plan.lanes > 1 and "tolerance" in plan.asked():
             return None  # of ParaDiGMS nothing was calibrated
         if rounds is not None:
-            each = self._round_ms(plan.lanes) + costs.look_ms
-            return costs.picture_ms + self._round_ms(1) + costs.look_ms + (rounds - 1) * each
+            first, each = costs.times_ms(plan.lanes, guided=self._guidance > 1, split=False)
+            return costs.picture_ms + first + (rounds - 1) * each
         counts = [len(turn.cells) for turn in timeline(plan)]
         return costs.picture_ms + sum(self._round_ms(count) for count in counts)
 

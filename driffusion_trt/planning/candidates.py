@@ -10,10 +10,11 @@ from ..sampling.checks import TOLERANCE
 from ..sampling.plan import WINDOW_LANES
 from .costs import Costs
 
-# What a call says for mode auto, and what that mode finds itself.
-OF_AUTO = ("quality", "deadline_ms", "tolerance", "rounds", "order", "carry", "blocks")
+WISHES = ("quality", "deadline_ms")  # what a call says for mode auto alone
+FOUND = ("rounds", "order", "carry", "blocks")  # and what that mode finds itself
+OF_AUTO = (*WISHES, "tolerance", *FOUND)
 
-__all__ = ["OF_AUTO", "Candidate", "Choice", "ExpectedRounds", "Wanted"]
+__all__ = ["FOUND", "OF_AUTO", "WISHES", "Candidate", "Choice", "ExpectedRounds", "Wanted"]
 
 # Mean rounds of a plan with (lanes, tolerance); at least `least_rounds`.
 ExpectedRounds = Callable[[int, float], float]

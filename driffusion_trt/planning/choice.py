@@ -127,14 +127,8 @@ class _Chooser:
         return Candidate(lanes, split, tolerance, rounds, ms, most)
 
     def _times(self, lanes: int, split: bool) -> tuple[float, float]:
-        """Of the first round, which has nothing to draft with, and of each that follows."""
-        costs, wanted = self._costs, self._wanted
-        looks = costs.look_ms if lanes > 1 else 0.0
-        first, each = (
-            costs.round_ms(drafts, guided=wanted.guided, split=split, pictures=wanted.pictures) + looks
-            for drafts in (1, lanes)
-        )
-        return first, each
+        wanted = self._wanted
+        return self._costs.times_ms(lanes, guided=wanted.guided, split=split, pictures=wanted.pictures)
 
     def _beside(self) -> float:
         return self._costs.picture_ms * self._wanted.pictures

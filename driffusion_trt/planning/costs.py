@@ -90,6 +90,15 @@ class Costs:
         others = lead if both else self._calls_ms(-(-(drafts - 1) // places), rows)
         return max(slower * lead, slower * others + exchange)
 
+    def times_ms(self, lanes: int, *, guided: bool, split: bool, pictures: int = 1) -> tuple[float, float]:
+        """Of a plan's first round, which has nothing to draft with, and of each after it, looks included."""
+        looks = self.look_ms if lanes > 1 else 0.0
+        first, each = (
+            self.round_ms(drafts, guided=guided, split=split, pictures=pictures) + looks
+            for drafts in (1, lanes)
+        )
+        return first, each
+
     def _calls_ms(self, drafts: int, rows: int) -> float:
         """So many drafts of so many rows each on one device."""
         return self.rows_ms(drafts * rows) if self.rows[1] else drafts * self.rows_ms(rows)

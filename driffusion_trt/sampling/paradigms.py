@@ -20,12 +20,11 @@ from .rounds import Observation, Round, Walk
 from .schedule import Schedule
 from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table, total
-from .window import least_rounds
+from .window import as_tables, least_rounds, near_ones
 
 __all__ = ["TOLERANCE", "ParadigmsPlan", "fixed_rounds", "paradigms_plan", "step_variance", "walk"]
 
 TOLERANCE = 0.1  # the authors', for pictures
-OBSERVED_ROWS = 4  # of one table
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -127,10 +126,8 @@ class _Picard:
             if j < schedule.steps and schedule.orders[j] == 2:
                 refined[Column("x0", j - 1)] = clean[j - 1]
         gaps: list[Form] = [{Column("state", j): 1.0, Column("input", j): -1.0} for j in predict[1:]]
-        observe = [_observed(gaps[k : k + OBSERVED_ROWS]) for k in range(0, len(gaps), OBSERVED_ROWS)]
-        item = Round(
-            tuple(predict), Table.of(drafts), Table.of(refined), observe=tuple(observe) if observed else ()
-        )
+        observe = as_tables(gaps) if observed else ()
+        item = Round(tuple(predict), Table.of(drafts), Table.of(refined), observe=observe)
         return replace(item, keep=frozenset(item.reads()))
 
     def slide(self, stride: int) -> None:
@@ -176,11 +173,5 @@ class _Picard:
 
 def _accepted(moved: Float64, tolerance: float) -> tuple[int, Float64]:
     """How many leading states are within the tolerance in every picture of the batch; and how far off."""
-    worst = np.maximum.accumulate(np.nan_to_num(moved, nan=np.inf).max(0, initial=0.0))
-    near = int((worst <= tolerance).sum())
+    near = near_ones(moved, tolerance)
     return near, moved[:, :near].max(1, initial=0.0)
-
-
-def _observed(rows: Sequence[Form]) -> Table:
-    """A table that is only observed: the names of its rows say nothing."""
-    return Table.of({Column("x0", -1 - k): row for k, row in enumerate(rows)})

@@ -17,7 +17,7 @@ from .schedule import Schedule
 from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
 
-__all__ = ["Settings", "Window", "as_tables", "least_rounds", "sizes_of", "strides", "walk"]
+__all__ = ["Settings", "Window", "as_tables", "least_rounds", "near_ones", "sizes_of", "strides", "walk"]
 
 OBSERVED_ROWS = 4  # of one table; more the kernel of GPU lanes does not take
 
@@ -188,8 +188,7 @@ class Window:
         rounds that are left would not be enough, steps are taken whose drafts were not near.
         """
         tolerance = self._settings.tolerance
-        worst = np.maximum.accumulate(np.nan_to_num(distances, nan=np.inf).max(0, initial=0.0))
-        taken = 1 + max(int((worst <= tolerance).sum()), self._behind())
+        taken = 1 + max(near_ones(distances, tolerance), self._behind())
         drift = distances[:, : taken - 1].max(1, initial=0.0)
         self.drift = drift if self.drift is None else np.maximum(self.drift, drift)
         return taken
@@ -208,6 +207,12 @@ def sizes_of(schedule: Schedule, states: Sequence[int], power: float = SIGNAL_PO
     sizes = np.sqrt(a**2 + s**2)
     found: Float64 = sizes * (a / sizes) ** power
     return found
+
+
+def near_ones(distances: Float64, tolerance: float) -> int:
+    """How many leading states (B, states) are within the tolerance in every picture."""
+    worst = np.maximum.accumulate(np.nan_to_num(distances, nan=np.inf).max(0, initial=0.0))
+    return int((worst <= tolerance).sum())
 
 
 def as_tables(rows: Sequence[Form]) -> tuple[Table, ...]:
