@@ -39,12 +39,9 @@ ASYNC = ((1, 1), (9, 1), (9, 2))
 
 def shapes_of(demo: Demo, rows: int) -> dict[str, tuple[int, ...]]:
     """Of the denoiser's inputs."""
-    texts, _ = demo.embeddings(demo.prompts[:1])
-    return {
-        "sample": (rows, *demo.shape),
-        "timestep": (rows,),
-        "encoder_hidden_states": (rows, *texts.shape[1:]),
-    }
+    given, _ = demo.embeddings(demo.prompts[:1])
+    told = {name: (rows, *value.shape[1:]) for name, value in given.items()}
+    return {demo.folder.spec.denoiser_inputs[0]: (rows, *demo.shape), "timestep": (rows,), **told}
 
 
 def shares(demo: Demo, components: int) -> dict[str, list[float]]:

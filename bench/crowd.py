@@ -1,4 +1,4 @@
-"""Many pictures of the demo at once, each with a plan of its own, their predictions in common batches.
+"""Many pictures of a bundled model at once, each with a plan of its own, their predictions in common batches.
 
 Plans that adapt decide for one picture, as a service runs them; one after another would take hours. A batch
 changes the last bits of a prediction and nothing else.
@@ -6,6 +6,7 @@ changes the last bits of a prediction and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,10 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 import driffusion_trt as dt
+from driffusion_trt._request import Request
+from driffusion_trt.conditioning import Conditioner, Conditioning
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
-from driffusion_trt.prompts import PromptEncoder
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.sample import Stats, run_plan
 
@@ -36,32 +38,43 @@ class Made:
 
 
 class Demo:
-    """The demo's networks, for bench programs; one thread for each core."""
+    """A bundled model's networks, for bench programs; one thread for each core."""
 
     def __init__(self, prompts: Sequence[int], model: str = "demo", threads: int = 2) -> None:
         """prompts: numbers of `demo_quality.prompt` that will be asked for."""
         folder = ModelFolder.open(model)
-        self.folder, self.shape, self.prompts = folder, folder.latent_shape, tuple(prompts)
+        self.folder, self.shape = folder, folder.latent_shape
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(
             folder.network("denoiser"), options, providers=["CPUExecutionProvider"]
         )
         self._pool = ThreadPoolExecutor(threads)
-        with OnnxSession(folder.network("text_encoder")) as session:
-            encoder = PromptEncoder(folder.tokenizer(), session)
-            self._empty = encoder.encode("").hidden[0]
-            self._known = {index: encoder.encode(prompt(index)[0]).hidden[0] for index in prompts}
+        self._known: dict[int, tuple[Conditioning, Conditioning]] = {}
+        self.learn(prompts)
 
-    def schedule(self, steps: int = 50) -> dt.Schedule:
-        return dt.Schedule.from_config(self.folder.scheduler_config(), steps)
+    def learn(self, prompts: Sequence[int]) -> None:
+        """Encode more prompts, for later calls."""
+        if new := [index for index in prompts if index not in self._known]:
+            self._known |= _conditions(self.folder, new)
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """Those that it knows."""
+        return tuple(self._known)
+
+    def schedule(self, steps: int | None = None) -> dt.Schedule:
+        """Of the model's own number of steps, or another."""
+        return dt.Schedule.from_config(self.folder.scheduler_config(), steps or self.folder.spec.steps)
 
     def noise(self, seed: int) -> Latents:
         return noise_streams([seed], 1).draw(self.shape)
 
-    def embeddings(self, prompts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Of these prompts and, as often, of none: (prompts, L, C) each."""
-        return np.stack([self._known[index] for index in prompts]), np.stack([self._empty] * len(prompts))
+    def embeddings(self, prompts: Sequence[int]) -> tuple[Conditioning, Conditioning]:
+        """Inputs of the denoiser by name for these prompts and, as often, for none; the batch first."""
+        pairs = [self._known[index] for index in prompts]
+        with_prompt, without = ([pair[k] for pair in pairs] for k in (0, 1))
+        return _stacked(with_prompt), _stacked(without)
 
     def predict(self, rows: Sequence[tuple[Latents, float, int]], scale: float) -> list[Latents]:
         """Guided predictions of (latents (1, C, H, W), timestep, prompt's index), all in parallel."""
@@ -71,16 +84,35 @@ class Demo:
     def _chunk(self, rows: Sequence[tuple[Latents, float, int]], scale: float) -> list[Latents]:
         sample = np.concatenate([latents for latents, _, _ in rows])
         timestep = np.array([t for _, t, _ in rows], np.float32)
-        text = np.stack([self._known[index] for _, _, index in rows])
+        given, without = self.embeddings([index for _, _, index in rows])
         if scale != 1:
             sample, timestep = np.concatenate([sample] * 2), np.concatenate([timestep] * 2)
-            text = np.concatenate([np.stack([self._empty] * len(rows)), text])
-        given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": text}
-        (out,) = self._session.run(None, given)
+            given = {name: np.concatenate([without[name], value]) for name, value in given.items()}
+        names = self.folder.spec.denoiser_inputs
+        (out,) = self._session.run(None, {names[0]: sample, names[1]: timestep, **given})
         if scale != 1:
             empty, full = out[: len(rows)], out[len(rows) :]
             out = (full - empty) * np.float32(scale) + empty
         return [out[k : k + 1] for k in range(len(rows))]
+
+
+def _conditions(folder: ModelFolder, prompts: Sequence[int]) -> dict[int, tuple[Conditioning, Conditioning]]:
+    """What the denoiser is told of each prompt, and without it."""
+    spec, found = folder.spec, {}
+    with contextlib.ExitStack() as stack:
+        rows = [row.name for row in spec.text_encoders]
+        networks = {name: stack.enter_context(OnnxSession(folder.network(name))) for name in rows}
+        conditioner = Conditioner(folder, networks)
+        for index in prompts:
+            request = Request.check(spec, (spec.height, spec.width), prompt(index)[0], {})
+            given, without = conditioner(request)
+            assert without is not None
+            found[index] = (given, without)
+    return found
+
+
+def _stacked(conditions: Sequence[Conditioning]) -> Conditioning:
+    return {name: np.concatenate([one[name] for one in conditions]) for name in conditions[0]}
 
 
 def make_pictures(

@@ -34,9 +34,9 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def asked(name: str, lanes: int) -> dict[str, Any]:
+def asked(name: str, lanes: int, steps: int = STEPS) -> dict[str, Any]:
     """Options of `make_plan` for one of the modes; ParaDiGMS has as many rounds as `aggressive`."""
-    rounds = {"rounds": least_rounds(STEPS, lanes)} if name == "paradigms" else {}
+    rounds = {"rounds": least_rounds(steps, lanes)} if name == "paradigms" else {}
     return {"lanes": lanes, **MODES[name], **rounds}
 
 

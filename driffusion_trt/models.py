@@ -135,22 +135,35 @@ _SDXL = ModelSpec(
     hub_id="stabilityai/stable-diffusion-xl-base-1.0",
 )
 
-_DEMO = ModelSpec(
-    family="demo",
-    architecture="sd21",
-    latent_channels=4,
-    downscale=4,
-    height=64,
-    width=64,
-    steps=50,
-    guidance_scale=3.0,
-    latent_multiple=4,
-    text_encoders=(TextEncoderSpec("text_encoder", 16, 96),),
-    denoiser_inputs=_UNET,
-    scaling_factor=1.0,
-    shift_factor=0.0,
-    hub_id=None,
-)
+
+def _demo(
+    family: str,
+    architecture: Architecture,
+    steps: int,
+    latent_multiple: int,
+    widths: tuple[int, ...],
+    denoiser_inputs: tuple[str, ...],
+) -> ModelSpec:
+    names = ("text_encoder", "text_encoder_2")
+    return ModelSpec(
+        family=family,
+        architecture=architecture,
+        latent_channels=4,
+        downscale=4,
+        height=64,
+        width=64,
+        steps=steps,
+        guidance_scale=3.0,
+        latent_multiple=latent_multiple,
+        text_encoders=tuple(
+            TextEncoderSpec(name, 16, width) for name, width in zip(names, widths, strict=False)
+        ),
+        denoiser_inputs=denoiser_inputs,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        hub_id=None,
+    )
+
 
 MODELS: Mapping[str, ModelSpec] = {
     spec.family: spec
@@ -162,7 +175,9 @@ MODELS: Mapping[str, ModelSpec] = {
         _sd3("sd3", 28, 7.0, "stabilityai/stable-diffusion-3-medium-diffusers"),
         _sd3("sd35-medium", 40, 4.5, "stabilityai/stable-diffusion-3.5-medium"),
         _sd3("sd35-large", 28, 3.5, "stabilityai/stable-diffusion-3.5-large"),
-        _DEMO,
+        _demo("demo", "sd21", 50, 4, (96,), _UNET),
+        _demo("demo-xl", "sdxl", 30, 4, (64, 96), _SDXL.denoiser_inputs),
+        _demo("demo-sd3", "sd3", 28, 2, (64, 96), _SD3),
     )
 }
 

@@ -69,7 +69,7 @@ class Pipeline:
         """Load a model and start its lanes.
 
         Args:
-            model: "demo", the bundled model, or the path of a model folder.
+            model: "demo", "demo-xl" or "demo-sd3", which are bundled, or the path of a model folder.
             devices: what predicts in parallel: a number, "auto", "cuda" for all GPUs, or a list such as
                 ["cuda:0", "cuda:1"] or ["cpu", "cpu"]. A number and "auto" take the GPUs for which the
                 model has plans, else CPU lanes, one for each core that there is.

@@ -15,7 +15,7 @@ from ..models import MODELS, ModelSpec, get_spec
 
 __all__ = ["BUNDLED", "ModelFolder", "resolve_model", "write_manifest"]
 
-BUNDLED = ("demo",)
+BUNDLED = ("demo", "demo-xl", "demo-sd3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ModelFolder:
         """Read the manifest and check that every file is there with its size.
 
         Args:
-            path: the folder, or the name of a bundled model ("demo").
+            path: the folder, or the name of a bundled model ("demo", "demo-xl", "demo-sd3").
             verify: also hash every file (about a second per GB).
 
         Raises:

@@ -59,7 +59,7 @@ def describe(denoiser: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     kind = denoiser.get("_class_name")
     if kind == "SD3Transformer2DModel":
         if denoiser.get("qk_norm") is None:
-            return "a Stable Diffusion 3", ("sd3",)
+            return "a Stable Diffusion 3", ("sd3", "demo-sd3")
         if denoiser.get("dual_attention_layers"):
             return "a Stable Diffusion 3.5 medium", ("sd35-medium",)
         return "a Stable Diffusion 3.5 large", ("sd35-large",)
@@ -74,7 +74,11 @@ def _describe_unet(unet: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         return f"an inpainting, depth or upscaling ({channels} input channels)", ()
     if unet.get("addition_embed_type") == "text_time":
         # The refiner reads one text encoder of 1280 channels, the base model two of 2048 together.
-        return ("an SDXL refiner", ()) if unet.get("cross_attention_dim") == 1280 else ("an SDXL", ("sdxl",))
+        return (
+            ("an SDXL refiner", ())
+            if unet.get("cross_attention_dim") == 1280
+            else ("an SDXL", ("sdxl", "demo-xl"))
+        )
     for key in ("addition_embed_type", "class_embed_type", "num_class_embeds"):
         if unet.get(key) is not None:
             return f"a UNet2DConditionModel with {key} {unet[key]!r}", ()

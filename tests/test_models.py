@@ -9,7 +9,8 @@ from driffusion_trt.models import MODELS, get_spec
 
 
 def test_families() -> None:
-    assert set(MODELS) == {"sd21", "sd21-base", "sdxl", "sd3", "sd35-medium", "sd35-large", "demo"}
+    demos = {"demo", "demo-xl", "demo-sd3"}
+    assert set(MODELS) == {"sd21", "sd21-base", "sdxl", "sd3", "sd35-medium", "sd35-large", *demos}
     assert all(get_spec(name).family == name for name in MODELS)
 
 
@@ -21,6 +22,8 @@ def test_families() -> None:
         ("sdxl", (4, 128, 128)),
         ("sd3", (16, 128, 128)),
         ("demo", (4, 16, 16)),
+        ("demo-xl", (4, 16, 16)),
+        ("demo-sd3", (4, 16, 16)),
     ],
 )
 def test_latent_shape(name: str, latents: tuple[int, int, int]) -> None:

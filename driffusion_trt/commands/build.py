@@ -26,7 +26,8 @@ example:
     --output models/sdxl --height 1024 --width 1024"""
 
 # Repeated here, since their modules load more than help needs; a test holds the copies together.
-FAMILIES = ("sd21", "sd21-base", "sdxl", "sd3", "sd35-medium", "sd35-large", "demo")
+DEMOS = ("demo", "demo-xl", "demo-sd3")
+FAMILIES = ("sd21", "sd21-base", "sdxl", "sd3", "sd35-medium", "sd35-large", *DEMOS)
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp16", "bf16", "fp32")
 

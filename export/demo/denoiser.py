@@ -1,9 +1,10 @@
-"""The demo's text encoder and UNet, trained together by v-prediction on cached latents."""
+"""The demos' text encoders and denoisers, trained together on cached latents."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from rich.progress import track
 from . import scenes
 from .labels import HEADS, IGNORED, labels
 from .networks import LATENT, TEXT_WIDTH, make_scheduler, make_text_encoder, make_tokenizer, make_unet
+from .objective import Objective, diffusion, flow
+from .pairs import DemoSD3, DemoXL, make_euler_scheduler, make_flow_scheduler
 from .vae import load_vae, pictures
 from .workers import Loss, Recipe, train
 
@@ -38,7 +41,7 @@ class TextToLatents(torch.nn.Module):
         self.reader = torch.nn.Linear(TEXT_WIDTH, sum(HEADS.values()))
 
     def forward(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor
+        self, latents: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor, dropped: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The prediction, and the scene's labels as read from the tokens after the last word."""
         words = self.text_encoder(input_ids=tokens).last_hidden_state
@@ -47,9 +50,9 @@ class TextToLatents(torch.nn.Module):
         return predicted, self.reader((words * after).sum(1) / after.sum(1))
 
 
-def tokens_of(captions: list[str]) -> torch.Tensor:
+def tokens_of(captions: list[str], end_last: bool = False) -> torch.Tensor:
     """Token ids (len(captions), TEXT_LENGTH), int64."""
-    return torch.tensor([encoding.ids for encoding in make_tokenizer().encode_batch(captions)])
+    return torch.tensor([encoding.ids for encoding in make_tokenizer(end_last).encode_batch(captions)])
 
 
 def _encode_chunk(chunk: int, folder: Path) -> np.ndarray:
@@ -75,37 +78,41 @@ def cache_latents(folder: Path, count: int, processes: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Levels:
-    a: torch.Tensor
-    s: torch.Tensor
+class Demo:
+    """How one of the bundled models is made: its networks as one, its scheduler, what it predicts."""
 
-    @classmethod
-    def of_scheduler(cls) -> _Levels:
-        cumulative = make_scheduler().alphas_cumprod
-        return cls(cumulative.sqrt(), (1 - cumulative).sqrt())
+    make: Callable[[], torch.nn.Module]
+    scheduler: Callable[[], Any]
+    objective: Callable[[Any], Objective]
+    end_last: bool
+    learning_rate: float
 
 
-def _loss(folder: Path) -> Loss:
+DEMOS = {
+    "demo": Demo(TextToLatents, make_scheduler, diffusion, False, 1e-3),
+    "demo-xl": Demo(DemoXL, make_euler_scheduler, diffusion, True, 1e-3),
+    "demo-sd3": Demo(DemoSD3, make_flow_scheduler, flow, True, 8e-4),
+}
+
+
+def _loss(folder: Path, family: str) -> Loss:
     latents = torch.from_numpy(np.load(folder / "latents.npy"))
-    captions = tokens_of([scenes.caption(i) for i in range(len(latents))])
-    empty, levels = tokens_of([""]), _Levels.of_scheduler()
+    demo = DEMOS[family]
+    captions = tokens_of([scenes.caption(i) for i in range(len(latents))], demo.end_last)
+    empty, task_of = tokens_of([""], demo.end_last), demo.objective(demo.scheduler())
     wanted = torch.tensor([labels(scene, scene.ground) for scene in map(_scene, range(len(latents)))])
 
     def loss(model: torch.nn.Module, generator: torch.Generator, step: int) -> torch.Tensor:
         chosen = torch.randint(len(latents), (_BATCH,), generator=generator)
-        clean = latents[chosen].float()
         dropped = torch.rand(_BATCH, 1, generator=generator) < CAPTIONS_DROPPED
         tokens = torch.where(dropped, empty, captions[chosen])
-        # One timestep from each of _BATCH parts: every level is seen in every batch, and those
-        # where the caption decides more often than those where the picture is there already.
+        # One timestep from each of _BATCH parts: every level is seen in every batch.
         part = (torch.arange(_BATCH) + torch.rand(_BATCH, generator=generator)) / _BATCH
-        timesteps = (part**0.6 * len(levels.a)).long().clamp(max=len(levels.a) - 1)
-        a, s = (level[timesteps].view(-1, 1, 1, 1) for level in (levels.a, levels.s))
-        noise = torch.randn(_BATCH, *LATENT, generator=generator)
-        predicted, read = model(a * clean + s * noise, timesteps, tokens)
+        task = task_of(latents[chosen].float(), torch.randn(_BATCH, *LATENT, generator=generator), part)
+        predicted, read = model(task.noisy, task.timesteps, tokens, dropped.flatten())
         asked = wanted[chosen].masked_fill(dropped, IGNORED)
-        velocity = torch.nn.functional.mse_loss(predicted.float(), a * noise - s * clean)
-        return velocity + READING * read_loss(read.float(), asked)
+        error = (task.weight * (predicted.float() - task.wanted).square()).mean()
+        return error + READING * read_loss(read.float(), asked)
 
     return loss
 
@@ -124,14 +131,23 @@ def _scene(index: int) -> scenes.Scene:
     return scenes.draw_scene(np.random.default_rng([0, index]))[0]
 
 
-def train_denoiser(folder: Path, samples: int, processes: int, bf16: bool) -> None:
-    """Train both networks; the result is `<folder>/denoiser.pt`, averaged weights."""
-    recipe = Recipe("denoiser", samples, _BATCH, 1e-3, 0.99, TextToLatents, _loss, bf16=bf16)
+def train_denoiser(folder: Path, samples: int, processes: int, bf16: bool, family: str = "demo") -> None:
+    """Train the networks of one model; the result is its averaged weights, `<folder>/denoiser[-...].pt`."""
+    demo, loss = DEMOS[family], partial(_loss, family=family)
+    recipe = Recipe(
+        weights_name(family), samples, _BATCH, demo.learning_rate, 0.99, demo.make, loss, bf16=bf16
+    )
     train(recipe, folder, processes)
 
 
-def load_denoiser(folder: Path, name: str = "denoiser.pt") -> TextToLatents:
-    model = TextToLatents()
-    state: dict[str, Any] = torch.load(folder / name, weights_only=True)
+def weights_name(family: str) -> str:
+    """Stem of the file of weights: "denoiser", "denoiser-xl" or "denoiser-sd3"."""
+    return family.replace("demo", "denoiser")
+
+
+def load_denoiser(folder: Path, family: str = "demo", name: str | None = None) -> Any:
+    """The trained networks of a model; `name` takes another file, such as that of a training under way."""
+    model = DEMOS[family].make()
+    state: dict[str, Any] = torch.load(folder / (name or f"{weights_name(family)}.pt"), weights_only=True)
     model.load_state_dict(state.get("ema", state))
     return model.eval().requires_grad_(False)

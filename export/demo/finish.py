@@ -17,28 +17,31 @@ from ..graph import store_half, strip
 from .checker import load_checker
 from .denoiser import load_denoiser
 from .networks import save_checkpoint
+from .pairs import save_pair
 from .to_onnx import export_demo
 from .vae import load_vae
 
 _LIMIT = 1e-4
 
 
-def finish(folder: Path, output: Path, checker: Path, name: str = "denoiser.pt") -> None:
-    """Write the model folder `output` and the classifier `checker` from the weights in `folder`.
+def finish(folder: Path, output: Path, family: str = "demo", name: str | None = None) -> None:
+    """Write the model folder `output` from the weights in `folder`; `name` as in `load_denoiser`.
 
     Raises ModelError where a network that was written does not compute what torch does.
     """
-    networks = load_denoiser(folder, name)
-    save_checkpoint(folder / "checkpoint", networks.unet, networks.text_encoder, load_vae(folder))
-    written = export_demo(folder / "checkpoint", output)
+    networks, vae = load_denoiser(folder, family, name), load_vae(folder)
+    checkpoint = folder / f"checkpoint-{family}"
+    if family == "demo":
+        save_checkpoint(checkpoint, networks.unet, networks.text_encoder, vae)
+    else:
+        save_pair(checkpoint, networks, vae)
+    written = export_demo(checkpoint, output, family)
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     print(f"{written}: {size / 1e6:.1f} MB", flush=True)
-    export_checker(folder, checker)
-    print(f"{checker}: {checker.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 def export_checker(folder: Path, path: Path) -> None:
-    """The classifier as ONNX: images (B, 3, 64, 64) to logits and features."""
+    """The classifier as ONNX: images (B, 3, 64, 64) to logits and features; raises as `finish` does."""
     network = load_checker(folder).half().float()  # weights that float16 holds exactly
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     with contextlib.redirect_stdout(io.StringIO()):
@@ -66,3 +69,4 @@ def export_checker(folder: Path, path: Path) -> None:
                 f"{path}: {name} are {error:.1e} from torch's (relative L2), at most {_LIMIT} is right"
             )
     os.replace(partial, path)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", flush=True)

@@ -19,9 +19,15 @@ LATENT = (4, 16, 16)
 SPECIAL = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unknown|>")
 
 
-def make_tokenizer() -> Tokenizer:
-    """One token a word, padded and cut to `TEXT_LENGTH`, in the form of tokenizer.json."""
-    words = {word: i for i, word in enumerate((*SPECIAL, *scenes.vocabulary()))}
+def make_tokenizer(end_last: bool = False) -> Tokenizer:
+    """One token a word, padded and cut to `TEXT_LENGTH`, in the form of tokenizer.json.
+
+    `end_last` gives the token that ends a text the largest id, as CLIP's tokenizers do: text encoders with a
+    pooled embedding take it from there.
+    """
+    special = [token for token in SPECIAL if not (end_last and token == SPECIAL[2])]
+    names = [*special, *scenes.vocabulary(), *(SPECIAL[2:3] if end_last else ())]
+    words = {word: i for i, word in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=SPECIAL[3]))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -69,11 +75,11 @@ def make_unet() -> UNet2DConditionModel:
     )
     # The fused attention's backward pass is slower than plain matrix products at this size.
     unet.set_attn_processor(AttnProcessor())
-    _start_as_identity(unet, ("conv2", "conv_out"))
+    start_as_identity(unet, ("conv2", "conv_out"))
     return unet
 
 
-def _start_as_identity(network: torch.nn.Module, last_of_block: tuple[str, ...]) -> None:
+def start_as_identity(network: torch.nn.Module, last_of_block: tuple[str, ...]) -> None:
     """Zero the last convolution of every residual block: deep networks then learn from the first step."""
     for name, module in network.named_modules():
         if name.endswith(last_of_block):
@@ -93,7 +99,7 @@ def make_vae() -> AutoencoderKL:
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
-    _start_as_identity(vae, ("conv2",))
+    start_as_identity(vae, ("conv2",))
     return vae
 
 
