@@ -1,13 +1,13 @@
-"""The denoising loop on CPU lanes against its rivals and against the ideal.
+"""The denoising loop on CPU lanes against its rivals and against the ideal, on the bundled models.
 
-`python -m bench.speed` runs everything interleaved in one process and reports ratios
-taken within a repeat, with their quartiles: the machine's noise then hits both sides.
+`python -m bench.speed` runs everything of a model interleaved in one process and reports ratios taken within
+a repeat, with their quartiles: the machine's noise then hits both sides.
 
-- loop: the whole denoising loop of the demo (guidance, batch 1), without text encoder and VAE.
+- loop: the whole denoising loop (guidance 3, batch 1), without text encoders and VAE, of a held-out prompt.
 - rivals: sequential on one thread; sequential with ONNX Runtime on two threads;
   diffusers' own loop in torch on two threads (same architecture, random weights).
-- ideal: Σ over the plan's rounds of t(k), where t(1) is one network call alone and t(2)
-  two at once in independent sessions, from the first one's start to the last one's end.
+- ideal: Σ over the rounds that were run of t(k), where t(1) is one network call alone and t(2) two at once
+  in independent sessions, from the first one's start to the last one's end.
 - orchestration: what a round costs when the network costs nothing.
 """
 
@@ -29,39 +29,59 @@ import numpy as np
 from rich.progress import track
 
 import driffusion_trt as dt
-from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import BoundRun, OnnxSession
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.sample import run_plan
 
 from . import report
+from .baselines import shapes_of
+from .crowd import Demo
 
-STEPS = 50
-SHAPE = (4, 16, 16)
+MODELS = ("demo", "demo-xl", "demo-sd3")
+PLANS: dict[str, dict[str, Any]] = {
+    "aggressive": {"mode": "aggressive", "lanes": 2},
+    "conservative": {"mode": "conservative", "lanes": 2},
+    "tolerance": {"mode": "tolerance", "lanes": 2},  # what `auto` takes for the quality "balanced"
+}
+PICTURE, SCALE = 2000, 3.0
 Clock = Callable[[], float]  # runs something once and returns its wall-clock seconds
 
 
-def loop(lanes: HostLanes, plan: dt.Plan) -> Clock:
-    """One denoising loop with guidance on a job of its own."""
-    embeddings = np.random.default_rng(0).normal(size=(1, 16, 96)).astype(np.float32)
-    job = lanes.job(embeddings, 3.0, np.zeros_like(embeddings))
+class Loop:
+    """One denoising loop with guidance on a job of its own; `widths` are the predictions of its rounds."""
 
-    def run() -> float:
-        streams = noise_streams(0, 1)
-        noise = streams.draw(SHAPE)
+    def __init__(self, demo: Demo, lanes: HostLanes, plan: dt.Plan) -> None:
+        given, without = demo.embeddings([PICTURE])
+        self._job, self._plan, self._shape = lanes.job(given, SCALE, without), plan, demo.shape
+        self.widths: list[int] = []
+
+    def __call__(self) -> float:
+        streams = noise_streams([PICTURE], 1)
+        noise = streams.draw(self._shape)
+        widths: list[int] = []
+
+        def predict(requests: Sequence[tuple[np.ndarray, float]]) -> list[np.ndarray]:
+            widths.append(len(requests))
+            return self._job.predict(requests)
+
         start = time.perf_counter()
-        run_plan(plan, job.predict, noise, streams)
-        return time.perf_counter() - start
+        run_plan(self._plan, predict, noise, streams)
+        seconds = time.perf_counter() - start
+        self.widths = widths
+        return seconds
 
-    return run
 
-
-def bound(session: OnnxSession) -> BoundRun:
+def bound(demo: Demo, session: OnnxSession) -> BoundRun:
     """A guided network call: batch 2."""
-    run = session.bind({"sample": (2, *SHAPE), "timestep": (2,), "encoder_hidden_states": (2, 16, 96)})
-    run.inputs["sample"][:] = np.random.default_rng(0).normal(size=(2, *SHAPE))
-    run.inputs["timestep"][:] = 500
+    shapes = shapes_of(demo, 2)
+    run = session.bind(shapes)
+    given, without = demo.embeddings([PICTURE])
+    latents, timestep = demo.folder.spec.denoiser_inputs[:2]
+    run.inputs[latents][:] = np.random.default_rng(0).normal(size=shapes[latents])
+    run.inputs[timestep][:] = 500
+    for name, value in given.items():
+        run.inputs[name][:] = np.concatenate([without[name], value])
     return run
 
 
@@ -88,39 +108,45 @@ def at_once(runs: Sequence[BoundRun], calls: int) -> Clock:
     return run
 
 
-def diffusers_loop(threads: int) -> Clock:
-    """diffusers' scheduler and UNet in torch: what one would write today."""
+def diffusers_loop(demo: Demo, threads: int, steps: int) -> Clock:
+    """diffusers' scheduler and network in torch: what one would write today."""
     import torch
 
-    from driffusion_trt.export.demo.networks import make_scheduler, make_unet
+    from driffusion_trt.export.demo.denoiser import DEMOS, denoiser_of
 
     torch.set_num_threads(threads)
-    unet, scheduler = make_unet().eval(), make_scheduler()
-    for parameter in unet.parameters():  # zero-initialised layers would be no fair load
+    kind = DEMOS[demo.folder.spec.family]
+    network, scheduler = denoiser_of(kind.make().eval()), kind.scheduler()
+    for parameter in network.parameters():  # zero-initialised layers would be no fair load
         torch.nn.init.normal_(parameter, std=0.02)
-    words = torch.randn(2, 16, 96)
+    given, without = demo.embeddings([PICTURE])
+    told = {name: torch.from_numpy(np.concatenate([without[name], value])) for name, value in given.items()}
+    latents_name, time_name = demo.folder.spec.denoiser_inputs[:2]
 
     @torch.inference_mode()
     def run() -> float:
-        latents = torch.randn(1, *SHAPE)
-        scheduler.set_timesteps(STEPS)
+        latents = torch.randn(1, *demo.shape)
+        scheduler.set_timesteps(steps)
+        latents *= getattr(scheduler, "init_noise_sigma", 1.0)
+        scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
         start = time.perf_counter()
         for timestep in scheduler.timesteps:
-            both = unet(torch.cat([latents, latents]), timestep, encoder_hidden_states=words).sample
-            without, with_prompt = both.chunk(2)
-            latents = scheduler.step(without + 3.0 * (with_prompt - without), timestep, latents).prev_sample
+            both = scale(torch.cat([latents, latents]), timestep)
+            out = network(**{latents_name: both, time_name: timestep.float().expand(2), **told})
+            first, second = out.chunk(2)
+            latents = scheduler.step(first + SCALE * (second - first), timestep, latents).prev_sample
         return time.perf_counter() - start
 
     return run
 
 
-def orchestration(plan: dt.Plan, repeats: int) -> list[float]:
+def orchestration(plan: dt.Plan, shape: tuple[int, ...], repeats: int) -> list[float]:
     """Milliseconds a round of the executor takes when predictions are there at once."""
-    ready = np.zeros((1, *SHAPE), np.float32)
+    ready = np.zeros((1, *shape), np.float32)
     times = []
     for _ in range(repeats):
         streams = noise_streams(0, 1)
-        noise = streams.draw(SHAPE)
+        noise = streams.draw(shape)
         start = time.perf_counter()
         run_plan(plan, lambda requests: [ready for _ in requests], noise, streams)
         times.append(1e3 * (time.perf_counter() - start) / plan.sequential_calls)
@@ -142,45 +168,47 @@ class _Instant(OnnxSession):
         return Nothing()
 
 
-def measure(folder: ModelFolder, repeats: int, steps: int) -> dict[str, Any]:
+def measure(model: str, repeats: int, steps: int | None) -> dict[str, Any]:
     """Interleaved wall-clock seconds of everything, one list entry a repeat."""
-    denoiser, config = folder.network("denoiser"), folder.scheduler_config()
-    schedule = dt.Schedule.from_config(config, steps)
-    plans = {mode: dt.make_plan(schedule, mode=mode, lanes=2) for mode in ("aggressive", "conservative")}
+    demo = Demo([PICTURE], model)
+    denoiser, schedule = demo.folder.network("denoiser"), demo.schedule(steps)
+    plans = {name: dt.make_plan(schedule, **options) for name, options in PLANS.items()}
     sequential = dt.make_plan(schedule)
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(HostLanes(denoiser, 1))
         one_wide = stack.enter_context(HostLanes(denoiser, 1, threads_per_lane=2))
         two = stack.enter_context(HostLanes(denoiser, 2))
-        runs = [bound(stack.enter_context(OnnxSession(denoiser))) for _ in range(2)]
+        runs = [bound(demo, stack.enter_context(OnnxSession(denoiser))) for _ in range(2)]
         clocks: dict[str, Clock] = {
             "t(1)": at_once(runs[:1], 10),
-            "aggressive": loop(two, plans["aggressive"]),
+            "aggressive": Loop(demo, two, plans["aggressive"]),
             "t(2)": at_once(runs, 10),
-            "conservative": loop(two, plans["conservative"]),
+            "conservative": Loop(demo, two, plans["conservative"]),
             "t(1) again": at_once(runs[:1], 10),
-            "sequential": loop(one, sequential),
+            "sequential": Loop(demo, one, sequential),
             "t(2) again": at_once(runs, 10),
-            "onnxruntime, 2 threads": loop(one_wide, sequential),
-            "diffusers, 2 threads": diffusers_loop(2),
+            "tolerance": Loop(demo, two, plans["tolerance"]),
+            "onnxruntime, 2 threads": Loop(demo, one_wide, sequential),
+            "diffusers, 2 threads": diffusers_loop(demo, 2, schedule.steps),
         }
         for clock in clocks.values():  # warm up
             clock()
         times: dict[str, list[float]] = {name: [] for name in clocks}
-        for repeat in track(range(repeats), "Measuring"):
+        for repeat in track(range(repeats), f"Measuring {model}"):
             names = list(clocks)
             for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
                 times[name].append(clocks[name]())
         instant = stack.enter_context(HostLanes(lambda: _Instant(denoiser), 2))
-        lanes_only = loop(instant, plans["aggressive"])
+        lanes_only = Loop(demo, instant, plans["aggressive"])
         lanes_only()
         rounds = plans["aggressive"].sequential_calls
         dispatch = [1e3 * lanes_only() / rounds for _ in range(20)]
-    widths = {mode: [len(item.predict) for item in plan.rounds] for mode, plan in plans.items()}
+    loops = {mode: clock for mode, clock in clocks.items() if isinstance(clock, Loop) and mode in plans}
     return {
+        "steps": schedule.steps,
         "seconds": times,
-        "widths": widths,
-        "executor_ms_per_round": orchestration(plans["aggressive"], 20),
+        "widths": {mode: clock.widths for mode, clock in loops.items()},
+        "executor_ms_per_round": orchestration(plans["aggressive"], demo.shape, 20),
         "executor_and_lanes_ms_per_round": dispatch,
     }
 
@@ -204,6 +232,8 @@ def summary(measured: dict[str, Any]) -> dict[str, Any]:
         }
         out[mode] = {name: report.spread(ratios) for name, ratios in against.items()}
     return {
+        "steps": measured["steps"],
+        "rounds": {mode: len(widths) for mode, widths in measured["widths"].items()},
         "loop_over_ideal_and_rivals_over_loop": out,
         "t2_over_t1": report.spread([b / a for a, b in zip(single, double, strict=True)]),
         "executor_ms_per_round": report.spread(measured["executor_ms_per_round"]),
@@ -216,18 +246,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Denoising loop on two CPU lanes against rivals and the ideal."
     )
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=18)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--no-write", action="store_true", help="print only, leave bench/results alone")
     options = parser.parse_args(arguments)
-    shown = summary(measure(ModelFolder.open(options.model), options.repeats, options.steps))
+    found = {}
+    for model in options.models:
+        found[model] = summary(measure(model, options.repeats, options.steps))
+        show(model, found[model])
+    if not options.no_write:
+        result = {"repeats": options.repeats, "guidance_scale": SCALE, "models": found}
+        print(f"written to {report.write('speed', result, ('numpy', 'onnxruntime', 'torch', 'diffusers'))}")
+
+
+def show(model: str, shown: dict[str, Any]) -> None:
+    """The ratios as Markdown."""
     rows = []
     for mode, ratios in shown["loop_over_ideal_and_rivals_over_loop"].items():
         cells = [f"{r['median']:.3f} ({r['low']:.3f}–{r['high']:.3f})" for r in ratios.values()]
-        rows.append([mode, *cells])
+        rows.append([mode, str(shown["rounds"][mode]), *cells])
     head = [
-        "2 lanes",
+        f"{model}, {shown['steps']} steps, 2 lanes",
+        "rounds",
         "loop / ideal",
         "sequential / loop",
         "ONNX Runtime 2 threads / loop",
@@ -236,9 +277,6 @@ def main(arguments: list[str] | None = None) -> None:
     print(report.table(head, rows))
     for name in ("t2_over_t1", "executor_ms_per_round", "executor_and_lanes_ms_per_round"):
         print(f"{name}: {shown[name]['median']:.3f} ({shown[name]['low']:.3f}–{shown[name]['high']:.3f})")
-    if not options.no_write:
-        result = {"repeats": options.repeats, "steps": options.steps, **shown}
-        print(f"written to {report.write('speed', result, ('numpy', 'onnxruntime', 'torch', 'diffusers'))}")
 
 
 if __name__ == "__main__":

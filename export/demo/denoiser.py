@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from ..families import SD2Denoiser, SD3Denoiser, SDXLDenoiser
 from . import scenes
 from .labels import HEADS, IGNORED, labels
 from .networks import LATENT, TEXT_WIDTH, make_scheduler, make_text_encoder, make_tokenizer, make_unet
@@ -93,6 +94,15 @@ DEMOS = {
     "demo-xl": Demo(DemoXL, make_euler_scheduler, diffusion, True, 1e-3),
     "demo-sd3": Demo(DemoSD3, make_flow_scheduler, flow, True, 8e-4),
 }
+
+
+def denoiser_of(model: Any) -> torch.nn.Module:
+    """The denoiser among a model's networks, called with the inputs of its family by their names."""
+    if isinstance(model, DemoXL):
+        return SDXLDenoiser(model.unet, torch.float32)
+    if isinstance(model, DemoSD3):
+        return SD3Denoiser(model.transformer, torch.float32)
+    return SD2Denoiser(model.unet, torch.float32)
 
 
 def _loss(folder: Path, family: str) -> Loss:
