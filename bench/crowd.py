@@ -17,11 +17,10 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 import driffusion_trt as dt
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
+from driffusion_trt.evaluation.heldout import prompt
 from driffusion_trt.prompts import PromptEncoder
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.sample import Stats, run_plan
-
-from .demo_quality import prompt
 
 _ROWS = 16  # of one call of the network
 Latents = np.ndarray
@@ -39,7 +38,7 @@ class Demo:
     """The demo's networks, for bench programs; one thread for each core."""
 
     def __init__(self, prompts: Sequence[int], model: str = "demo", threads: int = 2) -> None:
-        """prompts: numbers of `demo_quality.prompt` that will be asked for."""
+        """prompts: numbers of `heldout.prompt` that will be asked for."""
         folder = ModelFolder.open(model)
         self.folder, self.shape, self.prompts = folder, folder.latent_shape, tuple(prompts)
         options = ort.SessionOptions()

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from . import scenes
-from .labels import HEADS, IGNORED, labels
+from ... import scenes
+from ...scenes.labels import HEADS, IGNORED, labels
 from .networks import LATENT, TEXT_WIDTH, make_scheduler, make_text_encoder, make_tokenizer, make_unet
 from .vae import load_vae, pictures
 from .workers import Loss, Recipe, train
