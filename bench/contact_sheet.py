@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 
 import driffusion_trt as dt
-
-from .demo_quality import prompt
+from driffusion_trt.evaluation.heldout import prompt
 
 COLUMNS, ROWS, SIDE, CAPTION = 8, 5, 128, 42
 

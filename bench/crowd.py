@@ -20,10 +20,9 @@ from driffusion_trt._request import Request
 from driffusion_trt.conditioning import Conditioner, Conditioning
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
+from driffusion_trt.evaluation.heldout import prompt
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.sample import Stats, run_plan
-
-from .demo_quality import prompt
 
 _ROWS = 16  # of one call of the network
 Latents = np.ndarray
@@ -41,7 +40,7 @@ class Demo:
     """A bundled model's networks, for bench programs; one thread for each core."""
 
     def __init__(self, prompts: Sequence[int], model: str = "demo", threads: int = 2) -> None:
-        """prompts: numbers of `demo_quality.prompt` that will be asked for."""
+        """prompts: numbers of `heldout.prompt` that will be asked for."""
         folder = ModelFolder.open(model)
         self.folder, self.shape = folder, folder.latent_shape
         options = ort.SessionOptions()

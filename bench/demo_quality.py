@@ -16,26 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
 from PIL import Image
 from rich.progress import track
 
 import driffusion_trt as dt
-from driffusion_trt.export.demo import scenes
-from driffusion_trt.export.demo.labels import COLOURS, HEADS, IGNORED, LAYOUTS, labels
+from driffusion_trt.evaluation.frechet import frechet
+from driffusion_trt.evaluation.heldout import Checker, alignment, draw_real, prompt
 from driffusion_trt.pictures import psnr
 
 from . import report
 
-CHECKER = Path(__file__).parent / "demo_checker.onnx"
 CHUNK = 10
-HELD_OUT, REAL = 3, 4  # data-set seeds that training never drew from
-PARTS = {
-    "objects": ("first_kind", "second_kind"),
-    "colours": ("first_colour", "second_colour"),
-    "positions": ("layout",),
-    "grounds": ("ground",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,35 +45,6 @@ def cells(sequential: int, others: int) -> list[Cell]:
         rows += [Cell(f"{mode} n={n}", others, {"mode": mode, "lanes": n}) for n in (2, 3, 4)]
     budgets = (14, 18, 20, 26, 34)
     return rows + [Cell(f"direct skip to {k}", others, {"mode": "skip", "rounds": k}) for k in budgets]
-
-
-def prompt(index: int) -> tuple[str, list[int]]:
-    """Held-out caption and its labels; a ground that the caption leaves out is not checked."""
-    scene, _ = scenes.draw_scene(np.random.default_rng([HELD_OUT, index]))
-    return scene.caption(), labels(scene, scene.ground)
-
-
-def spelt(read: np.ndarray) -> tuple[str, ...]:
-    """One picture's labels in words, in the order of HEADS."""
-    kinds, colours = scenes.KINDS, COLOURS
-    names = (LAYOUTS, tuple(scenes.COLOURS), kinds, colours, kinds, colours)
-    return tuple(choice[int(label)] for choice, label in zip(names, read, strict=True))
-
-
-class Checker:
-    """The classifier beside the demo (export/demo/checker.py), as ONNX."""
-
-    def __init__(self) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = ort.InferenceSession(CHECKER, options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 pictures (B, 64, 64, 3) to labels (B, len(HEADS)) and features (B, F)."""
-        images = pictures.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-        logits, features = self._session.run(["logits", "features"], {"images": images})
-        parts = np.split(logits, np.cumsum(list(HEADS.values()))[:-1], axis=1)
-        return np.stack([part.argmax(1) for part in parts], 1), features
 
 
 def run_chunk(pipe: dt.Pipeline, cell: Cell, first: int, scale: float, steps: int) -> dict[str, Any]:
@@ -106,27 +68,6 @@ def sample_cell(pipe: dt.Pipeline, cell: Cell, work: Path, scale: float, steps: 
         with np.load(path) as stored:
             chunks.append(dict(stored))
     return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-
-
-def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """Fréchet distance of two sets of features, each taken as a Gaussian."""
-    mean = float(((one.mean(0) - other.mean(0)) ** 2).sum())
-    first, second = np.cov(one.T), np.cov(other.T)
-    values, vectors = np.linalg.eigh(first)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
-    return mean + float(np.trace(first) + np.trace(second) - 2 * cross)
-
-
-def alignment(read: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Share of prompts right by part, and on all labels that they name."""
-    right = (read == wanted) | (wanted == IGNORED)
-    names = list(HEADS)
-    shares = {
-        part: float(right[:, [names.index(head) for head in heads]].all(1).mean())
-        for part, heads in PARTS.items()
-    }
-    return {**shares, "all": float(right.all(1).mean())}
 
 
 def judge(
@@ -164,8 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     checker = Checker()
-    drawn = np.stack([scenes.example(k, REAL)[0] for k in range(2000)])
-    (read, real), truth = checker(drawn), _real_labels(2000)
+    drawn, truth = draw_real(2000)
+    read, real = checker(drawn)
     out: dict[str, Any] = {}
     with dt.Pipeline.load(options.model) as pipe:
         base: dict[str, np.ndarray] = {}
@@ -190,14 +131,6 @@ def main(arguments: list[str] | None = None) -> None:
     print(as_table(out))
     if not options.no_write:
         print(f"written to {report.write('demo_quality', result)}")
-
-
-def _real_labels(count: int) -> np.ndarray:
-    rows = []
-    for index in range(count):
-        scene, ground = scenes.draw_scene(np.random.default_rng([REAL, index]))
-        rows.append(labels(scene, ground))
-    return np.array(rows)
 
 
 def as_table(rows: dict[str, Any]) -> str:

@@ -28,13 +28,13 @@ import driffusion_trt as dt
 from driffusion_trt.baselines.asyncdiff import AsyncDiffLanes
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
+from driffusion_trt.evaluation.heldout import Checker
 from driffusion_trt.pictures import psnr, to_images
 from driffusion_trt.sampling.noise import noise_streams
 
 from . import drift, quality_table
 from .baselines import shapes_of
 from .crowd import Demo, make_pictures
-from .demo_quality import Checker
 
 MODELS = ("demo", "demo-xl", "demo-sd3")
 METHODS = (

@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import track
 
-from driffusion_trt.export.demo import scenes
-from driffusion_trt.export.demo.labels import IGNORED
+from driffusion_trt.evaluation.frechet import (
+    Gaussian,
+    Interval,
+    difference_interval,
+    distance_interval,
+    frechet,
+)
+from driffusion_trt.evaluation.heldout import Checker, draw_real, prompt, right
+from driffusion_trt.evaluation.intervals import mean_interval
 
 from . import report
-from .demo_quality import REAL, Checker, frechet, prompt
 
 if TYPE_CHECKING:
     from .quality import Arrays, Cell
 
 DRAWN = 2000  # pictures that the Fréchet distance is taken to
-_RESAMPLED = 200
 
 
 def report_all(
@@ -28,12 +33,13 @@ def report_all(
 
     found: what was stored of the pictures of a model, a guidance scale and a cell; the sequential cell first.
     """
-    drawn = checker(np.stack([scenes.example(k, REAL)[0] for k in range(DRAWN)]))[1]
+    drawn = checker(draw_real(DRAWN)[0])[1]
+    target = Gaussian.of(drawn)
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     judges: dict[tuple[str, float], Judge] = {}
     for (model, guidance, cell), got in track(found.items(), "Intervals"):
         if (model, guidance) not in judges:
-            judges[model, guidance] = Judge(got, drawn, first)
+            judges[model, guidance] = Judge(got, target, first)
         row = {"method": cell.method, "lanes": cell.lanes, **judges[model, guidance](got)}
         rows.setdefault(model, {}).setdefault(f"{guidance:g}", []).append(row)
     for model, by_guidance in rows.items():
@@ -52,67 +58,37 @@ def report_all(
         print(f"\nwritten to {report.write('quality', result)}")
 
 
-class Frechet:
-    """The Fréchet distance to one set of features, whose root is taken once; as `demo_quality.frechet`."""
-
-    def __init__(self, drawn: np.ndarray) -> None:
-        self._mean, covariance = drawn.mean(0), np.cov(drawn.T)
-        values, vectors = np.linalg.eigh(covariance)
-        self._root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-        self._trace = float(np.trace(covariance))
-
-    def __call__(self, features: np.ndarray) -> float:
-        mean, covariance = features.mean(0), np.cov(features.T)
-        cross = np.sqrt(np.linalg.eigvalsh(self._root @ covariance @ self._root).clip(0)).sum()
-        return float(((mean - self._mean) ** 2).sum() + self._trace + np.trace(covariance) - 2 * cross)
-
-
 class Judge:
-    """Rows of one model at one guidance scale, each beside the sequential one.
+    """Rows of one model at one guidance scale, each beside the sequential one of the same pictures."""
 
-    Intervals hold 95 % of the resamples of the pictures, which are the same for all rows, so that
-    differences from sequential are those of the same pictures.
-    """
-
-    def __init__(self, base: Arrays, drawn: np.ndarray, first: int) -> None:
-        count = len(base["labels"])
-        self._draws = np.random.default_rng(0).integers(count, size=(_RESAMPLED, count))
-        self._first, self._frechet = first, Frechet(drawn)
+    def __init__(self, base: Arrays, drawn: Gaussian, first: int) -> None:
+        self._first, self._drawn = first, drawn
         self._right = self._read_right(base)
-        self._distances = self._resampled(base["features"])
+        self._distance, self._left = distance_interval(base["features"], drawn)
 
     def _read_right(self, got: Arrays) -> np.ndarray:
         wanted = np.array([prompt(self._first + k)[1] for k in range(len(got["labels"]))])
-        return ((got["labels"] == wanted) | (wanted == IGNORED)).all(1)
-
-    def _resampled(self, features: np.ndarray) -> np.ndarray:
-        """The distance of all pictures, then of every resample."""
-        return np.array([self._frechet(features), *(self._frechet(features[draw]) for draw in self._draws)])
-
-    def _interval(self, values: np.ndarray) -> list[float]:
-        """Of the mean of a value of each picture."""
-        return _middle(values[self._draws].mean(1))
+        return right(got["labels"], wanted).all(1).astype(float)
 
     def __call__(self, got: Arrays) -> dict[str, Any]:
-        right, distances = self._read_right(got).astype(float), self._resampled(got["features"])
-        before, further = self._right.astype(float), distances - self._distances
+        """The row; intervals are 95 % ones, and those of differences are over the pictures' pairs."""
+        correct = self._read_right(got)
+        distance, left = distance_interval(got["features"], self._drawn)
         row = {
-            "pictures": len(right),
+            "pictures": len(correct),
             "calls": float(got["rounds"].mean()),
             "predictions": float(got["predictions"].mean()),
-            "right": float(right.mean()),
-            "right_interval": self._interval(right),
-            "right_minus_sequential": float((right - before).mean()),
-            "right_minus_sequential_interval": self._interval(right - before),
-            "frechet": float(distances[0]),
-            "frechet_minus_sequential": float(further[0]),
-            "frechet_minus_sequential_interval": _middle(further[1:]),
+            "right": _stored(mean_interval(correct)),
+            "right_minus_sequential": _stored(mean_interval(correct - self._right)),
+            "frechet": _stored(distance),
+            "frechet_minus_sequential": _stored(
+                difference_interval(distance.value, left, self._distance.value, self._left)
+            ),
         }
         if "relative_l2" in got:
             errors, ratios = got["relative_l2"], got["psnr_db"]
             row["relative_l2"] = {
-                "mean": float(errors.mean()),
-                "interval": self._interval(errors),
+                **_stored(mean_interval(errors)),
                 "median": float(np.median(errors)),
                 "worst": float(errors.max()),
             }
@@ -120,9 +96,8 @@ class Judge:
         return row
 
 
-def _middle(values: np.ndarray) -> list[float]:
-    low, high = np.quantile(values, (0.025, 0.975))
-    return [float(low), float(high)]
+def _stored(interval: Interval) -> dict[str, float | None]:
+    return {"mean": interval.value, "low": interval.low, "high": interval.high}
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
@@ -140,16 +115,21 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _words(row: dict[str, Any]) -> list[str]:
-    low, high = (100 * value for value in row["right_interval"])
     cells = [row["method"], str(row["lanes"]), f"{row['calls']:.4g}"]
-    cells += [f"{100 * row['right']:.1f} % ({low:.1f}–{high:.1f})"]
+    cells.append(_interval(row["right"], "{:.1f}", 100))
     if "relative_l2" not in row:
-        return [*cells, f"{row['frechet']:.1f}", "–", "–"]
-    low, high = row["frechet_minus_sequential_interval"]
+        return [*cells, f"{row['frechet']['mean']:.1f}", "–", "–"]
     l2, ratio = row["relative_l2"], row["psnr_db"]
     return [
         *cells,
-        f"{row['frechet_minus_sequential']:+.2f} ({low:+.2f} to {high:+.2f})",
+        _interval(row["frechet_minus_sequential"], "{:+.2f}"),
         f"{l2['mean']:.4f} ({l2['worst']:.3f})",
         f"{ratio['mean']:.1f} ({ratio['worst']:.1f})",
     ]
+
+
+def _interval(found: dict[str, Any], form: str, times: float = 1) -> str:
+    mean, low, high = (
+        "?" if found[name] is None else form.format(times * found[name]) for name in ("mean", "low", "high")
+    )
+    return f"{mean} ({low} to {high})"

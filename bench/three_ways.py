@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import driffusion_trt as dt
+from driffusion_trt.evaluation.heldout import prompt
 from driffusion_trt.pictures import side_by_side
-
-from .demo_quality import prompt
 
 MODES = ("sequential", "aggressive", "tolerance")
 

@@ -129,9 +129,9 @@ def test_the_wheel_holds_a_demo_model_of_bearable_size(wheel: Path) -> None:
 
 def test_the_wheel_holds_what_the_demo_recipe_draws_with(wheel: Path) -> None:
     held = contents(wheel)
-    emoji = [name for name in held if re.fullmatch(rf"{PACKAGE}/export/demo/emoji/\w+\.png", name)]
+    emoji = [name for name in held if re.fullmatch(rf"{PACKAGE}/scenes/emoji/\w+\.png", name)]
     assert len(emoji) == 12
-    assert f"{PACKAGE}/py.typed" in held
+    assert {f"{PACKAGE}/py.typed", f"{PACKAGE}/evaluation/checker.onnx"} <= set(held)
 
 
 def test_the_wheel_brings_its_command_and_licences(wheel: Path) -> None:

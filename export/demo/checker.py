@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import scenes
-from .labels import HEADS, IGNORED, labels
+from ... import scenes
+from ...scenes.labels import HEADS, IGNORED, labels
 from .vae import load_vae
 from .workers import Loss, Recipe, train
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from ... import scenes
+from ...scenes.labels import HEADS, IGNORED, labels
 from ..families import SD2Denoiser, SD3Denoiser, SDXLDenoiser
-from . import scenes
-from .labels import HEADS, IGNORED, labels
 from .networks import LATENT, TEXT_WIDTH, make_scheduler, make_text_encoder, make_tokenizer, make_unet
 from .objective import Objective, diffusion, flow
 from .pairs import DemoSD3, DemoXL, make_euler_scheduler, make_flow_scheduler

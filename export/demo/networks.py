@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from . import scenes
+from ... import scenes
 
 TEXT_LENGTH = 16
 TEXT_WIDTH = 96

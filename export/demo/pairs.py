@@ -15,8 +15,8 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from . import scenes
-from .labels import HEADS
+from ... import scenes
+from ...scenes.labels import HEADS
 from .networks import LATENT, TEXT_LENGTH, make_tokenizer, start_as_identity
 
 __all__ = ["DemoSD3", "DemoXL", "make_euler_scheduler", "make_flow_scheduler", "save_pair"]

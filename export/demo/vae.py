@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from . import scenes
+from ... import scenes
 from .networks import make_vae
 from .workers import Loss, Recipe, train
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import scenes
+from .. import scenes
 
 LAYOUTS = ("one", "side by side", "one above the other")
 COLOURS = ("own", *scenes.COLOURS)

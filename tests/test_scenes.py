@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driffusion_trt.export.demo import scenes
-from driffusion_trt.export.demo.labels import HEADS, IGNORED, labels
+from driffusion_trt import scenes
+from driffusion_trt.scenes.labels import HEADS, IGNORED, labels
 
 
 @given(st.integers(0, 2**40), st.integers(0, 9))

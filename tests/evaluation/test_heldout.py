@@ -8,8 +8,8 @@ import scipy.linalg
 
 import driffusion_trt as dt
 from bench import demo_quality
-from driffusion_trt.export.demo import scenes
-from driffusion_trt.export.demo.labels import HEADS, IGNORED
+from driffusion_trt import scenes
+from driffusion_trt.scenes.labels import HEADS, IGNORED
 
 
 def test_frechet_distance_is_that_of_its_definition() -> None:

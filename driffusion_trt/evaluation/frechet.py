@@ -1,0 +1,139 @@
+"""Fréchet distance of two sets of features, each taken as a Gaussian (1706.08500), with an interval.
+
+What the features are of (Inception, the demo's classifier) does not matter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._errors import InputError
+
+__all__ = ["Gaussian", "Interval", "difference_interval", "distance_interval", "frechet"]
+
+Float64 = NDArray[np.float64]
+Features = NDArray[np.floating[Any]]
+
+GROUPS = 20  # of the jackknife
+LEAST = 2 * GROUPS  # pictures; with fewer there is no interval
+_T_97_5 = 2.0930  # Student's t at 0.975 with GROUPS - 1 degrees of freedom
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure, and its 95 % interval; None where there are too few pictures for one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gaussian:
+    """Mean (F,) and covariance (F, F) of features, float64; the latter over count − 1, as numpy's `cov`."""
+
+    mean: Float64
+    covariance: Float64
+
+    @classmethod
+    def of(cls, features: Features) -> Self:
+        """Of features (N, F), N at least 2."""
+        exact = np.asarray(features, np.float64)
+        return cls(exact.mean(0), np.atleast_2d(np.cov(exact, rowvar=False)))
+
+    @classmethod
+    def read(cls, path: Path, width: int) -> Self:
+        """Statistics in the form of pytorch-fid and clean-fid: an .npz with `mu` (F,) and `sigma` (F, F).
+
+        Raises InputError where the file is something else, or of another width than `width`.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                mean, covariance = (np.asarray(stored[name], np.float64) for name in ("mu", "sigma"))
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise InputError(
+                f"{path} cannot be read as statistics ({error}); it must be an .npz with mu and sigma, "
+                "as pytorch-fid's --save-stats and clean-fid's make_custom_stats write"
+            ) from error
+        if mean.shape != (width,) or covariance.shape != (width, width):
+            raise InputError(
+                f"{path} has mu {mean.shape} and sigma {covariance.shape}; "
+                f"features here are {width} wide, so ({width},) and ({width}, {width}) are needed"
+            )
+        return cls(mean, covariance)
+
+    def save(self, path: Path) -> None:
+        """Write the form that `read` reads, whole or not at all."""
+        partial = path.with_name(f".{path.stem}.partial.npz")
+        np.savez_compressed(partial, mu=self.mean, sigma=self.covariance)
+        partial.replace(path)
+
+
+class _To:
+    """Distances to one Gaussian: its root is taken once.
+
+    |μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), where the eigenvalues of Σ1·Σ2 are those of Σ1^½·Σ2·Σ1^½, which
+    is symmetric: they come out real and not negative, also where a covariance has no full rank.
+    """
+
+    def __init__(self, target: Gaussian) -> None:
+        values, vectors = np.linalg.eigh(target.covariance)
+        self._target = target
+        self._root: Float64 = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+
+    def __call__(self, one: Gaussian) -> float:
+        shift = float(((one.mean - self._target.mean) ** 2).sum())
+        cross = np.linalg.eigvalsh(self._root @ one.covariance @ self._root)
+        spread = np.trace(one.covariance) + np.trace(self._target.covariance)
+        return shift + float(spread - 2 * np.sqrt(cross.clip(0)).sum())
+
+
+def frechet(one: Features, other: Features | Gaussian) -> float:
+    """Fréchet distance of features (N, F) from others (M, F), or from their Gaussian."""
+    target = other if isinstance(other, Gaussian) else Gaussian.of(other)
+    return _To(target)(Gaussian.of(one))
+
+
+def _without_groups(features: Features) -> Iterator[Gaussian]:
+    """The Gaussian of all features but one group after the other; picture k is in group k mod GROUPS."""
+    exact = np.asarray(features, np.float64)
+    centre = exact.mean(0)
+    exact = exact - centre  # sums of squares then lose no digits
+    total, products = exact.sum(0), exact.T @ exact
+    for group in range(GROUPS):
+        out = exact[group::GROUPS]
+        count = len(exact) - len(out)
+        mean = (total - out.sum(0)) / count
+        yield Gaussian(mean + centre, (products - out.T @ out - count * np.outer(mean, mean)) / (count - 1))
+
+
+def distance_interval(features: Features, target: Gaussian) -> tuple[Interval, list[float]]:
+    """The distance of features (N, F) from a Gaussian, and the distances without each group.
+
+    The interval is of a delete-a-group jackknife: resampling with repeats (a bootstrap) would draw fewer
+    different pictures, which makes the distance itself larger. The target counts as known.
+    """
+    to = _To(target)
+    value = to(Gaussian.of(features))
+    if len(features) < LEAST:
+        return Interval(value), []
+    left = [to(one) for one in _without_groups(features)]
+    return _jackknife(value, left), left
+
+
+def difference_interval(value: float, left: list[float], base: float, base_left: list[float]) -> Interval:
+    """Of the difference of two distances from one target, over the same pictures: the groups are paired."""
+    if not left or len(left) != len(base_left):
+        return Interval(value - base)
+    return _jackknife(value - base, [a - b for a, b in zip(left, base_left, strict=True)])
+
+
+def _jackknife(value: float, left: list[float]) -> Interval:
+    spread = np.sqrt((GROUPS - 1) / GROUPS * ((np.array(left) - np.mean(left)) ** 2).sum())
+    return Interval(value, value - _T_97_5 * float(spread), value + _T_97_5 * float(spread))
