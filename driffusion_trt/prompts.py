@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ._errors import ModelError
 from .engines.session import Network
+from .sampling.recording import Recorder, span
 
 __all__ = ["Embedded", "PromptEncoder"]
 
@@ -41,15 +42,17 @@ class PromptEncoder:
         self._network = network
         self.skips_layers = "clip_skip" in network.inputs
 
-    def encode(self, prompt: str, clip_skip: int = 0) -> Embedded:
+    def encode(self, prompt: str, clip_skip: int = 0, recorder: Recorder | None = None) -> Embedded:
         """One prompt a call, so that its bits depend on nothing else.
 
         clip_skip: layers to stop before the usual one; an encoder that does not skip is run as ever.
         """
-        inputs = {"input_ids": np.array([self._tokenizer.encode(prompt).ids], np.int64)}
+        with span(recorder, "tokenize"):
+            inputs = {"input_ids": np.array([self._tokenizer.encode(prompt).ids], np.int64)}
         if self.skips_layers:
             inputs["clip_skip"] = np.array([clip_skip], np.int64)
-        hidden, *pooled = self._network.run(inputs).values()
+        with span(recorder, "encode"):
+            hidden, *pooled = self._network.run(inputs).values()
         return Embedded(hidden, *pooled)
 
     def complaints(self, prompt: str) -> list[str]:
