@@ -12,7 +12,7 @@ from ._request import Request, Sizes, Texts
 from .engines.manifest import ModelFolder
 from .engines.session import Network
 from .prompts import Embedded, PromptEncoder
-from .sampling.recording import Recorder
+from .sampling.recording import Recorder, span
 
 __all__ = ["Conditioner", "Conditioning"]
 
@@ -106,10 +106,12 @@ class Conditioner:
         return {} if sizes is None else {"time_ids": np.array([sizes.ids()] * batch, np.float32)}
 
     def _embed(self, texts: Texts, clip_skip: int, recorder: Recorder | None) -> Embedded:
-        out = {
-            name: encoder.encode(text, clip_skip, recorder)
-            for (name, encoder), text in zip(self._encoders.items(), texts, strict=False)
-        }
+        out: dict[str, Embedded] = {}
+        for (name, encoder), text in zip(self._encoders.items(), texts, strict=False):
+            with span(recorder, "tokenize"):
+                tokens = encoder.tokens(text)
+            with span(recorder, "encode"):
+                out[name] = encoder.embed(tokens, clip_skip)
         match self._spec.architecture:
             case "sd21":
                 return out["text_encoder"]

@@ -12,11 +12,11 @@ from tokenizers import Encoding, Tokenizer
 
 from ._errors import ModelError
 from .engines.session import Network
-from .sampling.recording import Recorder, span
 
 __all__ = ["Embedded", "PromptEncoder"]
 
 Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
 
 
 class Embedded(NamedTuple):
@@ -42,17 +42,23 @@ class PromptEncoder:
         self._network = network
         self.skips_layers = "clip_skip" in network.inputs
 
-    def encode(self, prompt: str, clip_skip: int = 0, recorder: Recorder | None = None) -> Embedded:
+    def encode(self, prompt: str, clip_skip: int = 0) -> Embedded:
         """One prompt a call, so that its bits depend on nothing else.
 
         clip_skip: layers to stop before the usual one; an encoder that does not skip is run as ever.
         """
-        with span(recorder, "tokenize"):
-            inputs = {"input_ids": np.array([self._tokenizer.encode(prompt).ids], np.int64)}
+        return self.embed(self.tokens(prompt), clip_skip)
+
+    def tokens(self, prompt: str) -> Int64:
+        """What the network reads of one prompt: (1, L)."""
+        return np.array([self._tokenizer.encode(prompt).ids], np.int64)
+
+    def embed(self, tokens: Int64, clip_skip: int = 0) -> Embedded:
+        """What `encode` does with them."""
+        inputs = {"input_ids": tokens}
         if self.skips_layers:
             inputs["clip_skip"] = np.array([clip_skip], np.int64)
-        with span(recorder, "encode"):
-            hidden, *pooled = self._network.run(inputs).values()
+        hidden, *pooled = self._network.run(inputs).values()
         return Embedded(hidden, *pooled)
 
     def complaints(self, prompt: str) -> list[str]:

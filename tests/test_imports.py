@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "engines": (ENGINES := {"_errors", "models", "_manifest", "_child", "_widen"}),
     "export": {"_errors", "models", "_manifest", "_child", "_widen"},
     "runtime": (RUNTIME := ENGINES | {"sampling", "engines", "_cache"}),
+    "_machine": RUNTIME | {"runtime"},
     "pictures": {"_errors"},
     "_tiles": set(),
     "autoencoder": ENGINES | {"engines", "_tiles"},
@@ -63,7 +64,7 @@ ROOMS: dict[str, set[str]] = {
     "_awaiting": STAGES,
     "_trial": {"sampling", "planning"},
     "_expected": {"calibration", "engines", "sampling"},
-    "_kept_costs": RUNTIME | {"runtime", "_cache", "planning"},
+    "_kept_costs": RUNTIME | {"runtime", "_cache", "_machine", "planning"},
     "_auto": STAGES | {"_stages", "_kept_costs", "_expected", "planning"},
     "_precision": STAGES | {"_stages"},
     "pipeline": (

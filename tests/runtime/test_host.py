@@ -297,7 +297,7 @@ def test_a_branch_that_fails_fails_the_prediction_and_nothing_else(lanes: HostLa
     wanted = job.predict([(latents(0), 5.0)])
     call_one = job._call
 
-    def refuse(x: Floats, timestep: float, call: int, lane: int) -> Floats:
+    def refuse(x: Floats, timestep: float, call: int, recorder: None, lane: int) -> Floats:
         if call == 1:
             raise ModelError("no memory")
         return call_one(x, timestep, call, recorder, lane)
