@@ -25,6 +25,7 @@ __all__ = [
     "versions",
 ]
 
+_QUESTIONS = (["ls-files"], ["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
 _MODULE_VERSION = Path("/proc/driver/nvidia/version")
 
 
@@ -76,18 +77,20 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def commit(folder: Path) -> str:
-    """The commit of a working copy, with "+changes" after it where it has some; else "unknown"."""
-    here = folder.resolve()
+    """The commit that the files of a folder are of, with "+changes" where the working copy has some.
+
+    "unknown" where git does not have these files: an installed copy may lie in somebody else's repository.
+    """
     try:
-        head, dirty = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=30)
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        files, head, dirty = (_git(folder.resolve(), *words) for words in _QUESTIONS)
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    if head.returncode:
-        return "unknown"
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    return head + ("+changes" if dirty else "") if files else "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -73,8 +73,10 @@ ROOMS: dict[str, set[str]] = {
     "baselines": RUNTIME | {"runtime"},
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline"},
+    "benchmark": PIPELINE | {"pipeline", "_machine"},
     "commands": PIPELINE
-    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"},
+    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"}
+    | {"_machine", "benchmark"},
     "cli": {"_errors", "commands"},
     "__main__": {"cli"},
 }
@@ -101,6 +103,8 @@ PLACES: dict[str, set[str]] = {
     "evaluation": TORCH | {"scipy"},
     "_widen": {"onnx_ir"},
     "baselines": {"onnx"},
+    "benchmark.plot": {"matplotlib"},
+    "benchmark.drift": {"skimage"},
     "engines": {"polygraphy", "tensorrt", "tensorrt_rtx"},
     "runtime._driver": {"cuda"},
     "server": {"prometheus_client", "starlette", "uvicorn"},
