@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter, defaultdict
 from itertools import pairwise
@@ -16,6 +17,7 @@ import tiny
 import driffusion_trt as dt
 from driffusion_trt.benchmark.memory import peaks
 from driffusion_trt.benchmark.stages import split
+from driffusion_trt.cli import main
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.sampling.recording import LEAD, Recorder, Span
 
@@ -137,3 +139,20 @@ def test_what_buffers_take(planned: Path) -> None:
     settings |= {"mode": "aggressive", "lanes": 2}
     _, both = peaks(str(planned), ["cuda:0", "cuda:1"], {}, PROMPT, settings)["gpus"].values()
     assert both["buffers_peak_bytes"] > other["buffers_peak_bytes"]
+
+
+def test_bench_on_gpus(planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "--model", str(planned), "--devices", "cuda", "--steps", "6", "--lanes", "2", "-q"]
+    files = [f"--{name}={tmp_path / name}" for name in ("json", "trace")]
+    assert main([*words, "--modes", "aggressive,split", "--iterations", "2", "--no-memory", *files]) == 0
+    found = json.loads((tmp_path / "json").read_text("utf-8"))
+    assert found["settings"]["devices"] == "GPU 0 (Simulated GPU), GPU 1 (Simulated GPU)"
+    assert [gpu["name"] for gpu in found["machine"]["gpus"]] == ["Simulated GPU"] * 2
+    for cell in found["cells"]:
+        assert cell["round_network_ms"]["p50"] > 0 and cell["memory"] is None
+    assert found["cells"][2]["drift"]["relative_l2"]["worst"] < 1e-4, "split is exact"
+    events = json.loads((tmp_path / "trace").read_text("utf-8"))["traceEvents"]
+    tracks = [one["args"]["name"] for one in events if one["name"] == "thread_name"]
+    assert tracks[-4:] == ["host", "lead", "lane 0.0", "lane 0.1"]
+    assert main([*words, "--modes", "sequential:threads=2"]) == 2
+    assert "threads are of CPU lanes" in capsys.readouterr().err
