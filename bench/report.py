@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
 import statistics
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from driffusion_trt._machine import commit, processor, versions
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return "unknown"
-    if head.returncode:
-        return "unknown"
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
 def circumstances(packages: Iterable[str] = ("numpy", "onnxruntime")) -> dict[str, Any]:
@@ -46,12 +21,9 @@ def circumstances(packages: Iterable[str] = ("numpy", "onnxruntime")) -> dict[st
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "machine": {"processor": _processor(), "cores": cores, "system": platform.platform(terse=True)},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "commit": commit(Path(__file__).parent),
+        "machine": {"processor": processor(), "cores": cores, "system": platform.platform(terse=True)},
+        "versions": versions(packages),
     }
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .planning.candidates import Choice
     from .planning.costs import Costs
     from .sampling.plan import Plan, make_plan
+    from .sampling.recording import Recorder
     from .sampling.sample import sample
     from .sampling.schedule import Schedule
 
@@ -47,6 +48,7 @@ __all__ = [
     "NonFiniteError",
     "Pipeline",
     "Plan",
+    "Recorder",
     "Schedule",
     "__version__",
     "make_plan",
@@ -69,6 +71,7 @@ _HOME = {
     "Costs": ".planning.costs",
     "Pipeline": ".pipeline",
     "Plan": ".sampling.plan",
+    "Recorder": ".sampling.recording",
     "Schedule": ".sampling.schedule",
     "make_plan": ".sampling.plan",
     "sample": ".sampling.sample",

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ._errors import CancelledError, InputError
 from .sampling.plan import Plan
+from .sampling.recording import Recorder
 from .sampling.sample import RoundDone, Stats
 
 # Facts beside the arguments of `Pipeline.__call__` in a picture's settings.
@@ -37,10 +38,11 @@ class PrecisionWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is told of the rounds of a call, and who may end it."""
+    """Who is told of the rounds of a call, who may end it, and who takes down what happens when."""
 
     callback: Callable[[RoundDone], None] | None = None
     cancel: threading.Event | None = None
+    recorder: Recorder | None = None
 
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> Self:
@@ -50,7 +52,10 @@ class Watch:
             raise InputError(f"callback_on_round_end must be a function of one argument, not {callback!r}")
         if cancel is not None and not isinstance(cancel, threading.Event):
             raise InputError(f"cancel must be a threading.Event, not {cancel!r}")
-        return cls(callback, cancel)
+        recorder = settings.get("recorder")
+        if recorder is not None and not isinstance(recorder, Recorder):
+            raise InputError(f"recorder must be a driffusion_trt.Recorder, not {recorder!r}")
+        return cls(callback, cancel, recorder)
 
     def __bool__(self) -> bool:
         """Whether anybody has to hear of rounds while they are made."""

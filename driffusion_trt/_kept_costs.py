@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 
 from ._cache import cache_folder, keep
 from ._errors import DriffusionError, InputError
+from ._machine import processor
 from .engines.key import onnx_hash
 from .engines.manifest import ModelFolder
 from .planning.costs import Costs
@@ -31,7 +31,7 @@ class KeptCosts:
     """
 
     def __init__(self, folder: ModelFolder, devices: Devices, options: GpuOptions) -> None:
-        engines = [_plan(folder, gpu) for gpu in devices.gpus] or [_processor(), ort.__version__]
+        engines = [_plan(folder, gpu) for gpu in devices.gpus] or [processor(), ort.__version__]
         self._what = {
             "format": _FORMAT,
             "denoiser": onnx_hash(folder, "denoiser"),
@@ -39,6 +39,7 @@ class KeptCosts:
             "engines": engines,
             "graphs": options.cuda_graphs,
             "peer_copies": options.peer_copies,
+            **({} if options.threads_per_lane == 1 else {"threads_per_lane": options.threads_per_lane}),
         }
 
     def read(self, size: Size) -> Costs | None:
@@ -68,13 +69,3 @@ def _plan(folder: ModelFolder, gpu: Any) -> str:
     except DriffusionError:  # said when it is loaded
         return ""
     return f"{flavour.name} {plan.key}"
-
-
-def _processor() -> str:
-    """The name that Linux has for it; elsewhere what Python says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

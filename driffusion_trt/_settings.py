@@ -14,6 +14,7 @@ from PIL import Image
 from ._errors import InputError, did_you_mean
 from ._planner import PlanSettings
 from .sampling.noise import noise_streams
+from .sampling.recording import Recorder
 from .sampling.sample import RoundDone
 
 __all__ = ["Seed", "Settings", "Size", "check_names", "pair", "seeds", "text", "texts", "whole"]
@@ -44,6 +45,8 @@ class Settings(PlanSettings, total=False):
         is two devices, and by default there are half as many lanes (one at least). The picture is the same
         within float32 rounding. Without guidance it changes nothing. A single CPU thread makes both
         predictions in turn, a single GPU makes them in one batch; of an odd number of GPUs one idles.
+    recorder: a fresh `driffusion_trt.Recorder`, which then has the start and end of every stage of the call,
+        of every round, and of every prediction on its lane.
     """
 
     prompt_2: str | Sequence[str] | None
@@ -65,6 +68,7 @@ class Settings(PlanSettings, total=False):
     vae_tiling: bool | int | None
     callback_on_round_end: Callable[[RoundDone], None] | None
     cancel: threading.Event | None
+    recorder: Recorder | None
 
 
 def check_names(settings: Mapping[str, Any]) -> None:

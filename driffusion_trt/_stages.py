@@ -28,6 +28,7 @@ from .runtime.networks import GpuOptions, Networks, load_networks
 from .sampling.known import Known
 from .sampling.noise import NoiseStreams, noise_streams
 from .sampling.plan import Plan
+from .sampling.recording import Recorder, span
 from .sampling.sample import RoundDone, Stats
 from .sampling.schedule import Schedule
 
@@ -107,9 +108,11 @@ class Stages:
                 plan = plan.with_lanes(min(plan.lanes, left))
 
     def _run(self, request: Request, plan: Plan, watch: Watch) -> Made:
+        if watch.recorder is not None:
+            watch.recorder.spans.clear()  # of an attempt that came to nothing
         marks = [time.perf_counter()]
         streams = noise_streams(request.seed, len(request.prompts))
-        job = self._job(request)
+        job = self._job(request, watch.recorder)
         noise, known = self._start(request, plan, streams)
         marks.append(time.perf_counter())
         ticks = [marks[-1]]
@@ -120,7 +123,10 @@ class Stages:
 
         # Where the host need not wait for rounds, it does so only to tell somebody.
         told = tick if watch or not self._devices.gpus else None
-        latents, stats = job.sample(plan, noise, streams, told, known=known, waiting=watch.waiting)
+        with span(watch.recorder, "denoise"):
+            latents, stats = job.sample(
+                plan, noise, streams, told, known=known, waiting=watch.waiting, recorder=watch.recorder
+            )
         if not np.isfinite(latents).all():
             raise NonFiniteError(
                 f"sampling in mode {plan.mode!r} with {plan.steps} steps at guidance_scale "
@@ -128,7 +134,8 @@ class Stages:
                 "more steps, or use mode 'sequential'"
             )
         marks.append(time.perf_counter())
-        images = self._decode(latents, self._tile(request))
+        with span(watch.recorder, "decode"):
+            images = self._decode(latents, self._tile(request))
         marks.append(time.perf_counter())
         encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
@@ -141,8 +148,8 @@ class Stages:
             return streams.draw(self._shape(request)), None
         return start(request.source, self._autoencoder, self._tile(request), plan.schedule, streams)
 
-    def _job(self, request: Request) -> Any:
-        given, without = self.conditioner(request)
+    def _job(self, request: Request, recorder: Recorder | None = None) -> Any:
+        given, without = self.conditioner(request, recorder)
         scale = request.guidance_scale if request.guided else 1.0
         return self.lanes.job(given, scale, without, split_guidance=request.split_guidance)
 

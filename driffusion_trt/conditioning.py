@@ -12,6 +12,7 @@ from ._request import Request, Sizes, Texts
 from .engines.manifest import ModelFolder
 from .engines.session import Network
 from .prompts import Embedded, PromptEncoder
+from .sampling.recording import Recorder, span
 
 __all__ = ["Conditioner", "Conditioning"]
 
@@ -65,13 +66,15 @@ class Conditioner:
         encoders = zip(self._encoders.values(), texts, strict=False)
         return list(dict.fromkeys(line for encoder, text in encoders for line in encoder.complaints(text)))
 
-    def __call__(self, request: Request) -> tuple[Conditioning, Conditioning | None]:
+    def __call__(
+        self, request: Request, recorder: Recorder | None = None
+    ) -> tuple[Conditioning, Conditioning | None]:
         """Inputs of the denoiser for the prompts and, where there is guidance, without them.
 
         Raises:
             NonFiniteError: a text encoder left the range of its precision.
         """
-        given = self._inputs(request.prompts, request.clip_skip, request.sizes)
+        given = self._inputs(request.prompts, request.clip_skip, request.sizes, recorder)
         if not request.guided:
             return given, None
         if request.negative is None and self._force_zeros:
@@ -80,11 +83,14 @@ class Conditioner:
             return given, zeros | sizes
         blank = tuple("" for _ in self._spec.text_encoders)
         negative = request.negative or (blank,) * len(request.prompts)
-        return given, self._inputs(negative, 0, request.negative_sizes)  # clip_skip is for prompts only
+        # clip_skip is for prompts only
+        return given, self._inputs(negative, 0, request.negative_sizes, recorder)
 
-    def _inputs(self, rows: Sequence[Texts], clip_skip: int, sizes: Sizes | None) -> Conditioning:
+    def _inputs(
+        self, rows: Sequence[Texts], clip_skip: int, sizes: Sizes | None, recorder: Recorder | None
+    ) -> Conditioning:
         """Equal prompts are encoded once."""
-        known = {texts: self._embed(texts, clip_skip) for texts in dict.fromkeys(rows)}
+        known = {texts: self._embed(texts, clip_skip, recorder) for texts in dict.fromkeys(rows)}
         found = {"encoder_hidden_states": np.concatenate([known[texts].hidden for texts in rows])}
         pooled = [one for texts in rows if (one := known[texts].pooled) is not None]
         if pooled:
@@ -99,11 +105,13 @@ class Conditioner:
     def _sizes(self, sizes: Sizes | None, batch: int) -> Conditioning:
         return {} if sizes is None else {"time_ids": np.array([sizes.ids()] * batch, np.float32)}
 
-    def _embed(self, texts: Texts, clip_skip: int) -> Embedded:
-        out = {
-            name: encoder.encode(text, clip_skip)
-            for (name, encoder), text in zip(self._encoders.items(), texts, strict=False)
-        }
+    def _embed(self, texts: Texts, clip_skip: int, recorder: Recorder | None) -> Embedded:
+        out: dict[str, Embedded] = {}
+        for (name, encoder), text in zip(self._encoders.items(), texts, strict=False):
+            with span(recorder, "tokenize"):
+                tokens = encoder.tokens(text)
+            with span(recorder, "encode"):
+                out[name] = encoder.embed(tokens, clip_skip)
         match self._spec.architecture:
             case "sd21":
                 return out["text_encoder"]

@@ -16,6 +16,7 @@ from .engines.session import Network
 __all__ = ["Embedded", "PromptEncoder"]
 
 Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
 
 
 class Embedded(NamedTuple):
@@ -46,7 +47,15 @@ class PromptEncoder:
 
         clip_skip: layers to stop before the usual one; an encoder that does not skip is run as ever.
         """
-        inputs = {"input_ids": np.array([self._tokenizer.encode(prompt).ids], np.int64)}
+        return self.embed(self.tokens(prompt), clip_skip)
+
+    def tokens(self, prompt: str) -> Int64:
+        """What the network reads of one prompt: (1, L)."""
+        return np.array([self._tokenizer.encode(prompt).ids], np.int64)
+
+    def embed(self, tokens: Int64, clip_skip: int = 0) -> Embedded:
+        """What `encode` does with them."""
+        inputs = {"input_ids": tokens}
         if self.skips_layers:
             inputs["clip_skip"] = np.array([clip_skip], np.int64)
         hidden, *pooled = self._network.run(inputs).values()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tiny
 
-from driffusion_trt import Schedule, make_plan
+from driffusion_trt import Schedule, _machine, make_plan
 from driffusion_trt._errors import MissingExtraError
 from driffusion_trt.cli import main
 from driffusion_trt.commands import _doctor_gpus, _doctor_machine, _doctor_model
@@ -197,11 +197,11 @@ def test_a_gpu_without_a_driver_is_seen_on_the_bus(
 
 def test_the_drivers_version_is_read(tmp_path: Path) -> None:
     path = tmp_path / "version"
-    assert _doctor_machine._driver_version(path) is None
+    assert _machine.driver_version(path) is None
     path.write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\nGCC 12\n"
     )
-    assert _doctor_machine._driver_version(path) == "580.65.06"
+    assert _machine.driver_version(path) == "580.65.06"
 
 
 # Things that are broken
@@ -257,7 +257,7 @@ def test_a_driver_that_is_too_old(
     expected: str | None,
 ) -> None:
     find(monkeypatch, Gpus((ADA,), cuda))
-    monkeypatch.setattr(_doctor_machine, "_installed", lambda names: bindings)
+    monkeypatch.setattr(_doctor_machine, "installed", lambda names: bindings)
     monkeypatch.setattr(_doctor_machine, "examine_gpus", lambda gpus, *_: ((_doctor_gpus.GpuState(ADA),), ()))
     found = report(capsys, status=1 if expected else 0)
     assert found["driver"]["cuda"] == "{}.{}".format(*cuda)
@@ -426,7 +426,7 @@ def test_without_cuda_bindings_gpus_are_listed(
         ),
     ):
         find(monkeypatch, Gpus((ADA,), cuda))
-        monkeypatch.setattr(_doctor_machine, "_installed", lambda names: None)
+        monkeypatch.setattr(_doctor_machine, "installed", lambda names: None)
         found = report(capsys)
         assert (
             f"the GPUs could only be listed, since cuda-bindings is not installed; run: {command}"

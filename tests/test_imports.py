@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "engines": (ENGINES := {"_errors", "models", "_manifest", "_child", "_widen"}),
     "export": {"_errors", "models", "_manifest", "_child", "_widen", "scenes"},
     "runtime": (RUNTIME := ENGINES | {"sampling", "engines", "_cache"}),
+    "_machine": RUNTIME | {"runtime"},
     "pictures": {"_errors"},
     "_tiles": set(),
     "autoencoder": ENGINES | {"engines", "_tiles"},
@@ -64,7 +65,7 @@ ROOMS: dict[str, set[str]] = {
     "_awaiting": STAGES,
     "_trial": {"sampling", "planning"},
     "_expected": {"calibration", "engines", "sampling"},
-    "_kept_costs": RUNTIME | {"runtime", "_cache", "planning"},
+    "_kept_costs": RUNTIME | {"runtime", "_cache", "_machine", "planning"},
     "_auto": STAGES | {"_stages", "_kept_costs", "_expected", "planning"},
     "_precision": STAGES | {"_stages"},
     "pipeline": (
@@ -73,8 +74,10 @@ ROOMS: dict[str, set[str]] = {
     "baselines": RUNTIME | {"runtime"},
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline", "scenes"},
+    "benchmark": PIPELINE | {"pipeline", "_machine"},
     "commands": PIPELINE
-    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"},
+    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"}
+    | {"_machine", "benchmark"},
     "cli": {"_errors", "commands"},
     "__main__": {"cli"},
 }
@@ -101,6 +104,8 @@ PLACES: dict[str, set[str]] = {
     "evaluation": TORCH | {"scipy"},
     "_widen": {"onnx_ir"},
     "baselines": {"onnx"},
+    "benchmark.plot": {"matplotlib"},
+    "benchmark.drift": {"skimage"},
     "engines": {"polygraphy", "tensorrt", "tensorrt_rtx"},
     "runtime._driver": {"cuda"},
     "server": {"prometheus_client", "starlette", "uvicorn"},

@@ -30,6 +30,7 @@ DOCUMENTED = {
     "planning.candidates": {"Choice"},
     "planning.costs": {"Costs"},
     "sampling.plan": {"Plan", "make_plan"},
+    "sampling.recording": {"Recorder"},
     "sampling.sample": {"sample"},
     "sampling.schedule": {"Schedule"},
 }

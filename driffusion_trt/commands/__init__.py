@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import build, completion, doctor, inspect, plan, run
+from . import bench, build, completion, doctor, inspect, plan, run
 from ._console import Console
 
 __all__ = ["COMMANDS", "Command"]
@@ -56,6 +56,14 @@ COMMANDS: Mapping[str, Command] = {
         plan.EPILOG,
         plan.add_arguments,
         plan.run,
+    ),
+    "bench": Command(
+        "measure modes beside each other, or compare two runs",
+        "[options]",
+        bench.DESCRIPTION,
+        bench.EPILOG,
+        bench.add_arguments,
+        bench.run,
     ),
     "doctor": Command(
         "show what this machine can do, what is missing and broken",

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import __version__
 from .._errors import DeviceError, MissingExtraError
+from .._machine import driver_version, installed, memory_bytes, system
 from ..engines.flavours import FLAVOURS, Flavour, choose_flavour, installed_version, missing
 from ..engines.gpus import Gpus, find_gpus
 from ..export.estimate import available_memory_bytes
@@ -106,7 +104,7 @@ def examine_machine(findings: Findings) -> Machine:
         _host(findings),
         _disk(),
         packages,
-        _driver_version(Path("/proc/driver/nvidia/version")),
+        driver_version(),
         gpus.cuda,
         why,
         states,
@@ -123,15 +121,12 @@ def _host(findings: Findings) -> Host:
             f"ONNX Runtime, which CPU lanes run on, cannot be loaded ({error}); run: pip install "
             "--force-reinstall onnxruntime"
         )
-    total = None
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Host(
-        f"{platform.system()} {platform.machine()}",
+        system(),
         platform.python_version(),
         os.cpu_count(),
         auto_lanes(),
-        total,
+        memory_bytes(),
         available_memory_bytes(),
         version,
     )
@@ -147,7 +142,7 @@ def _disk() -> Disk:
 
 
 def _packages(findings: Findings) -> dict[str, str | None]:
-    found = {name: _installed(names) for name, names in _PACKAGES.items()}
+    found = {name: installed(names) for name, names in _PACKAGES.items()}
     for flavour in FLAVOURS.values():
         version = found[flavour.name] = installed_version(flavour)
         if version is None:
@@ -165,24 +160,6 @@ def _packages(findings: Findings) -> dict[str, str | None]:
 def _command(flavour: Flavour, cuda: tuple[int, int] | None) -> str:
     """What installs a flavour and all that the GPU lanes need with it."""
     return str(missing(flavour, cuda)).rpartition("run: ")[2]
-
-
-def _installed(names: Sequence[str]) -> str | None:
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def _driver_version(path: Path) -> str | None:
-    """The kernel module's own version, "580.65.06"; only Linux tells."""
-    try:
-        match = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", path.read_text("utf-8", errors="replace"))
-    except OSError:
-        return None
-    return match.group(1) if match else None
 
 
 def _check_versions(gpus: Gpus, packages: dict[str, str | None], findings: Findings) -> None:

@@ -109,6 +109,7 @@ class Device(Owner):
 
     `broken` is for whoever saw it fail: it gets no new work. `lost` is for whoever saw it hang:
     what is on it is then given up without a driver call, since those would wait for ever.
+    `held_bytes` is what our buffers take, `peak_bytes` the most that it was since `reset_peak`.
     """
 
     def __init__(self, ordinal: int) -> None:
@@ -133,6 +134,8 @@ class Device(Owner):
         )
         self.context = check(api.cuDevicePrimaryCtxRetain(self.handle), "cuDevicePrimaryCtxRetain", self)
         self.broken = self.lost = False
+        self.held_bytes = self.peak_bytes = 0
+        self._counting = threading.Lock()
         super().__init__()
 
     @property
@@ -153,6 +156,17 @@ class Device(Owner):
         if getattr(_local, "device", None) is not self or again:
             check(driver().cuCtxSetCurrent(self.context), "cuCtxSetCurrent", self)
             _local.device = self
+
+    def count(self, size_bytes: int) -> None:
+        """So much memory was got, or given back where it is negative."""
+        with self._counting:
+            self.held_bytes += size_bytes
+            self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+
+    def reset_peak(self) -> None:
+        """Count the peak from here on."""
+        with self._counting:
+            self.peak_bytes = self.held_bytes
 
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total memory."""

@@ -139,6 +139,11 @@ class DeviceMemory(OnDevice):
         device.make_current()
         super().__init__(device, check(driver().cuMemAlloc(size_bytes), "cuMemAlloc", device))
         self.address, self.size_bytes = int(self.handle), size_bytes
+        device.count(size_bytes)
+
+    def _destroy(self) -> None:
+        super()._destroy()
+        self.device.count(-self.size_bytes)
 
 
 class PinnedMemory(OnDevice):

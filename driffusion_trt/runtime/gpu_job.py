@@ -12,6 +12,7 @@ from .._errors import InputError
 from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
+from ..sampling.recording import Recorder
 from ..sampling.sample import RoundDone, Sampled
 from ._waiting import Waiting
 from .gpu_links import requested
@@ -82,12 +83,14 @@ class CudaJob:
         on_round: Callable[[RoundDone], None] | None = None,
         known: Known | None = None,
         waiting: Waiting = None,
+        recorder: Recorder | None = None,
     ) -> Sampled:
         """Run a plan from unit-normal noise (B, C, H, W), as `sampling.run_plan`.
 
         on_round: called after every round; the host then waits for each of them.
         known: for inpainting, the part of the picture that stays.
         waiting: called now and then while other pictures are made first; what it raises ends that.
+        recorder: takes down what happens when, by events on the streams.
 
         Raises:
             InputError: the engines' plans were not built for this size.
@@ -115,6 +118,7 @@ class CudaJob:
                     deadline_s=lanes.deadline_s,
                     on_round=on_round,
                     known=known,
+                    recorder=recorder,
                 )
             except WorkerFailed as error:
                 raise lanes.failed(error, plan, form) from error

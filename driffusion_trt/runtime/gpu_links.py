@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from .._errors import NonFiniteError
 from ._driver import Device
 from ._owner import Owners
 from ._resources import DeviceMemory, PinnedMemory, Stream
 from .gpu_request import Form, Request
 from .gpu_worker import Worker
 
-__all__ = ["Lane", "LaneLink", "WorkerLink", "requested"]
+__all__ = ["Lane", "LaneLink", "WorkerLink", "check_finite", "requested"]
 
 Lane = tuple[Worker, ...]  # one device with all branches, or one for each branch of guidance
 
@@ -134,3 +135,23 @@ class LaneLink:
         while self.links:
             self.links.pop().close()
         self._owners.close()
+
+
+def check_finite(links: Mapping[tuple[int, int], LaneLink], rounds: int) -> None:
+    """After the reports of a picture of so many rounds; links: by lane and number of drafts.
+
+    Raises NonFiniteError for the first prediction that was not finite.
+    """
+    found = [
+        (number, lane, one.worker.device.title)
+        for (lane, _), link in links.items()
+        for one in link.links
+        if (number := one.not_finite()) != 0
+    ]
+    if found:
+        number, lane, title = min(found)
+        raise NonFiniteError(
+            f"the network gave numbers that are not finite in round {number} of {rounds}, on "
+            f"lane {lane} ({title}); lower the guidance scale, take more steps, or build the model in "
+            "bf16 or fp32"
+        )

@@ -199,6 +199,11 @@ class Picture:
                 self._prepare(self.lane_links[key])
         return self.lane_links[key]
 
+    @property
+    def streams(self) -> list[Stream]:
+        """All that its work is on."""
+        return [self.lead.stream, *(worker.stream for lane in self._lanes for worker in lane)]
+
     def requests(self) -> Iterator[Request]:
         """What it uses of its workers."""
         return (one.request for link in self.lane_links.values() for one in link.links)

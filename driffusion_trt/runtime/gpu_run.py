@@ -9,15 +9,18 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import DeviceError, InputError, NonFiniteError
+from .._errors import DeviceError, InputError
 from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
+from ..sampling.recording import Recorder
 from ..sampling.sample import RoundDone, Sampled, Stats
 from ..sampling.tables import Column, Float64
 from ._driver import Device
 from ._resources import Event
 from .gpu_deadline import Deadline
 from .gpu_kept import Kept, Places
+from .gpu_links import check_finite
+from .gpu_marks import Marks, marks_for
 from .gpu_picture import Picture, WorkerFailed, blame, failure_of
 from .gpu_request import Conditioning
 from .gpu_rounds import Compiled, Compiler
@@ -39,11 +42,13 @@ def run_picture(
     deadline_s: float,
     on_round: OnRound | None = None,
     known: Known | None = None,
+    recorder: Recorder | None = None,
 ) -> Sampled:
     """Run a picture's plan from unit-normal noise (B, C, H, W), as `sampling.run_plan`.
 
     known: for inpainting, the part of the picture that stays.
     branches: what the network reads besides: without and with the prompt, or with it alone.
+    recorder: takes down what happens when.
 
     Raises:
         WorkerFailed: a device failed, or nothing of the picture got done in `deadline_s`: then those that
@@ -52,15 +57,24 @@ def run_picture(
         Whatever `on_round` raises, once the devices are at rest.
     """
     picture.guide(guidance_scale)
-    return _Run(picture, deadline_s, on_round, known).run(noise, streams, branches)
+    marks = marks_for(recorder)
+    try:
+        return _Run(picture, deadline_s, on_round, known, marks).run(noise, streams, branches)
+    finally:
+        marks.close()
 
 
 class _Run:
     def __init__(
-        self, picture: Picture, deadline_s: float, on_round: OnRound | None, known: Known | None
+        self,
+        picture: Picture,
+        deadline_s: float,
+        on_round: OnRound | None,
+        known: Known | None,
+        marks: Marks,
     ) -> None:
         self._picture, self._on_round = picture, on_round
-        self._known = known
+        self._known, self._marks = known, marks
         self._kept: Kept | None = None
         self._deadline = Deadline(deadline_s, lambda: picture.passed(self._enqueued))
         self._enqueued = self._state = self._predictions = 0
@@ -78,6 +92,7 @@ class _Run:
                 self._kept = None if self._known is None else picture.kept()
                 if self._on_round is not None:
                     self._clean_places = picture.clean_places()
+            self._marks.begin(picture.streams, self._wait)
             self._begin(noise, streams, branches)
             end = self._walk(compiler)
             for link in picture.lane_links.values():
@@ -100,7 +115,8 @@ class _Run:
             raise
         if broken := picture.broken():
             raise failure_of(broken)
-        self._check_finite()
+        check_finite(picture.lane_links, self._enqueued)
+        self._marks.end()
         if self._on_round is not None:
             self._tell(self._enqueued, picture.plan.schedule.steps)
         latents = np.array(picture.latents.array(np.float32, noise.shape))
@@ -173,13 +189,15 @@ class _Run:
 
     def _round(self, item: Compiled) -> None:
         picture = self._picture
-        lead, stream = picture.lead.device, picture.lead.stream
+        lead, stream, marks = picture.lead.device, picture.lead.stream, self._marks
         with blame(lead):
             ready, done = picture.events(self._enqueued, item)
         self._enqueued += 1
+        number = self._enqueued
         self._predictions += sum(len(places) for _, places in item.lanes)
         with blame(lead):
             lead.make_current()
+            marks.lead(stream)
             for address, source, size_bytes in item.uploads:
                 stream.copy_to_device(address, source, size_bytes)
             for step, address in item.noises:
@@ -189,15 +207,20 @@ class _Run:
             for link, _ in item.lanes:
                 for one in link.links:
                     one.post(stream, link.outbox)
+            marks.lead(stream, "draft", number)
             ready.record(stream)
-        for link, places in item.lanes:
+        for lane, (link, places) in enumerate(item.lanes):
             for k, one in enumerate(link.links):
                 with blame(one.worker.device):
                     one.worker.device.make_current()
                     one.worker.stream.wait(ready)
+                    marks.lane(lane, link, one)
                     one.fetch(link.outbox)
+                    marks.lane(lane, link, one, "fetch", number)
                     one.request.enqueue()
+                    marks.lane(lane, link, one, "network", number)
                     one.send_back(link.received[k : k + 1] or places)
+                    marks.lane(lane, link, one, "send", number)
                     done[one.worker].record(one.worker.stream)
         with blame(lead):
             lead.make_current()
@@ -205,9 +228,11 @@ class _Run:
                 for k, one in enumerate(link.links):
                     stream.wait(done[one.worker])
                     one.receive(stream, link.received[k : k + 1] or places)
+            marks.lead(stream, "wait", number)
             told = () if self._on_round is None else (self._clean_latents(item),)
             for launch in (*item.combine, *item.refine, *self._keep(item.refined), *item.observe, *told):
                 launch(stream)
+            marks.lead(stream, "refine", number)
 
     def _keep(self, places: Places) -> tuple[Launch, ...]:
         return () if self._kept is None else self._kept.launches(places)
@@ -270,19 +295,3 @@ class _Run:
             device.lost = True
         names = " and ".join(device.title for device in late)
         raise WorkerFailed(f"{names} did not answer within {self._deadline.seconds:g} s", late)
-
-    def _check_finite(self) -> None:
-        picture = self._picture
-        found = [
-            (number, lane, one.worker.device.title)
-            for (lane, _), link in picture.lane_links.items()
-            for one in link.links
-            if (number := one.not_finite()) != 0
-        ]
-        if found:
-            number, lane, title = min(found)
-            raise NonFiniteError(
-                f"the network gave numbers that are not finite in round {number} of {self._enqueued}, on "
-                f"lane {lane} ({title}); lower the guidance scale, take more steps, or build the model in "
-                "bf16 or fp32"
-            )

@@ -15,6 +15,7 @@ from ..engines.onnx_session import BoundRun
 from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
+from ..sampling.recording import Recorder, lane_track, span
 from ..sampling.sample import RoundDone, Sampled, run_plan
 from ._waiting import Waiting
 
@@ -60,12 +61,15 @@ class HostJob:
         self._runs: list[dict[tuple[int, tuple[int, ...]], BoundRun]] = [{} for _ in range(len(lanes))]
         self._checked: set[tuple[int, ...]] = set()
 
-    def predict(self, requests: Sequence[tuple[Latents, float]]) -> list[Latents]:
+    def predict(
+        self, requests: Sequence[tuple[Latents, float]], recorder: Recorder | None = None
+    ) -> list[Latents]:
         """Predict several noises at once, one a lane, or each on two lanes where guidance is split.
 
         Args:
             requests: pairs of latents (B, C, H, W) float32, already scaled for the network,
                 and their timestep. More requests than lanes wait for their turn.
+            recorder: takes down when each lane was at work, and when in its network.
 
         Returns:
             What the network returns, guided: (B, C, H, W) float32 for each request, in arrays
@@ -82,7 +86,11 @@ class HostJob:
         # number of them a lane has those of one branch only, and buffers for no other.
         calls = range(len(self._told))
         made = self._lanes._threads.run(
-            [partial(self._call, latents, timestep, call) for latents, timestep in requests for call in calls]
+            [
+                partial(self._call, latents, timestep, call, recorder)
+                for latents, timestep in requests
+                for call in calls
+            ]
         )
         if len(calls) == 1:
             return made
@@ -97,6 +105,7 @@ class HostJob:
         on_round: Callable[[RoundDone], None] | None = None,
         known: Known | None = None,
         waiting: Waiting = None,
+        recorder: Recorder | None = None,
     ) -> Sampled:
         """Run a plan from unit-normal noise (B, C, H, W), as `run_plan` does.
 
@@ -104,10 +113,13 @@ class HostJob:
 
         waiting: for lanes that make one picture after another; these take the rounds of all in turn.
 
+        recorder: takes down what happens when.
+
         Raises:
             LaneError: as `predict` does.
         """
-        return run_plan(plan, self.predict, noise, streams, on_round, known)
+        predict = self.predict if recorder is None else partial(self.predict, recorder=recorder)
+        return run_plan(plan, predict, noise, streams, on_round, known, recorder)
 
     def warm_up(self, shape: tuple[int, ...]) -> None:
         """One prediction on every lane at once, of latents of this shape (C, H, W)."""
@@ -139,18 +151,23 @@ class HostJob:
             runs[key] = self._lanes._sessions[lane].bind({**self._shapes(shape), **self._told[call]})
         return runs[key]
 
-    def _call(self, latents: Latents, timestep: float, call: int, lane: int) -> Latents:
+    def _call(
+        self, latents: Latents, timestep: float, call: int, recorder: Recorder | None, lane: int
+    ) -> Latents:
         """One call of the network on a lane: guided where it has both branches in its batch."""
-        run = self._bound(lane, call, latents.shape)
-        sample = run.inputs[self._lanes._latents]
-        for first in range(0, len(sample), self.batch):
-            sample[first : first + self.batch] = latents
-        run.inputs[TIMESTEP].fill(timestep)
-        run()
-        (out,) = run.outputs.values()
-        if len(sample) == self.batch:
-            return out.copy()
-        return self._guided(out[: self.batch], out[self.batch :])
+        track = lane_track(lane)
+        with span(recorder, "predict", track, timestep=timestep):
+            run = self._bound(lane, call, latents.shape)
+            sample = run.inputs[self._lanes._latents]
+            for first in range(0, len(sample), self.batch):
+                sample[first : first + self.batch] = latents
+            run.inputs[TIMESTEP].fill(timestep)
+            with span(recorder, "network", track):
+                run()
+            (out,) = run.outputs.values()
+            if len(sample) == self.batch:
+                return out.copy()
+            return self._guided(out[: self.batch], out[self.batch :])
 
     def _guided(self, unconditional: Latents, conditional: Latents) -> Latents:
         """g (c - u) + u, in an array of its own."""

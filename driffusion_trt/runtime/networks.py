@@ -25,11 +25,12 @@ _SMALL_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class GpuOptions:
-    """How GPU lanes work; see `Pipeline.load`."""
+    """How lanes work; see `Pipeline.load`. threads_per_lane: of CPU lanes, see `HostLanes`."""
 
     cuda_graphs: bool = True
     peer_copies: bool = True
     deadline_s: float = 120.0
+    threads_per_lane: int = 1
 
 
 @dataclass(slots=True)
@@ -82,7 +83,8 @@ def load_networks(folder: ModelFolder, devices: Devices, options: GpuOptions) ->
         if devices.gpus:
             load, lanes = _on_gpus(folder, devices, options, stack)
         else:
-            lanes = stack.enter_context(HostLanes(folder.network("denoiser"), devices.count))
+            network, threads = folder.network("denoiser"), options.threads_per_lane
+            lanes = stack.enter_context(HostLanes(network, devices.count, threads))
         names = [name for name in folder.networks if name.startswith("text_encoder")]
         text = {name: (on_host if name in ON_HOST else load)(name) for name in names}
         encoder = _Once(partial(load, "vae_encoder")) if "vae_encoder" in folder.networks else None

@@ -14,6 +14,7 @@ from .._errors import InputError
 from .known import Known
 from .noise import NoiseStreams, noise_streams
 from .plan import Plan
+from .recording import Recorder, span
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
 from .skip import draws_noise, predicted
@@ -162,19 +163,27 @@ def run_plan(
     streams: NoiseStreams,
     on_round: Callable[[RoundDone], None] | None = None,
     known: Known | None = None,
+    recorder: Recorder | None = None,
 ) -> Sampled:
     """The loop itself. `predict` answers all requests of a round, (latents, timestep) each, in parallel.
 
-    `streams` stands right after the starting noise. Latents are never written to once made.
+    `streams` stands right after the starting noise. Latents are never written to once made. `recorder` takes
+    down when each round drafts, waits for its predictions, and refines.
     """
     latents = _Latents(plan, streams, noise, known)
     walk = plan.walk()
     rounds = predictions = 0
     item = next(walk)
     while True:
-        observation = latents.run(item, predict)
         rounds, predictions = rounds + 1, predictions + len(item.predict)
-        following, drift = _next(walk, observation)
+        if recorder is not None:
+            recorder.round = rounds
+        with span(recorder, "draft"):
+            requests = latents.draft(item)
+        with span(recorder, "wait"):
+            outputs = predict(requests)
+        with span(recorder, "refine"):
+            following, drift = _next(walk, latents.refine(item, outputs))
         state = plan.schedule.steps if following is None else following.starts_from()
         if on_round is not None:
             look = partial(_clean, plan.schedule, latents.held_of(last_columns(latents.held, state, plan)))
@@ -232,7 +241,8 @@ class _Latents:
         start = noise * np.float32(schedule.initial_sigma) if schedule.initial_sigma != 1 else noise
         self.held: dict[Column, Float32] = {Column("state", 0): start}
 
-    def run(self, item: Round, predict: Predict) -> Observation | None:
+    def draft(self, item: Round) -> list[tuple[Float32, float]]:
+        """What is to be predicted in a round."""
         for column in self.held.keys() - item.keep:
             del self.held[column]
         self._draw_for((*item.draft.columns, *item.refine.columns))
@@ -241,8 +251,10 @@ class _Latents:
         for i in item.predict:
             if Column("input", i) not in item.draft.targets:  # an older draft of it may still be kept
                 self.held[Column("input", i)] = self.held[Column("state", i)]
-        requests = [self._request(i) for i in item.predict]
-        for i, output in zip(item.predict, predict(requests), strict=True):
+        return [self._request(i) for i in item.predict]
+
+    def refine(self, item: Round, outputs: Sequence[Float32]) -> Observation | None:
+        for i, output in zip(item.predict, outputs, strict=True):
             self.held[Column("output", i)] = output
         for target, refined in zip(item.refine.targets, item.refine.apply(self.held), strict=True):
             self.held[target] = self._blended(target, refined)

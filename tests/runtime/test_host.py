@@ -114,10 +114,10 @@ def test_requests_go_to_the_lanes_in_turn(network: Path) -> None:
         seen: dict[int, list[float]] = {}
         call_one = job._call
 
-        def noted(x: Floats, timestep: float, call: int, lane: int) -> Floats:
+        def noted(x: Floats, timestep: float, call: int, recorder: None, lane: int) -> Floats:
             seen.setdefault(lane, []).append(timestep)
             assert threading.current_thread().name == f"driffusion-lane-{lane}"
-            return call_one(x, timestep, call, lane)
+            return call_one(x, timestep, call, recorder, lane)
 
         job._call = noted  # type: ignore[method-assign, assignment]
         job.predict([(latents(0), float(k)) for k in range(7)])
@@ -244,9 +244,9 @@ def test_split_guidance_keeps_all_lanes_busy(network: Path, count: int, requests
         seen: dict[int, list[int]] = {}
         call_one = job._call
 
-        def noted(x: Floats, timestep: float, call: int, lane: int) -> Floats:
+        def noted(x: Floats, timestep: float, call: int, recorder: None, lane: int) -> Floats:
             seen.setdefault(lane, []).append(call)
-            return call_one(x, timestep, call, lane)
+            return call_one(x, timestep, call, recorder, lane)
 
         job._call = noted  # type: ignore[method-assign, assignment]
         job.predict([(latents(k), 5.0) for k in range(requests)])
@@ -297,10 +297,10 @@ def test_a_branch_that_fails_fails_the_prediction_and_nothing_else(lanes: HostLa
     wanted = job.predict([(latents(0), 5.0)])
     call_one = job._call
 
-    def refuse(x: Floats, timestep: float, call: int, lane: int) -> Floats:
+    def refuse(x: Floats, timestep: float, call: int, recorder: None, lane: int) -> Floats:
         if call == 1:
             raise ModelError("no memory")
-        return call_one(x, timestep, call, lane)
+        return call_one(x, timestep, call, recorder, lane)
 
     job._call = refuse  # type: ignore[method-assign]
     with pytest.raises(LaneError, match=r"lane 1 of 2 failed: ModelError: no memory"):
