@@ -160,3 +160,73 @@ def test_what_is_expected_on_this_machine_is_in_the_table(
     facts = json.loads(capsys.readouterr().out)
     assert facts["auto"]["mode"] == "tolerance" and facts["auto"]["split_guidance"] is True
     assert next(row for row in facts["plans"] if row["mode"] == "tolerance")["expected_rounds"] is not None
+
+
+def figures(here: Path, **changes: object) -> str:
+    path = here / "one-gpu.json"
+    given: dict[str, object] = {"call_ms": [10.0, 19.0], "host_us": [0, 0], "encode_ms": 5.0, "rows": [1, 4]}
+    path.write_text(json.dumps(given | {"copy_us": 100.0, "source": "a made-up GPU"} | changes))
+    return str(path)
+
+
+def test_what_more_devices_would_take_from_the_figures_of_one(
+    model: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    words = ["plan", "--model", model, "--steps", "20", "--costs", figures(here), "--devices", "4"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {
+        (line[:7].strip(), line[9:30].strip()): line[30:].split() for line in lines[3:] if line[:1] == " "
+    }
+    # The steps, guidance in one batch, and what is beside: 20 * 19 + 5.
+    assert rows["1", "sequential"][:4] == ["20", "385.0", "1.00x", "1.00x"]
+    # 20 * (10 + 0.2) + 5, and 2 single rounds (the first, and the last step but one) of the 1 + 19 / 4.
+    assert rows["2", "sequential + split"][:4] == ["20", "209.0", "1.84x", "1.86x"]
+    assert rows["4", "aggressive"][:2] == ["6", "120.0"]
+    assert rows["4", "aggressive + split"][:2] == ["11", "117.2"]
+    assert not [key for key in rows if key[0] not in ("1", "2", "4")]
+    assert "expected from the figures of one device: a made-up GPU" in lines
+    assert any(line.startswith("auto, 4 devices: ") for line in lines)
+    assert main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    one = next(row for row in facts["plans"] if row["mode"] == "conservative" and row["devices"] == 4)
+    assert sum(one["terms_ms"].values()) == pytest.approx(one["expected_ms"])
+    assert set(facts["pays_up_to_devices"]) == {"aggressive", "conservative", "window", "tolerance"}
+
+
+def test_a_bare_scheduler_has_no_tolerance_to_expect(
+    model: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    config = str(Path(model) / "scheduler" / "scheduler_config.json")
+    assert main(["plan", "--model", config, "--costs", figures(here), "--mode", "window"]) == 0
+    assert "auto" not in capsys.readouterr().out
+    assert main(["plan", "--model", config, "--costs", figures(here)]) == 0
+    assert "tolerance is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--lanes 4", "--lanes was given; it does not go with --costs: lanes follow from the devices"),
+        ("--timeline", "--timeline was given; it does not go with --costs"),
+        ("-o lanes.svg", "--output was given; it does not go with --costs"),
+        ("--devices cuda", "with --costs it is a number"),
+        ("--devices 0", "with --costs it is a number"),
+        ("--mode window --rounds 3", "rounds=3 was asked; it must be from"),
+    ],
+)
+def test_what_does_not_go_with_costs_is_refused(
+    model: str, words: str, message: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert main(["plan", "--model", model, "--costs", figures(here), *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err
+
+
+def test_figures_that_cannot_be_are_refused_with_their_file(
+    model: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert main(["plan", "--model", model, "--costs", figures(here, copy_gbs=4)]) == 2
+    assert "one-gpu.json: there is no figure 'copy_gbs'; did you mean 'copy_gb_s'?" in capsys.readouterr().err
+    assert main(["plan", "--model", model, "--costs", figures(here, rows=[4, 4])]) == 2
+    assert "calls take (4, 4) rows" in capsys.readouterr().err
