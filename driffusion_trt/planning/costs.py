@@ -30,7 +30,8 @@ class Costs:
     crowded: how many times as long the same takes while all devices are at work, at least 1.
     exchange_ms: what a round takes more when it is spread over two devices, and over all: latents there,
         predictions back.
-    look_ms: what a round takes more where the plan looks at its drafts to decide the next one.
+    look_ms: what a round takes more where the plan looks at what it showed, to decide the next one or to
+        fit how it extrapolates.
     host_ms: the host's own work for a round, and for each device at work in it. ahead: it is done while the
         devices are at earlier rounds, so that a round takes at least as long; else it comes on top. Nil
         where it was measured as a part of the calls.

@@ -22,7 +22,7 @@ class Work:
     """What a plan asks of devices.
 
     rounds: noises that a round predicts at once, and how many such rounds there are.
-    looks: whether the host looks at every round to decide the next one.
+    looks: whether the host looks at every round to decide the next one, or to fit how it extrapolates.
     """
 
     rounds: tuple[tuple[int, float], ...]
@@ -34,10 +34,11 @@ class Work:
 
         rounds: how many one with a tolerance is expected to take; all but the first one on all lanes.
         """
-        looks = plan.lanes > 1 and "tolerance" in plan.asked()
-        if rounds is not None and looks:
+        asked = plan.asked()
+        if rounds is not None and plan.lanes > 1 and "tolerance" in asked:
             return cls(((1, 1.0), (plan.lanes, rounds - 1)), True)
         counts = Counter(len(turn.cells) for turn in timeline(plan))
+        looks = plan.lanes > 1 and ("tolerance" in asked or asked.get("order", 0) > 0)
         return cls(tuple((drafts, float(count)) for drafts, count in sorted(counts.items())), looks)
 
     @property

@@ -29,7 +29,7 @@ class Machine:
     host_us: the host's work for a round, and for each device at work in it.
     ahead: the host does that work while the devices are at earlier rounds, as it does for GPUs; CPU lanes
         wait for it.
-    look_us: of a look at the drafts, by plans that decide round by round.
+    look_us: of a look at what a round showed, by plans that decide or extrapolate by it.
     encode_ms, decode_ms: of a picture's prompt and of its latents.
     crowded: how many times as long a call takes while all devices are at work: 1 where they share nothing.
     rows: of one network call, from and to, as in `Costs`.

@@ -1,0 +1,135 @@
+"""The performance model's figures of CPU lanes, each measured apart from the pictures that it foresees."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import driffusion_trt as dt
+from driffusion_trt._request import Request
+from driffusion_trt.engines.onnx_session import OnnxSession
+from driffusion_trt.planning.machine import Machine
+from driffusion_trt.runtime.host import HostLanes
+from driffusion_trt.sampling.noise import noise_streams
+from driffusion_trt.sampling.sample import Sampled
+
+from .speed import at_once
+
+__all__ = ["LaneFigures"]
+
+_CALLS = 12  # of one measurement of a network
+_TWO = 2  # lanes
+
+
+class LaneFigures:
+    """What one lane, two at once, the executor with its threads, and the stages beside the loop take.
+
+    Two lanes share memory and clock, so that what a call takes more while both are at work is a figure too.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, pipe: dt.Pipeline, call: Mapping[str, Any]) -> None:
+        """pipe: on two CPU lanes. call: arguments of its calls, steps and a guidance above 1 among them."""
+        settings = {name: value for name, value in call.items() if name not in ("prompt", "steps", "seed")}
+        own = pipe.folder.shape("picture")[1:]
+        self._pipe, self._steps = pipe, int(call["steps"])
+        self._request = Request.check(pipe.spec, (own[0], own[1]), call["prompt"], settings)
+        self._stages = pipe._stages
+        self._shape = self._stages._shape(self._request)
+        given, without = self._stages.conditioner(self._request)
+        guided = self._stages.lanes.job(given, self._request.guidance_scale, without)
+        alone = self._stages.lanes.job(given, 1.0)
+        # Bound on this thread; a bound call may run on any.
+        self._runs = {
+            rows: [job._bound(lane, 0, (1, *self._shape)) for lane in range(_TWO)]
+            for rows, job in ((1, alone), (2, guided))
+        }
+        for runs in self._runs.values():
+            for run in runs:
+                run.inputs[self._stages.lanes._latents][:] = np.float32(0.1)
+                run.inputs["timestep"][:] = 500
+        instant = lambda: _Instant(pipe.folder.network("denoiser"))  # noqa: E731
+        self._instant = {
+            lanes: stack.enter_context(HostLanes(instant, lanes)).job(
+                given, self._request.guidance_scale, without
+            )
+            for lanes in (1, _TWO)
+        }
+
+    def __call__(self) -> Machine:
+        """Measure all of them once."""
+        one = 1e3 * at_once(self._runs[1][:1], _CALLS)()
+        two = 1e3 * at_once(self._runs[2][:1], _CALLS)()
+        both = 1e3 * at_once(self._runs[2], _CALLS)()
+        again = 1e3 * at_once(self._runs[2][:1], _CALLS)()
+        two = (two + again) / 2  # before and after, since the clock moves
+        host_one, host_two, looking = (self._round_us(*how) for how in _HOW)
+        encode_ms, decode_ms = self._beside_ms()
+        each = max(0.0, host_two - host_one)
+        return Machine(
+            (one, max(one, two)),
+            host_us=(max(0.0, host_one - each), each),
+            ahead=False,
+            look_us=max(0.0, looking - host_two),
+            encode_ms=encode_ms,
+            decode_ms=decode_ms,
+            crowded=max(1.0, both / two),
+            source="CPU lanes",
+        )
+
+    def _round_us(self, mode: str, lanes: int) -> float:
+        """Of a picture whose network calls cost nothing."""
+        schedule = dt.Schedule.from_config(self._pipe.folder.scheduler_config(), self._steps)
+        plan = dt.make_plan(schedule, mode=mode, lanes=lanes)
+        streams = noise_streams(0, 1)
+        noise = streams.draw(self._shape)
+        job = self._instant[lanes]
+
+        def run() -> Sampled:
+            return job.sample(plan, noise, streams)
+
+        run()
+        took, made = _timed(run)
+        return 1e3 * took / int(made.stats.rounds)
+
+    def _beside_ms(self) -> tuple[float, float]:
+        """Prompt, noise and job; and the decoder with the conversion to a picture."""
+        latents = np.zeros((1, *self._shape), np.float32)
+
+        def encode() -> None:
+            noise_streams(0, 1).draw(self._shape)
+            self._stages._job(self._request)
+
+        encode_ms, _ = _timed(encode)
+        decode_ms, _ = _timed(lambda: self._stages._decode(latents, self._stages._tile(self._request)))
+        return encode_ms, decode_ms
+
+
+_HOW = (("sequential", 1), ("aggressive", _TWO), ("tolerance", _TWO))
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Milliseconds, and what it gave."""
+    begun = time.perf_counter()
+    made = run()
+    return 1e3 * (time.perf_counter() - begun), made
+
+
+class _Instant(OnnxSession):
+    """A session whose network costs nothing and predicts zeros."""
+
+    def bind(self, inputs: Any, outputs: Any = None) -> Any:
+        run = super().bind(inputs, outputs)
+        for value in run.outputs.values():
+            value[:] = 0
+
+        class Nothing:
+            inputs, outputs = run.inputs, run.outputs
+
+            def __call__(self) -> None:
+                pass
+
+        return Nothing()
