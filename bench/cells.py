@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 
 import driffusion_trt as dt
 from driffusion_trt._expected import Expectations
+from driffusion_trt._request import Request
 from driffusion_trt.planning.latency import Work, latency_ms, terms_ms
 from driffusion_trt.planning.machine import Machine
+from driffusion_trt.sampling.noise import noise_streams
 
 from . import report
 
@@ -66,6 +69,27 @@ class Took:
     loop_ms: float
     rounds: int
     latents: NDArray[np.float32] = field(repr=False)
+
+
+def request_of(pipe: dt.Pipeline, call: Mapping[str, Any]) -> Request:
+    """The checked request of a call of a picture of the model's own size."""
+    settings = {name: value for name, value in call.items() if name not in ("prompt", "steps", "seed")}
+    _, height, width = pipe.folder.shape("picture")
+    return Request.check(pipe.spec, (height, width), call["prompt"], settings)
+
+
+def beside_ms(pipe: dt.Pipeline, request: Request) -> tuple[float, float]:
+    """Prompt, noise and job; and the decoder with the conversion to a picture."""
+    stages = pipe._stages
+    shape = stages._shape(request)
+    marks = [perf_counter()]
+    noise_streams(0, 1).draw(shape)
+    stages._job(request)
+    marks.append(perf_counter())
+    stages._decode(np.zeros((1, *shape), np.float32), stages._tile(request))
+    marks.append(perf_counter())
+    encode, decode = np.diff(marks)
+    return 1e3 * float(encode), 1e3 * float(decode)
 
 
 def make(pipe: dt.Pipeline, cell: Cell, call: Mapping[str, Any]) -> Took:

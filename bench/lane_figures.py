@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 import driffusion_trt as dt
-from driffusion_trt._request import Request
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.planning.machine import Machine
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.sample import Sampled
 
+from .cells import beside_ms, request_of
 from .speed import at_once
 
 __all__ = ["LaneFigures"]
@@ -33,10 +33,8 @@ class LaneFigures:
 
     def __init__(self, stack: contextlib.ExitStack, pipe: dt.Pipeline, call: Mapping[str, Any]) -> None:
         """pipe: on two CPU lanes. call: arguments of its calls, steps and a guidance above 1 among them."""
-        settings = {name: value for name, value in call.items() if name not in ("prompt", "steps", "seed")}
-        own = pipe.folder.shape("picture")[1:]
         self._pipe, self._steps = pipe, int(call["steps"])
-        self._request = Request.check(pipe.spec, (own[0], own[1]), call["prompt"], settings)
+        self._request = request_of(pipe, call)
         self._stages = pipe._stages
         self._shape = self._stages._shape(self._request)
         given, without = self._stages.conditioner(self._request)
@@ -67,7 +65,7 @@ class LaneFigures:
         again = 1e3 * at_once(self._runs[2][:1], _CALLS)()
         two = (two + again) / 2  # before and after, since the clock moves
         host_one, host_two, looking = (self._round_us(*how) for how in _HOW)
-        encode_ms, decode_ms = self._beside_ms()
+        encode_ms, decode_ms = beside_ms(self._pipe, self._request)
         each = max(0.0, host_two - host_one)
         return Machine(
             (one, max(one, two)),
@@ -92,30 +90,12 @@ class LaneFigures:
             return job.sample(plan, noise, streams)
 
         run()
-        took, made = _timed(run)
-        return 1e3 * took / int(made.stats.rounds)
-
-    def _beside_ms(self) -> tuple[float, float]:
-        """Prompt, noise and job; and the decoder with the conversion to a picture."""
-        latents = np.zeros((1, *self._shape), np.float32)
-
-        def encode() -> None:
-            noise_streams(0, 1).draw(self._shape)
-            self._stages._job(self._request)
-
-        encode_ms, _ = _timed(encode)
-        decode_ms, _ = _timed(lambda: self._stages._decode(latents, self._stages._tile(self._request)))
-        return encode_ms, decode_ms
+        begun = time.perf_counter()
+        made = run()
+        return 1e6 * (time.perf_counter() - begun) / int(made.stats.rounds)
 
 
 _HOW = (("sequential", 1), ("aggressive", _TWO), ("tolerance", _TWO))
-
-
-def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Milliseconds, and what it gave."""
-    begun = time.perf_counter()
-    made = run()
-    return 1e3 * (time.perf_counter() - begun), made
 
 
 class _Instant(OnnxSession):

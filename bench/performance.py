@@ -2,11 +2,12 @@
 
     python -m bench.performance [--model demo] [--repeats 10] [--steps 50] [--write]
 
-Before and after every repeat the model's figures are measured (a network call of one and of two rows alone,
-two calls at once, the executor and its threads over a network that costs nothing, encoders, decoder); in it one
-picture of every mode is made, in an order that turns from repeat to repeat. A repeat's ratio is what the figures
-around it foresee over what its pictures took, so that the machine's ups and downs hit both; no picture has a part
-in the figures. Nothing is fitted. The rounds of a tolerance are foreseen by the model's calibration.
+Before and after every repeat the model's figures are measured: a network call of one and of two rows alone,
+two calls at once, the executor and its threads over a network that costs nothing, encoders, decoder. In the
+repeat one picture of every mode is made, in an order that turns from repeat to repeat. A repeat's ratio is
+what the figures around it foresee over what its pictures took, so that the machine's ups and downs hit both;
+no picture has a part in the figures, and nothing is fitted. The rounds of a tolerance are foreseen by the
+model's calibration.
 """
 
 from __future__ import annotations

@@ -161,9 +161,13 @@ class WhatIf:
             yield f"tolerance: {self._expected.basis}"
         for mode, devices in self.pays().items():
             if devices < WINDOW_LANES:
-                yield f"{mode}: more than {devices} devices bring less than {100 * _GAIN:g} % each"
+                yield f"{mode}: each device after {_devices(devices)} brings less than {100 * _GAIN:g} %"
         for devices, words in self.chosen().items():
-            yield f"auto, {devices} {'device' if devices == 1 else 'devices'}: {words}"
+            yield f"auto, {_devices(devices)}: {words}"
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count} devices"
 
 
 def show(args: argparse.Namespace, plans: Plans, console: Console) -> None:
