@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -230,3 +231,21 @@ def test_figures_that_cannot_be_are_refused_with_their_file(
     assert "one-gpu.json: there is no figure 'copy_gbs'; did you mean 'copy_gb_s'?" in capsys.readouterr().err
     assert main(["plan", "--model", model, "--costs", figures(here, rows=[4, 4])]) == 2
     assert "calls take (4, 4) rows" in capsys.readouterr().err
+
+
+def test_the_docs_show_what_the_command_prints(
+    root: Path, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    text = (root / "docs" / "performance.md").read_text("utf-8")
+    (given,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    (shown,) = (block for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if "devices  mode" in block)
+    (here / "one-gpu.json").write_text(given)
+    (words,) = re.findall(r"`driffusion-trt (plan --costs one-gpu\.json.*?)`", text)
+    assert main(words.split()) == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_the_docs_have_the_papers_figures_as_they_are_computed(root: Path) -> None:
+    from bench import paper
+
+    assert paper.table() in (root / "docs" / "performance.md").read_text("utf-8")
