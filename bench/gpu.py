@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,30 @@ def prepared(name: str, options: argparse.Namespace) -> str:
     words = ["build", "--model", name, "--output", str(folder), "--target", "this"]
     flavour = os.environ.get("DRIFFUSION_FLAVOUR")
     if command([*words, *(["--flavour", flavour] if flavour else [])]) != 0:
-        raise dt.ModelError(f"the bundled model {name!r} could not be built for these GPUs; see above")
+        raise dt.ModelError("it could not be built for these GPUs; see above")
     return str(folder)
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raises InputError or ModelError for what cannot be, before any work."""
+    for name, least in (("iterations", 1), ("gpus", 1), ("steps", 1), ("minutes", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise dt.InputError(f"--{name} {value} was given; it must be at least {least}")
+    if len(options.checkpoints) > len(options.models):
+        raise dt.InputError(
+            f"{len(options.checkpoints)} checkpoints for {len(options.models)} models were given"
+        )
+    for name in options.models:
+        ModelFolder.open(name)
+    for checkpoint in options.checkpoints:
+        if not (Path(checkpoint) / "model_index.json").is_file():
+            raise dt.InputError(f"{checkpoint} is no diffusers folder: it has no model_index.json")
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything that can be. Raises DeviceError where there is no GPU."""
+    """Measure everything that can be. Raises DeviceError where there is no GPU, and as `check` does."""
+    check(options)
     gpus = find_gpus()
     if not gpus.found:
         raise dt.DeviceError(f"bench.gpu measures GPUs, and none was found: {gpus.why_none}")
@@ -61,9 +80,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if most == 1:
         general.skip("copies", "they need two GPUs, and there is one")
     links = general("peers", partial(gpu_figures.peers, most)) or []
-    models, checkpoints = [], [*options.checkpoints, *[None] * len(options.models)]
-    for name, checkpoint in zip(options.models, checkpoints, strict=False):
-        folder = prepared(name, options)
+    models = []
+    for name, checkpoint in zip_longest(options.models, options.checkpoints):
+        try:
+            folder = prepared(name, options)
+        except dt.DriffusionError as error:
+            general.skip(name, str(error))
+            continue
         own = key | {"model_hash": ModelFolder.open(folder).model_hash}
         parts = Parts(options.out / "parts", own, options.minutes)
         models.append((Model(folder, checkpoint, parts, options), parts))

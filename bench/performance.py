@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--write", action="store_true", help="write bench/results/performance.json")
     options = parser.parse_args(arguments)
+    if options.repeats < 1 or options.steps < 2:
+        parser.error("--repeats must be at least 1, and --steps 2")
     result = measure(options.model, options.repeats, options.steps)
     titles = {
         "predicted_over_measured": "predicted / measured",

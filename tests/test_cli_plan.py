@@ -238,7 +238,9 @@ def test_the_docs_show_what_the_command_prints(
 ) -> None:
     text = (root / "docs" / "performance.md").read_text("utf-8")
     (given,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
-    (shown,) = (block for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if "devices  mode" in block)
+    (shown,) = (
+        block for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if "devices  mode" in block
+    )
     (here / "one-gpu.json").write_text(given)
     (words,) = re.findall(r"`driffusion-trt (plan --costs one-gpu\.json.*?)`", text)
     assert main(words.split()) == 0
