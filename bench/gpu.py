@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     counts = list(range(1, most + 1))
     key = {"gpus": [str(gpu) for gpu in gpus.found[:most]], "cuda": gpus.cuda, "steps": options.steps}
     key |= {"iterations": options.iterations, "guidance_scale": options.guidance_scale}
+    key |= {"commit": report.circumstances(())["commit"], "flavour": os.environ.get("DRIFFUSION_FLAVOUR")}
     key = json.loads(json.dumps(key))
     general = Parts(options.out / "parts", key, options.minutes)
     if most == 1:
@@ -143,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except dt.DriffusionError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
     whole = {**report.circumstances(PACKAGES), **result}
     path = options.out / "bench-gpu.json"
     partial_path = path.with_suffix(".partial")

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .parts import Parts
 
 __all__ = ["Model"]
 
+_TORCH_S = 1800  # compiling takes minutes
 _SPLIT = 0.55  # of a round with guidance in one batch, for the estimate alone
 
 
@@ -42,8 +43,9 @@ class Model:
         self._guided = scale > 1
         self._call = {"prompt": cells.PROMPT, "steps": self.steps, "guidance_scale": scale, "seed": 0}
 
-    def part(self, name: str, make: Any) -> Any:
-        return self._parts(f"{self.name}-{name}", make)
+    def part(self, name: str, make: Callable[[], Any], **own: Any) -> Any:
+        """As `Parts` has it, under the model's name."""
+        return self._parts(f"{self.name}-{name}", make, **own)
 
     def probe_ms(self) -> float | None:
         """A first picture on the first GPU, sequential; for the estimate."""
@@ -134,11 +136,8 @@ class Model:
             modes += [f"{mode}:split=yes:lanes={count // 2}" for mode in cells.MODES]
         words = ["bench", "--model", self._path, "--devices", ",".join(f"cuda:{k}" for k in range(count))]
         words += ["--modes", ",".join(modes), "--lanes", str(count), "--steps", str(self.steps)]
-        words += [
-            "--guidance-scale",
-            str(self._call["guidance_scale"]),
-            "--no-memory",
-        ]  # which is in `pictures`
+        words += ["--guidance-scale", str(self._call["guidance_scale"])]
+        words += ["--no-memory"]  # `pictures` has it; here every mode would load the engines anew
         words += ["--iterations", str(self._options.iterations), "--json", f"{stem}.json"]
         words += ["--csv", f"{stem}.csv", "--trace", f"{stem}.trace.json"]
         if importlib.util.find_spec("matplotlib") is not None:
@@ -154,7 +153,9 @@ class Model:
         if self._checkpoint is None:
             self._parts.skip(f"{self.name}-{name}", "no checkpoint of this model; name it with --checkpoints")
             return None
-        found: dict[str, Any] | None = self.part(name, partial(self._in_torch, kind))
+        found: dict[str, Any] | None = self.part(
+            name, partial(self._in_torch, kind), checkpoint=self._checkpoint
+        )
         return found
 
     def _in_torch(self, kind: str) -> dict[str, Any]:
@@ -162,7 +163,10 @@ class Model:
         words += ["--steps", str(self.steps), "--iterations", str(self._options.iterations)]
         words += ["--guidance-scale", str(self._call["guidance_scale"])]
         words += ["--size", str(self.folder.shape("picture")[1]), *(["--compile"] * (kind == "compiled"))]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=1800)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=_TORCH_S)
+        except subprocess.TimeoutExpired as error:
+            raise dt.EngineError(f"diffusers took more than {_TORCH_S} s") from error
         lines = done.stdout.splitlines()
         if done.returncode or not lines:
             last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]

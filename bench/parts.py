@@ -37,10 +37,13 @@ class Parts:
         self.left_out: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """The value of a part, from before or made now; None where it is left out."""
-        path = self._folder / f"{name}.json"
-        kept = self._kept(path)
+    def __call__(self, name: str, make: Callable[[], Any], **own: Any) -> Any:
+        """The value of a part, from before or made now; None where it is left out.
+
+        own: what this one depends on besides.
+        """
+        path, key = self._folder / f"{name}.json", self._key | own
+        kept = self._kept(path, key)
         if kept is not None:
             self._told(f"{name}: kept from before")
             return kept
@@ -54,7 +57,7 @@ class Parts:
             self.skip(name, str(error))
             return None
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": self._key, "value": value}, indent=1) + "\n")
+        partial.write_text(json.dumps({"key": key, "value": value}, indent=1) + "\n")
         os.replace(partial, path)
         self._told(f"{name}: {time.monotonic() - begun:.0f} s")
         return value
@@ -65,9 +68,10 @@ class Parts:
         self.left_out.append(line)
         self._told(line)
 
-    def _kept(self, path: Path) -> Any:
+    @staticmethod
+    def _kept(path: Path, key: Mapping[str, Any]) -> Any:
         try:
             stored = json.loads(path.read_text())
         except (OSError, ValueError):
             return None
-        return stored["value"] if isinstance(stored, dict) and stored.get("key") == self._key else None
+        return stored["value"] if isinstance(stored, dict) and stored.get("key") == key else None

@@ -135,6 +135,8 @@ def test_parts(tmp_path: Path) -> None:
     assert parts("two", fails) is None and parts.left_out == ["two: left out: there is no such thing"]
     other = Parts(folder, {"steps": 6}, 60, lines.append)
     assert other("one", lambda: 2) == 2  # made for another key
+    assert other("one", lambda: 4, checkpoint="a") == 4  # or for another of its own
+    assert other("one", lambda: 2) == 2
     (folder / "one.json").write_text("{")
     assert other("one", lambda: 3) == 3  # damaged
     assert sorted(path.name for path in folder.iterdir()) == ["one.json"]
