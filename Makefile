@@ -35,7 +35,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(shell find -L driffusion_trt -type f ! -path '*/__pycache__/*')
 
-.PHONY: help run test test-slow test-full test-gpu sim-report lint lint-tensorrt demo-train wheel-check clean
+.PHONY: help run test test-slow test-full test-gpu bench-gpu sim-report lint lint-tensorrt demo-train wheel-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,10 @@ test-full: $(VENV)/.test ## SD2.1, SDXL and SD3 in full size to TensorRT-RTX pla
 
 test-gpu: $(VENV)/.gpu-$(FLAVOUR) ## what only a GPU can show: FLAVOUR=tensorrt or tensorrt-rtx
 	DRIFFUSION_FLAVOUR=$(FLAVOUR) $(PY) -m pytest -m gpu tests/gpu $(ARGS)
+
+# MODELS="models/sdxl models/sd3" are folders with plans, the bundled demo where there are none; resumable.
+bench-gpu: test-gpu ## then every mode on 1 to N GPUs, diffusers, copies: FLAVOUR=... MODELS="..." BENCH_ARGS="..."
+	DRIFFUSION_FLAVOUR=$(FLAVOUR) $(PY) -m bench.gpu $(MODELS) $(BENCH_ARGS)
 
 # On the simulated driver, which CMake builds with a C++ compiler; no GPU.
 sim-report: $(VENV)/.test ## what GPU lanes cost: driver calls, bytes, memory, host time; and races: 0

@@ -20,7 +20,7 @@ from .runtime.networks import GpuOptions
 
 __all__ = ["KeptCosts"]
 
-_FORMAT = 2
+_FORMAT = 3
 Size = tuple[int, int]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -147,10 +148,10 @@ def test_what_is_expected_on_this_machine_is_in_the_table(
     lines = capsys.readouterr().out.splitlines()
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[3:]}
     assert rows["sequential", "1"] == ["20", "20", "1.00x", "20", "385", "1.00x", "–"]
-    # 1 + ⌈19/4⌉ rounds of 19 ms; with a tolerance 7.5, each with a look of 1 ms.
+    # 1 + ⌈19/4⌉ rounds of 19 ms; with a tolerance 7.5, each with a look of 1 ms, as a window's has.
     assert rows["aggressive", "4"][3:] == ["6", "119", "3.24x", "–"]
     assert rows["tolerance", "4"][-4:] == ["7.5", "155", "2.48x", "–"]
-    assert rows["window", "4"][3:] == ["6", "119", "3.24x", "0.0200"]
+    assert rows["window", "4"][3:] == ["6", "125", "3.08x", "0.0200"]
     basis = "rounds as calibrated with 20 steps of ddim, guidance 3"
     assert lines[-2] == f"expected on 4 CPU threads, guidance 3; {basis}"
     assert lines[-1].startswith(
@@ -160,3 +161,93 @@ def test_what_is_expected_on_this_machine_is_in_the_table(
     facts = json.loads(capsys.readouterr().out)
     assert facts["auto"]["mode"] == "tolerance" and facts["auto"]["split_guidance"] is True
     assert next(row for row in facts["plans"] if row["mode"] == "tolerance")["expected_rounds"] is not None
+
+
+def figures(here: Path, **changes: object) -> str:
+    path = here / "one-gpu.json"
+    given: dict[str, object] = {"call_ms": [10.0, 19.0], "host_us": [0, 0], "encode_ms": 5.0, "rows": [1, 4]}
+    path.write_text(json.dumps(given | {"copy_us": 100.0, "source": "a made-up GPU"} | changes))
+    return str(path)
+
+
+def test_what_more_devices_would_take_from_the_figures_of_one(
+    model: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    words = ["plan", "--model", model, "--steps", "20", "--costs", figures(here), "--devices", "4"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {
+        (line[:7].strip(), line[9:30].strip()): line[30:].split() for line in lines[3:] if line[:1] == " "
+    }
+    # The steps, guidance in one batch, and what is beside: 20 * 19 + 5.
+    assert rows["1", "sequential"][:4] == ["20", "385.0", "1.00x", "1.00x"]
+    # 20 * (10 + 0.2) + 5, and 2 single rounds (the first, and the last step but one) of the 1 + 19 / 4.
+    assert rows["2", "sequential + split"][:4] == ["20", "209.0", "1.84x", "1.86x"]
+    assert rows["4", "aggressive"][:2] == ["6", "120.0"]
+    assert rows["4", "aggressive + split"][:2] == ["11", "117.2"]
+    assert not [key for key in rows if key[0] not in ("1", "2", "4")]
+    assert "expected from the figures of one device: a made-up GPU" in lines
+    assert any(line.startswith("auto, 4 devices: ") for line in lines)
+    assert main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    one = next(row for row in facts["plans"] if row["mode"] == "conservative" and row["devices"] == 4)
+    assert sum(one["terms_ms"].values()) == pytest.approx(one["expected_ms"])
+    assert set(facts["pays_up_to_devices"]) == {"aggressive", "conservative", "window", "tolerance"}
+
+
+def test_a_bare_scheduler_has_no_tolerance_to_expect(
+    model: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    config = str(Path(model) / "scheduler" / "scheduler_config.json")
+    assert main(["plan", "--model", config, "--costs", figures(here), "--mode", "window"]) == 0
+    assert "auto" not in capsys.readouterr().out
+    assert main(["plan", "--model", config, "--costs", figures(here)]) == 0
+    assert "tolerance is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--lanes 4", "--lanes was given; it does not go with --costs: lanes follow from the devices"),
+        ("--timeline", "--timeline was given; it does not go with --costs"),
+        ("-o lanes.svg", "--output was given; it does not go with --costs"),
+        ("--devices cuda", "with --costs it is a number"),
+        ("--devices 0", "with --costs it is a number"),
+        ("--mode window --rounds 3", "rounds=3 was asked; it must be from"),
+    ],
+)
+def test_what_does_not_go_with_costs_is_refused(
+    model: str, words: str, message: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert main(["plan", "--model", model, "--costs", figures(here), *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err
+
+
+def test_figures_that_cannot_be_are_refused_with_their_file(
+    model: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert main(["plan", "--model", model, "--costs", figures(here, copy_gbs=4)]) == 2
+    assert "one-gpu.json: there is no figure 'copy_gbs'; did you mean 'copy_gb_s'?" in capsys.readouterr().err
+    assert main(["plan", "--model", model, "--costs", figures(here, rows=[4, 4])]) == 2
+    assert "calls take (4, 4) rows" in capsys.readouterr().err
+
+
+def test_the_docs_show_what_the_command_prints(
+    root: Path, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    text = (root / "docs" / "performance.md").read_text("utf-8")
+    (given,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    (shown,) = (
+        block for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if "devices  mode" in block
+    )
+    (here / "one-gpu.json").write_text(given)
+    (words,) = re.findall(r"`driffusion-trt (plan --costs one-gpu\.json.*?)`", text)
+    assert main(words.split()) == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_the_docs_have_the_papers_figures_as_they_are_computed(root: Path) -> None:
+    from bench import paper
+
+    assert paper.table() in (root / "docs" / "performance.md").read_text("utf-8")

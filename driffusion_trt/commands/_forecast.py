@@ -13,11 +13,11 @@ from ..engines.manifest import ModelFolder
 from ..planning.candidates import Choice, Wanted
 from ..planning.choice import choose
 from ..planning.costs import Costs
+from ..planning.latency import Work, latency_ms
 from ..runtime.devices import Devices, choose_devices
 from ..runtime.networks import GpuOptions
 from ..sampling.plan import Plan
 from ..sampling.schedule import Schedule
-from ..sampling.timeline import timeline
 
 
 class Forecast:
@@ -78,11 +78,7 @@ class Forecast:
             return None
         if rounds is None and plan.lanes > 1 and "tolerance" in plan.asked():
             return None  # of ParaDiGMS nothing was calibrated
-        if rounds is not None:
-            first, each = costs.times_ms(plan.lanes, guided=self._guidance > 1, split=False)
-            return costs.picture_ms + first + (rounds - 1) * each
-        counts = [len(turn.cells) for turn in timeline(plan)]
-        return costs.picture_ms + sum(self._round_ms(count) for count in counts)
+        return latency_ms(costs, Work.of(plan, rounds), guided=self._guidance > 1)
 
     def _error(self, plan: Plan) -> float | None:
         """Of windows with calibrated blocks: root of the summed squares, relative to the latents' size."""

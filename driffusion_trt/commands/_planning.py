@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
-from .._planner import Planner, PlanSettings
+from .._expected import Expectations, Expected
+from .._planner import Planner, PlanSettings, scale
 from ..engines.manifest import ModelFolder
 from ..sampling.plan import WINDOW_LANES, Plan, make_plan
 from ..sampling.schedule import Schedule
@@ -47,6 +48,20 @@ class Plans:
 
         return Forecast(self._folder, self.schedule, self._args)
 
+    @property
+    def guidance_scale(self) -> float | None:
+        """What was asked for, or is the model's own; None where a bare scheduler config does not say."""
+        asked = self._args.guidance_scale
+        if asked is None and self._planner is None:
+            return None
+        return scale(self._folder.spec.guidance_scale if asked is None else asked)
+
+    def expected(self) -> Expected | None:
+        """How many rounds a tolerance takes; None for a bare scheduler config."""
+        if self._planner is None or self.guidance_scale is None:
+            return None
+        return Expectations(self._folder).of(self.schedule, self.guidance_scale)
+
     def _common(self) -> PlanSettings:
         args = self._args
         return {
@@ -66,9 +81,10 @@ class Plans:
         """
         args = self._args
         asked: dict[str, Any] = {"mode": mode, "lanes": lanes}
-        if args.rounds is not None:
+        named = args.mode in (None, mode)
+        if named and args.rounds is not None:
             asked["rounds"] = args.rounds
-        if args.blocks is not None:
+        if named and args.blocks is not None:
             asked["blocks"] = args.blocks
         if self._planner is None:
             return make_plan(self.schedule, **asked)

@@ -23,6 +23,7 @@ example:
   driffusion-trt plan --steps 30 --lanes 4
   driffusion-trt plan --model sdxl/scheduler/scheduler_config.json --json
   driffusion-trt plan --mode window --lanes 4 --rounds 20 --timeline -o window.svg
+  driffusion-trt plan --model sdxl/ --costs one-gpu.json --devices 8
   driffusion-trt plan --calibrate sdxl/ --prompts prompts.txt --lanes 4"""
 
 _LANES = (2, 3, 4, 8)
@@ -33,7 +34,7 @@ _EXPECTED = {  # titles, widths of the columns, and how figures are written
     "expected_error": ("error", 9, ".4f"),
 }
 _OF_CALIBRATION = ("prompts", "seeds")
-_OF_PLANS = ("mode", "rounds", "blocks", "output", "timeline")
+_OF_PLANS = ("mode", "rounds", "blocks", "output", "timeline", "costs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "--guidance-scale", "G", "for what was, or is, calibrated (default: the model's)", type=number
     )
     option(parser, "--devices", "N", "whose times are expected, as for `run` (default: auto)", type=devices)
+    option(parser, "--costs", "FILE", "what up to --devices would take, from the figures of one (.json)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only")
     parser.add_argument("-v", "--verbose", action="store_true", help="print tracebacks of errors")
@@ -100,6 +102,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
         plans = Plans(args)
         for notice in plans.schedule.notices:
             console.warn(notice)
+        if args.costs is not None:
+            from ._what_if import show as show_costs
+
+            show_costs(args, plans, console)
+            return
         if args.timeline or args.output is not None:
             from ._timeline import show
 

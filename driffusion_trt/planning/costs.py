@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from .._errors import InputError
 
 __all__ = ["Costs"]
+
+_TUPLES: dict[str, Callable[[Any], Any]] = {
+    "call_ms": float,
+    "exchange_ms": float,
+    "rows": int,
+    "host_ms": float,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +30,11 @@ class Costs:
     crowded: how many times as long the same takes while all devices are at work, at least 1.
     exchange_ms: what a round takes more when it is spread over two devices, and over all: latents there,
         predictions back.
-    look_ms: what a round takes more where the plan looks at its drafts to decide the next one.
+    look_ms: what a round takes more where the plan looks at what it showed, to decide the next one or to
+        fit how it extrapolates.
+    host_ms: the host's own work for a round, and for each device at work in it. ahead: it is done while the
+        devices are at earlier rounds, so that a round takes at least as long; else it comes on top. Nil
+        where it was measured as a part of the calls.
     picture_ms: what a picture takes beside its rounds: encoders and decoder.
     rows: of one network call, from and to: several drafts on one device are one call, and can be no more
         than fit into it; to 0 where there is no such bound, and they are calls of their own.
@@ -37,9 +49,11 @@ class Costs:
     picture_ms: float = 0.0
     rows: tuple[int, int] = (1, 0)
     measured: bool = True
+    host_ms: tuple[float, float] = (0.0, 0.0)
+    ahead: bool = True
 
     def __post_init__(self) -> None:
-        times = (*self.call_ms, *self.exchange_ms, self.look_ms, self.picture_ms, self.crowded)
+        times = (*self.call_ms, *self.exchange_ms, *self.host_ms, self.look_ms, self.picture_ms, self.crowded)
         if not all(math.isfinite(ms) and ms >= 0 for ms in times):
             raise InputError(f"times of costs must be finite and at least 0, not {times}")
         if self.devices < 1 or not self.call_ms or min(self.call_ms) <= 0 or self.crowded < 1:
@@ -82,13 +96,17 @@ class Costs:
         rows = self._rows(pictures, guided, split)
         lead = self._calls_ms(-(-drafts // places), rows)
         if busy == 1:
-            return lead
+            return self._with_host(lead, 1)
         share = (busy - 1) / (self.devices - 1)
         slower = 1 + (self.crowded - 1) * share
         two, all_ = self.exchange_ms
         exchange = two + (all_ - two) * (busy - 2) / max(1, self.devices - 2)
         others = lead if both else self._calls_ms(-(-(drafts - 1) // places), rows)
-        return max(slower * lead, slower * others + exchange)
+        return self._with_host(max(slower * lead, slower * others + exchange), busy)
+
+    def _with_host(self, ms: float, busy: int) -> float:
+        host_ms = self.host_ms[0] + busy * self.host_ms[1]
+        return max(ms, host_ms) if self.ahead else ms + host_ms
 
     def times_ms(self, lanes: int, *, guided: bool, split: bool, pictures: int = 1) -> tuple[float, float]:
         """Of a plan's first round, which has nothing to draft with, and of each after it, looks included."""
@@ -122,9 +140,9 @@ class Costs:
         """Raises InputError where this is not what `to_json` gave."""
         try:
             values = dict(stored)  # type: ignore[call-overload]
-            for name, kind in (("call_ms", float), ("exchange_ms", float), ("rows", int)):
+            for name, kind in _TUPLES.items():
                 values[name] = tuple(kind(one) for one in values[name])
-            pairs = len(values["exchange_ms"]) == len(values["rows"]) == 2
+            pairs = all(len(values[name]) == 2 for name in _TUPLES if name != "call_ms")
             if set(values) != {field.name for field in fields(cls)} or not pairs:
                 raise KeyError(", ".join(values))
             return cls(**values)

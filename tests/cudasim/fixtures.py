@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from ._build import MissingToolError
+from ._build import MissingToolError, kernel_image
 from ._simulator import Simulator
 from .rig import Gpu, driver, ok
 
@@ -38,3 +40,20 @@ def gpus(simulator: Simulator) -> tuple[Gpu, Gpu]:
         ok(driver.cuCtxEnablePeerAccess(other.context, 0))
     pair[0].use()
     return pair
+
+
+@pytest.fixture
+def gpu_machine(
+    simulator: Simulator, kernels_library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Simulator]:
+    """Two simulated GPUs, TensorRT's stand-in on them, and the kernels' host build."""
+    import standin  # loads ONNX Runtime
+
+    image = tmp_path / "kernels.image"
+    image.write_bytes(kernel_image(kernels_library))
+    monkeypatch.setenv("DRIFFUSION_KERNELS", str(image))
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, standin)
+    monkeypatch.setattr(standin, "on_stream", simulator.enqueue)
+    yield simulator
+    assert simulator.races() == [] and simulator.violations() == []
