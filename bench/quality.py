@@ -91,7 +91,7 @@ class Maker:
         made = self._latents(cell, range(first, first + CHUNK))
         pictures = self._pictures(made["latents"])
         read, features = self._checker(np.stack([np.asarray(image) for image in pictures]))
-        out = {"labels": read.astype(np.int8), "features": features.astype(np.float32), **made}
+        out: Arrays = {"labels": read.astype(np.int8), "features": features.astype(np.float32), **made}
         if cell.method == "sequential":
             return out
         base = self.chunk(Cell("sequential", 1), first)["latents"]

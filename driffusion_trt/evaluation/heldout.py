@@ -84,7 +84,8 @@ class Checker:
 
 def right(read: Labels, wanted: Labels) -> NDArray[np.bool_]:
     """Whether each label (B, heads) is right, or is one that the prompt leaves open."""
-    return (read == wanted) | (wanted == IGNORED)
+    found: NDArray[np.bool_] = (read == wanted) | (wanted == IGNORED)
+    return found
 
 
 def alignment(read: Labels, wanted: Labels) -> dict[str, float]:

@@ -122,7 +122,8 @@ def _loss(folder: Path, family: str) -> Loss:
         predicted, read = model(task.noisy, task.timesteps, tokens, dropped.flatten())
         asked = wanted[chosen].masked_fill(dropped, IGNORED)
         error = (task.weight * (predicted.float() - task.wanted).square()).mean()
-        return error + READING * read_loss(read.float(), asked)
+        total: torch.Tensor = error + READING * read_loss(read.float(), asked)
+        return total
 
     return loss
 

@@ -52,10 +52,9 @@ def diffusion(scheduler: Any) -> Objective:
 def flow(scheduler: Any) -> Objective:
     """noise - clean, at levels from a logit-normal distribution that leans towards noise."""
     scale = float(scheduler.config.num_train_timesteps)
-    normal = torch.distributions.Normal(0.5, 1.1)
 
     def task(clean: torch.Tensor, noise: torch.Tensor, part: torch.Tensor) -> Task:
-        sigma = torch.sigmoid(normal.icdf(part.clamp(1e-4, 1 - 1e-4))).view(-1, 1, 1, 1)
+        sigma = torch.sigmoid(0.5 + 1.1 * torch.special.ndtri(part.clamp(1e-4, 1 - 1e-4))).view(-1, 1, 1, 1)
         noisy = (1 - sigma) * clean + sigma * noise
         return Task(noisy, scale * sigma.flatten(), noise - clean, torch.ones_like(sigma))
 

@@ -58,7 +58,8 @@ class _Pair(torch.nn.Module):
     def labels(self, words: torch.Tensor, pooled: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The scene's labels as read from the pooled embedding and the tokens after the last word."""
         after = ((tokens == 0) | (tokens == self.end)).unsqueeze(-1)
-        return self.reader(torch.cat([(words * after).sum(1) / after.sum(1), pooled], -1))
+        read: torch.Tensor = self.reader(torch.cat([(words * after).sum(1) / after.sum(1), pooled], -1))
+        return read
 
 
 def _clip_config(width: int, vocabulary_size: int) -> CLIPTextConfig:
