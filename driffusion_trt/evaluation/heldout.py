@@ -84,7 +84,7 @@ class Checker:
 
 def right(read: Labels, wanted: Labels) -> NDArray[np.bool_]:
     """Whether each label (B, heads) is right, or is one that the prompt leaves open."""
-    return (read == wanted) | (wanted == IGNORED)
+    return np.asarray((read == wanted) | (wanted == IGNORED))
 
 
 def alignment(read: Labels, wanted: Labels) -> dict[str, float]:
