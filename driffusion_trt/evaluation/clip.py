@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .._errors import ModelError
+from .weights import tokenizer_files
 
 __all__ = ["ClipScore", "features_of", "load_tokenizer", "tokenized"]
 
@@ -67,10 +68,14 @@ def features_of(out: Any) -> torch.Tensor:
 
 def load_tokenizer(folder: Path) -> Any:
     """CLIP's tokenizer. Raises ModelError where the folder has none."""
+    if not tokenizer_files(folder):  # transformers 5 would make one of no words
+        raise ModelError(
+            f"{folder} has no tokenizer of CLIP: neither tokenizer.json, nor vocab.json and merges.txt"
+        )
     try:
         return _transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder} has no tokenizer of CLIP ({str(error)[:300]})") from error
+        raise ModelError(f"{folder} has a tokenizer that cannot be read ({str(error)[:300]})") from error
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str], length: int, device: str) -> dict[str, torch.Tensor]:

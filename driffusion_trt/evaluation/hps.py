@@ -155,6 +155,12 @@ class HpsScore:
                 "HPS_v2.1_compressed.pt of xswu/HPSv2 is"
             ) from error
         self._tokenizer, self._device = load_tokenizer(tokenizer), device
+        known = self._model.config.text_config.vocab_size
+        if len(self._tokenizer) != known:
+            raise ModelError(
+                f"{tokenizer} has a tokenizer of {len(self._tokenizer)} words, and {path} knows {known}; "
+                "put that of a CLIP model beside it"
+            )
         self._length = self._model.config.text_config.max_position_embeddings
         self._side = self._model.config.vision_config.image_size
         self._model.float().to(device).eval().requires_grad_(False)

@@ -12,7 +12,17 @@ from urllib.error import URLError
 from .._errors import InputError, MissingExtraError, ModelError
 from .._manifest import sha256
 
-__all__ = ["CLIP", "HPS", "PICKSCORE", "clip_folder", "hps_files", "inception_file", "key_of", "need"]
+__all__ = [
+    "CLIP",
+    "HPS",
+    "PICKSCORE",
+    "clip_folder",
+    "hps_files",
+    "inception_file",
+    "key_of",
+    "need",
+    "tokenizer_files",
+]
 
 CLIP = "openai/clip-vit-large-patch14"
 PICKSCORE = "yuvalkirstain/PickScore_v1"
@@ -61,13 +71,13 @@ def clip_folder(given: str | None, hub_id: str, option: str) -> tuple[Path, list
     weights = _weights(folder)
     lacking = [one for one in ("config.json", "preprocessor_config.json") if not (folder / one).exists()]
     lacking += [] if weights else [_WEIGHTS[0]]
-    lacking += [] if _tokenizer(folder) else ["tokenizer.json (or vocab.json and merges.txt)"]
+    lacking += [] if tokenizer_files(folder) else ["tokenizer.json (or vocab.json and merges.txt)"]
     if lacking:
         raise InputError(
             f"{option}: {folder} has no {', '.join(lacking)}; it must be a CLIP model as transformers saves "
             f"it, with its processor, such as {hub_id} on the hub"
         )
-    return folder, [*weights, folder / "preprocessor_config.json", *_tokenizer(folder)]
+    return folder, [*weights, folder / "preprocessor_config.json", *tokenizer_files(folder)]
 
 
 def hps_files(given: str | None, option: str) -> tuple[Path, Path]:
@@ -84,20 +94,15 @@ def hps_files(given: str | None, option: str) -> tuple[Path, Path]:
         path = path / HPS_FILE if path.is_dir() else path
         if not path.is_file():
             raise InputError(f"{option}: there is no {path}; {HPS_FILE} is in {HPS} on the hub (1.97 GB)")
-    if _tokenizer(path.parent):
+    if tokenizer_files(path.parent):
         return path, path.parent
     folder = _snapshot(HPS_TOKENIZER, f"{option} (its tokenizer)", _SMALL)
-    if not _tokenizer(folder):
+    if not tokenizer_files(folder):
         raise ModelError(
             f"{option}: neither {path.parent} nor {HPS_TOKENIZER} on the hub has tokenizer.json; "
             "put that of any CLIP model beside the checkpoint"
         )
     return path, folder
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that make the tokenizer of a folder."""
-    return _tokenizer(folder)
 
 
 def inception_file(given: str | None, option: str) -> Path:
@@ -136,7 +141,8 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / one for one in (_WEIGHTS[0], _WEIGHTS[2]) if (folder / one).exists()][:1]
 
 
-def _tokenizer(folder: Path) -> list[Path]:
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that make the tokenizer of a folder; none where they are not all there."""
     for names in _TOKENIZER:
         if all((folder / name).exists() for name in names):
             return [folder / name for name in names]
