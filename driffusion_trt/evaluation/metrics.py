@@ -139,8 +139,8 @@ def _pixels(images: Sequence[Image.Image]) -> NDArray[np.uint8]:
 
 
 @cache
-def _drawn() -> Gaussian:
-    return Gaussian.of(Checker()(draw_real(REAL_PICTURES)[0])[1])
+def _drawn(count: int) -> Gaussian:
+    return Gaussian.of(Checker()(draw_real(count)[0])[1])
 
 
 def _alignment(prompts: Prompts, places: Places) -> Metric:
@@ -151,7 +151,7 @@ def _alignment(prompts: Prompts, places: Places) -> Metric:
 
 def _frechet(prompts: Prompts, places: Places) -> Metric:
     _check_own(prompts)
-    reference = Reference(f"{REAL_PICTURES} drawn pictures", known=_drawn)
+    reference = Reference(f"{REAL_PICTURES} drawn pictures", known=partial(_drawn, REAL_PICTURES))
     key = weights.key_of(CHECKER)
     return Metric("frechet", "Fréchet", "lower", 2, key, _CheckerFeatures, reference)
 

@@ -43,8 +43,18 @@ def test_distance_is_that_of_its_definition() -> None:
 
 
 def test_fewer_pictures_than_features_have_a_distance_too() -> None:
-    few = np.random.default_rng(2).normal(size=(3, 6))
-    assert frechet(few, features(300, 0)) == pytest.approx(defined(few, features(300, 0)), rel=1e-5)
+    few, many = np.random.default_rng(2).normal(size=(3, 6)), features(300, 0)
+    assert frechet(few, many) == pytest.approx(defined(few, many), rel=1e-5)
+    assert frechet(many, few) == pytest.approx(frechet(few, many)), "by the factor and by the root"
+
+
+def test_a_jackknife_of_fewer_pictures_than_features() -> None:
+    one = np.random.default_rng(4).normal(size=(45, 60))
+    target = Gaussian.of(np.random.default_rng(5).normal(size=(200, 60)) + 0.2)
+    interval, left = distance_interval(one, target)
+    literal = [frechet(np.delete(one, np.s_[k::GROUPS], axis=0), target) for k in range(GROUPS)]
+    assert left == pytest.approx(literal)
+    assert interval.low is not None and interval.low < interval.value
 
 
 def test_what_torchmetrics_says() -> None:
