@@ -98,7 +98,7 @@ TORCH = {
 }
 PLACES: dict[str, set[str]] = {
     "export": TORCH,
-    "evaluation": TORCH | {"scipy"},
+    "evaluation": TORCH,
     "_widen": {"onnx_ir"},
     "baselines": {"onnx"},
     "engines": {"polygraphy", "tensorrt", "tensorrt_rtx"},
