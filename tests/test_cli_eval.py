@@ -247,3 +247,24 @@ def test_a_killed_evaluation_goes_on_where_it_was(model: str, here: Path) -> Non
     ]
     lines = [(here / work / "aggressive-n2" / "pictures.jsonl").read_text() for work in ("work", "whole")]
     assert lines[0] == lines[1]
+
+
+def test_the_bundled_models_test_needs_the_base_install_alone(model: str, here: Path) -> None:
+    """Without torch and transformers it runs, and metrics that need them are refused with the pip command."""
+    blocked = ["torch", "transformers", "safetensors", "huggingface_hub", "scipy"]
+    start = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from driffusion_trt.cli import main; "
+    )
+    asked = ["--modes", "sequential", "--count", "2"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        code = f"{start}sys.exit(main({words(model, *asked, *more)!r}))"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    refused = run("--metrics", "drift,clip,fid")
+    assert refused.returncode == 2 and not (here / "work").exists()
+    assert "clip: torch is needed here and is not installed; run: pip install" in refused.stderr
+    assert "fid: torch is needed" in refused.stderr
+    done = run("--metrics", "drift,alignment")
+    assert done.returncode == 0, done.stderr
+    assert "alignment" in results(here)["rows"][0]["metrics"]
