@@ -34,7 +34,10 @@ _INCEPTION_NAMES = (INCEPTION_FILE, INCEPTION_FILE.replace("pt_inception", "weig
 
 _TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either will do
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-_SMALL = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt")
+_SMALL = (
+    *("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
 
 
 def need(*packages: str) -> None:

@@ -126,3 +126,24 @@ def test_a_package_that_is_missing_is_named_with_its_extra() -> None:
     weights.need("json", "numpy")
     with pytest.raises(MissingExtraError, match=r"no_such_package is needed .*driffusion-trt\[eval\]"):
         weights.need("json", "no_such_package")
+
+
+def test_safetensors_come_first_from_the_hub(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is there in the older form alone is fetched in it."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if "pytorch_model.bin" in allow_patterns:
+            (clip / "pytorch_model.bin").write_bytes(b"weights")
+        return str(clip)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    weights.clip_folder(None, weights.CLIP, "--clip")
+    (name, patterns), *rest = asked
+    assert (name, rest) == (weights.CLIP, [])
+    assert "model.safetensors" in patterns and not [one for one in patterns if one.endswith(".bin")]
+    (clip / "model.safetensors").unlink()
+    _, files = weights.clip_folder("someone/else", weights.CLIP, "--clip")
+    assert [name for name, _ in asked[1:]] == ["someone/else"] * 2
+    assert "pytorch_model.bin" in asked[2][1] and files[0] == clip / "pytorch_model.bin"
