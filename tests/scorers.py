@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from driffusion_trt import scenes
+from driffusion_trt.evaluation.heldout import HELD_OUT
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIDE, LENGTH = 28, 16
@@ -118,3 +121,17 @@ def pictures(count: int, height: int, width: int, seed: int = 6) -> list[Image.I
         noisy = (drawn + rng.integers(-9, 10, drawn.shape)).clip(0, 255)
         made.append(Image.fromarray(noisy.astype(np.uint8)))
     return made
+
+
+def held_out_pictures(count: int) -> np.ndarray:
+    """Drawn pictures of the bundled models' held-out prompts, uint8 (count, 64, 64, 3)."""
+    drawn = []
+    for index in range(count):
+        rng = np.random.default_rng([HELD_OUT, index])
+        scene, ground = scenes.draw_scene(rng)
+        drawn.append(scenes.paint(scene, ground, rng))
+    return np.stack(drawn)
+
+
+def as_images(pixels: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray(one) for one in pixels]
