@@ -155,10 +155,18 @@ def test_more_modes_metrics_and_pictures_come_later(
 def test_batches_are_the_same_pictures(model: str, here: Path) -> None:
     asked = ["--modes", "window", "--lanes", "2", "--metrics", "drift", "--count", "3"]
     assert main(words(model, *asked)) == 0
-    assert main(["eval", "--model", model, "--work", "batched", *FEW, *asked, "--batch-size", "2"]) == 0
+    batched = ["eval", "--model", model, "--work", "batched", *FEW, *asked, "--batch-size", "2"]
+    assert main(batched) == 0
     for k in range(3):
         one, other = (Image.open(here / work / "window-n2" / f"{k:05}.png") for work in ("work", "batched"))
         assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1
+    # Of a batch that was stopped half way only the rest is written.
+    folder = here / "batched" / "window-n2"
+    before, pixels = (folder / "00000.png").stat().st_mtime_ns, (folder / "00001.png").read_bytes()
+    (folder / "00001.png").unlink()
+    assert main(batched) == 0
+    assert (folder / "00000.png").stat().st_mtime_ns == before
+    assert (folder / "00001.png").read_bytes() == pixels
 
 
 @pytest.mark.parametrize(
