@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from driffusion_trt._machine import commit, processor, versions
+from driffusion_trt._machine import circumstances
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def circumstances(packages: Iterable[str] = ("numpy", "onnxruntime")) -> dict[str, Any]:
-    """Date, commit, machine and package versions of this run."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(Path(__file__).parent),
-        "machine": {"processor": processor(), "cores": cores, "system": platform.platform(terse=True)},
-        "versions": versions(packages),
-    }
 
 
 def write(name: str, result: Mapping[str, Any], packages: Iterable[str] = ("numpy", "onnxruntime")) -> Path:
@@ -32,7 +19,9 @@ def write(name: str, result: Mapping[str, Any], packages: Iterable[str] = ("nump
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**circumstances(packages), **result}, indent=1) + "\n")
+    partial.write_text(
+        json.dumps({**circumstances(Path(__file__).parent, packages), **result}, indent=1) + "\n"
+    )
     os.replace(partial, path)
     return path
 

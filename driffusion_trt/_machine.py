@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .engines.gpus import find_gpus
 from .runtime.host import auto_lanes
 
 __all__ = [
+    "circumstances",
     "commit",
     "driver_version",
     "installed",
@@ -105,4 +107,14 @@ def machine() -> dict[str, Any]:
         "gpus": named,
         "driver": driver_version(),
         "cuda": None if gpus.cuda is None else "{}.{}".format(*gpus.cuda),
+    }
+
+
+def circumstances(folder: Path, packages: Iterable[str]) -> dict[str, Any]:
+    """What makes a measurement comparable: date, commit of the code in `folder`, machine, versions."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(folder),
+        "machine": machine(),
+        "versions": versions(packages),
     }

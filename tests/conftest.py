@@ -44,7 +44,7 @@ providers._get_local_constants = lambda: providers._local_constants
 LONG = (
     *("test_build_killed", "test_start_from_image", "test_gpu_mutations", "test_loops", "test_gpu_faults"),
     *("test_demo_to_onnx", "test_gpu_lanes", "test_families", "test_equal_to_diffusers", "test_gpu_families"),
-    *("test_images", "test_parity", "test_demo_quality", "test_starting", "test_schedule", "test_lora"),
+    *("test_images", "test_parity", "test_heldout", "test_starting", "test_schedule", "test_lora"),
 )
 
 

@@ -73,7 +73,7 @@ ROOMS: dict[str, set[str]] = {
     ),
     "baselines": RUNTIME | {"runtime"},
     "server": PIPELINE | {"pipeline"},
-    "evaluation": PIPELINE | {"pipeline", "scenes"},
+    "evaluation": PIPELINE | {"pipeline", "scenes", "_machine"},
     "benchmark": PIPELINE | {"pipeline", "_machine"},
     "commands": PIPELINE
     | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"}
@@ -101,7 +101,7 @@ TORCH = {
 }
 PLACES: dict[str, set[str]] = {
     "export": TORCH,
-    "evaluation": TORCH | {"scipy"},
+    "evaluation": TORCH,
     "_widen": {"onnx_ir"},
     "baselines": {"onnx"},
     "benchmark.plot": {"matplotlib"},

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
-from .._machine import commit, machine, versions
+from .._machine import circumstances
 from .drift import summary
 from .figures import percentiles, with_interval
 from .measuring import Job, Measured, Run
@@ -43,11 +42,8 @@ def document(job: Job, run: Run, notes: Sequence[str]) -> dict[str, Any]:
     return {
         "kind": KIND,
         "format": FORMAT,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(Path(__file__).parent),
         "version": __version__,
-        "machine": machine(),
-        "versions": versions(_PACKAGES),
+        **circumstances(Path(__file__).parent, _PACKAGES),
         "model": {
             "family": manifest.family,
             "model_hash": job.folder.model_hash,

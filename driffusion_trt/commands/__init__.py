@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import bench, build, completion, doctor, inspect, plan, run
+from . import bench, build, completion, doctor, eval, inspect, plan, run
 from ._console import Console
 
 __all__ = ["COMMANDS", "Command"]
@@ -64,6 +64,14 @@ COMMANDS: Mapping[str, Command] = {
         bench.EPILOG,
         bench.add_arguments,
         bench.run,
+    ),
+    "eval": Command(
+        "compare the modes' pictures: FID, CLIP, PickScore, HPSv2.1, drift",
+        "--work FOLDER [options]",
+        eval.DESCRIPTION,
+        eval.EPILOG,
+        eval.add_arguments,
+        eval.run,
     ),
     "doctor": Command(
         "show what this machine can do, what is missing and broken",

@@ -36,16 +36,22 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaussian:
-    """Mean (F,) and covariance (F, F) of features, float64; the latter over count − 1, as numpy's `cov`."""
+    """Mean (F,) and covariance (F, F) of features, float64; the latter over count − 1, as numpy's `cov`.
+
+    factor: (F, N) with covariance = factor · factorᵀ, where there are fewer pictures than features.
+    """
 
     mean: Float64
     covariance: Float64
+    factor: Float64 | None = None
 
     @classmethod
     def of(cls, features: Features) -> Self:
         """Of features (N, F), N at least 2."""
         exact = np.asarray(features, np.float64)
-        return cls(exact.mean(0), np.atleast_2d(np.cov(exact, rowvar=False)))
+        mean, covariance = exact.mean(0), np.atleast_2d(np.cov(exact, rowvar=False))
+        few = len(exact) <= exact.shape[1]
+        return cls(mean, covariance, (exact - mean).T / np.sqrt(len(exact) - 1) if few else None)
 
     @classmethod
     def read(cls, path: Path, width: int) -> Self:
@@ -76,22 +82,30 @@ class Gaussian:
 
 
 class _To:
-    """Distances to one Gaussian: its root is taken once.
+    """Distances to one Gaussian, whose root is taken once.
 
-    |μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), where the eigenvalues of Σ1·Σ2 are those of Σ1^½·Σ2·Σ1^½, which
-    is symmetric: they come out real and not negative, also where a covariance has no full rank.
+    |μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½). The eigenvalues of Σ1·Σ2 are those of Σ2^½·Σ1·Σ2^½, and but for
+    zeros those of Aᵀ·Σ2·A with Σ1 = A·Aᵀ, which is small where there are few pictures. Both are symmetric:
+    eigenvalues come out real and not negative, also where a covariance has no full rank.
     """
 
     def __init__(self, target: Gaussian) -> None:
-        values, vectors = np.linalg.eigh(target.covariance)
         self._target = target
-        self._root: Float64 = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+        self._root: Float64 | None = None
 
     def __call__(self, one: Gaussian) -> float:
         shift = float(((one.mean - self._target.mean) ** 2).sum())
-        cross = np.linalg.eigvalsh(self._root @ one.covariance @ self._root)
+        cross = np.linalg.eigvalsh(self._product(one))
         spread = np.trace(one.covariance) + np.trace(self._target.covariance)
         return shift + float(spread - 2 * np.sqrt(cross.clip(0)).sum())
+
+    def _product(self, one: Gaussian) -> Float64:
+        if one.factor is not None:
+            return np.asarray(one.factor.T @ self._target.covariance @ one.factor)
+        if self._root is None:
+            values, vectors = np.linalg.eigh(self._target.covariance)
+            self._root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+        return np.asarray(self._root @ one.covariance @ self._root)
 
 
 def frechet(one: Features, other: Features | Gaussian) -> float:
@@ -103,6 +117,10 @@ def frechet(one: Features, other: Features | Gaussian) -> float:
 def _without_groups(features: Features) -> Iterator[Gaussian]:
     """The Gaussian of all features but one group after the other; picture k is in group k mod GROUPS."""
     exact = np.asarray(features, np.float64)
+    if len(exact) <= exact.shape[1]:
+        for group in range(GROUPS):
+            yield Gaussian.of(np.delete(exact, np.s_[group::GROUPS], axis=0))
+        return
     centre = exact.mean(0)
     exact = exact - centre  # sums of squares then lose no digits
     total, products = exact.sum(0), exact.T @ exact

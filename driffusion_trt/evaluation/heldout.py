@@ -84,8 +84,7 @@ class Checker:
 
 def right(read: Labels, wanted: Labels) -> NDArray[np.bool_]:
     """Whether each label (B, heads) is right, or is one that the prompt leaves open."""
-    found: NDArray[np.bool_] = (read == wanted) | (wanted == IGNORED)
-    return found
+    return np.asarray((read == wanted) | (wanted == IGNORED))
 
 
 def alignment(read: Labels, wanted: Labels) -> dict[str, float]:

@@ -1,0 +1,136 @@
+"""The third stage: figures as a table for a terminal, as JSON with their circumstances, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._machine import circumstances
+from .intervals import mean_interval
+from .making import SEQUENTIAL, Row
+from .metrics import Metric
+from .scoring import Figure
+from .work import RowFolder
+
+__all__ = ["as_csv", "as_json", "as_tables", "row_facts"]
+
+_PACKAGES = ("driffusion-trt", "numpy", "onnxruntime", "pillow", "torch", "transformers")
+
+
+def row_facts(row: Row, folder: RowFolder, count: int, scores: dict[str, Figure], drift: bool) -> Figure:
+    """One row: its options, the calls that its pictures took, its figures."""
+    records = [folder.records[index] for index in range(count)]
+    calls = np.array([record["calls"] for record in records])
+    return {
+        "name": row.name,
+        **row.asked,
+        "pictures": count,
+        "calls": {"mean": float(calls.mean()), "most": int(calls.max())},
+        "predictions": float(np.mean([record["predictions"] for record in records])),
+        "metrics": {**(_drift(records) if drift else {}), **scores},
+    }
+
+
+def _drift(records: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """Distances from the sequential pictures."""
+    found = {}
+    for name, worst in (("relative_l2", max), ("psnr_db", min)):
+        values = np.array([record[name] for record in records])
+        interval = mean_interval(values)
+        found[name] = {
+            "value": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+            "worst": float(worst(values)),
+        }
+    return found
+
+
+def as_json(
+    settings: dict[str, Any], metrics: Sequence[Metric], rows: Sequence[Figure], seed: int, drift: bool
+) -> dict[str, Any]:
+    """Everything, with what makes it comparable."""
+    columns = {
+        metric.name: {
+            "title": metric.title,
+            "better": metric.better,
+            "key": metric.key,
+            **({} if metric.reference is None else {"reference": metric.reference.name}),
+            **metric.facts,
+        }
+        for metric in metrics
+    }
+    own = {"relative_l2": {"better": "lower"}, "psnr_db": {"better": "higher"}} if drift else {}
+    return {
+        **circumstances(Path(__file__).parent, _PACKAGES),
+        "settings": settings,
+        "intervals": "95 %: bootstrap over pictures for means, a jackknife of 20 groups for distances; "
+        f"differences are from {SEQUENTIAL} with the same prompts and seeds (from {seed} on)",
+        "metrics": {**own, **columns},
+        "rows": list(rows),
+    }
+
+
+def as_csv(rows: Sequence[Figure]) -> str:
+    """A line for each row and metric."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    head = ["row", "mode", "lanes", "pictures", "calls", "metric", "value", "low", "high", "worst"]
+    table.writerow([*head, "difference", "difference_low", "difference_high"])
+    for row in rows:
+        for name, figure in row["metrics"].items():
+            difference = figure.get("difference", {})
+            line = [row["name"], row["mode"], row["lanes"], row["pictures"], row["calls"]["mean"], name]
+            line += [figure[key] for key in ("value", "low", "high")] + [figure.get("worst")]
+            table.writerow([*line, *(difference.get(key) for key in ("value", "low", "high"))])
+    return out.getvalue()
+
+
+def as_tables(metrics: Sequence[Metric], rows: Sequence[Figure], drift: bool) -> str:
+    """Values, then differences from sequential, each with its interval."""
+    arrows = {"higher": "↑", "lower": "↓"}
+    titles = [f"{metric.title} {arrows[metric.better]}" for metric in metrics]
+    head = ["mode", "calls", *(["rel. L2 (worst)", "PSNR dB (worst)"] if drift else []), *titles]
+    values, differences = [head], [["difference from sequential", *titles]]
+    for row in rows:
+        figures = row["metrics"]
+        line = [row["name"], _calls(row)]
+        if drift and row["name"] == SEQUENTIAL:
+            line += ["–", "–"]
+        elif drift:
+            line += [_worst(figures["relative_l2"], 4, 3), _worst(figures["psnr_db"], 1, 1)]
+        values.append(line + [_spread(figures[metric.name], metric.digits) for metric in metrics])
+        if row["name"] != SEQUENTIAL:
+            apart = [_spread(figures[one.name]["difference"], one.digits, sign="+") for one in metrics]
+            differences.append([row["name"], *apart])
+    tables = [values] + ([differences] if metrics and len(differences) > 1 else [])
+    return "\n\n".join(_aligned(table) for table in tables)
+
+
+def _calls(row: Figure) -> str:
+    mean, most = row["calls"]["mean"], row["calls"]["most"]
+    return str(most) if mean == most else f"{mean:.1f}"
+
+
+def _worst(figure: Figure, digits: int, worst_digits: int) -> str:
+    return f"{figure['value']:.{digits}f} ({figure['worst']:.{worst_digits}f})"
+
+
+def _spread(figure: Figure, digits: int, sign: str = "") -> str:
+    numbers = [figure[name] for name in ("value", "low", "high") if figure[name] is not None]
+    value, *ends = (f"{number:{sign}.{digits}f}" for number in numbers)
+    return value if not ends else f"{value} [{ends[0]}, {ends[1]}]"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for first, *rest in table:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
