@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import driffusion_trt as dt
+from driffusion_trt._machine import circumstances, commit
 from driffusion_trt.cli import main as command
 from driffusion_trt.engines.gpus import find_gpus
 from driffusion_trt.engines.manifest import BUNDLED, ModelFolder
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     counts = list(range(1, most + 1))
     key = {"gpus": [str(gpu) for gpu in gpus.found[:most]], "cuda": gpus.cuda, "steps": options.steps}
     key |= {"iterations": options.iterations, "guidance_scale": options.guidance_scale}
-    key |= {"commit": report.circumstances(())["commit"], "flavour": os.environ.get("DRIFFUSION_FLAVOUR")}
+    key |= {"commit": commit(Path(__file__).parent), "flavour": os.environ.get("DRIFFUSION_FLAVOUR")}
     key = json.loads(json.dumps(key))
     general = Parts(options.out / "parts", key, options.minutes)
     if most == 1:
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    whole = {**report.circumstances(PACKAGES), **result}
+    whole = {**circumstances(Path(__file__).parent, PACKAGES), **result}
     path = options.out / "bench-gpu.json"
     partial_path = path.with_suffix(".partial")
     partial_path.write_text(json.dumps(whole, indent=1) + "\n")
