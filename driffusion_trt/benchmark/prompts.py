@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["DEMO", "GENERAL"]
 
-# What the bundled models draw: bench.demo_quality's held-out prompts 2000 to 2015.
+# What the bundled models draw: evaluation.heldout's prompts 2000 to 2015.
 DEMO = (
     "a purple triangle on a blue background",
     "a cat left of an owl on a green background",
