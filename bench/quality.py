@@ -67,12 +67,12 @@ class Maker:
 
     def __init__(self, model: str, guidance: float, work: Path, checker: Checker) -> None:
         self.model, self.guidance, self._checker = model, guidance, checker
-        self._work = work / model / f"g{guidance:g}"
+        folder = ModelFolder.open(model)
+        self.model_hash = folder.model_hash
+        self._work = work / f"{model}-{self.model_hash}" / f"g{guidance:g}"
         self._work.mkdir(parents=True, exist_ok=True)
         self._resources = ExitStack()
-        self._decoder = self._resources.enter_context(
-            OnnxSession(ModelFolder.open(model).network("vae_decoder"))
-        )
+        self._decoder = self._resources.enter_context(OnnxSession(folder.network("vae_decoder")))
         self._demo: Demo | None = None
         self._async: dict[int, AsyncDiffLanes] = {}
 
@@ -183,7 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for maker, cell, arrays in made_chunks(makers, todo, options.pictures, progress):
             parts.setdefault((maker.model, maker.guidance, cell), []).append(arrays)
     found = {key: gathered(some) for key, some in parts.items()}
-    quality_table.report_all(found, checker, FIRST, write=not options.no_write)
+    hashes = {maker.model: maker.model_hash for maker in makers}
+    quality_table.report_all(found, hashes, checker, FIRST, write=not options.no_write)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,12 @@ DRAWN = 2000  # pictures that the Fréchet distance is taken to
 
 
 def report_all(
-    found: Mapping[tuple[str, float, Cell], Arrays], checker: Checker, first: int, *, write: bool
+    found: Mapping[tuple[str, float, Cell], Arrays],
+    hashes: Mapping[str, str],
+    checker: Checker,
+    first: int,
+    *,
+    write: bool,
 ) -> None:
     """Print a table for each model and guidance scale; write bench/results/quality.json.
 
@@ -50,6 +55,7 @@ def report_all(
         result = {
             "pictures": count,
             "first_prompt": first,
+            "model_hashes": dict(hashes),
             "drawn_pictures": DRAWN,
             # What as many drawn pictures have: few samples alone are a distance.
             "frechet_of_drawn_pictures": frechet(drawn[:count], drawn[count:]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -88,8 +89,11 @@ class ModelFolder:
 
     @property
     def model_hash(self) -> str:
-        """The first digits of the denoiser's SHA-256: which weights these are."""
-        return self.manifest.files["onnx/denoiser.onnx"].sha256[:10]
+        """Which weights these are: the first digits of the denoiser's SHA-256, graph and weights together."""
+        digests = [entry.sha256 for _, entry in sorted(self.files_of("denoiser").items())]
+        if len(digests) == 1:
+            return digests[0][:10]
+        return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()[:10]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
