@@ -57,7 +57,7 @@ test-full: $(VENV)/.test ## SD2.1, SDXL and SD3 in full size to TensorRT-RTX pla
 test-gpu: $(VENV)/.gpu-$(FLAVOUR) ## what only a GPU can show: FLAVOUR=tensorrt or tensorrt-rtx
 	DRIFFUSION_FLAVOUR=$(FLAVOUR) $(PY) -m pytest -m gpu tests/gpu $(ARGS)
 
-# MODELS="models/sdxl models/sd3" are folders with plans, the bundled demo where there are none; resumable.
+# MODELS="models/sdxl models/sd3" are folders with plans, the bundled models where there are none; resumable.
 bench-gpu: test-gpu ## then every mode on 1 to N GPUs, diffusers, copies: FLAVOUR=... MODELS="..." BENCH_ARGS="..."
 	DRIFFUSION_FLAVOUR=$(FLAVOUR) $(PY) -m bench.gpu $(MODELS) $(BENCH_ARGS)
 
@@ -74,7 +74,7 @@ lint: $(VENV)/.dev ## style, format and types
 lint-tensorrt: $(VENV)/.dev ## the calls of both TensorRTs against the real bindings
 	$(PY) -m bench.tensorrt_types $(ARGS)
 
-demo-train: $(VENV)/.test ## train the bundled demo model anew: hours on a laptop, resumable
+demo-train: $(VENV)/.test ## train a bundled model anew: ARGS="--family demo-xl"; hours on a laptop, resumable
 	$(PY) -m driffusion_trt.export.demo.train --work demo-training $(ARGS)
 
 # By way of the sdist, and into an empty environment far from this folder: what a user of a release gets.

@@ -68,7 +68,8 @@ class Autoencoder:
         if self._encoder is None:
             raise ModelError(
                 "this model has no encoder for pictures (vae_encoder), so it can start from noise only; "
-                "build one from a checkpoint with the whole autoencoder"
+                "take 'demo-xl' or 'demo-sd3' in place of 'demo', or build one from a checkpoint with the "
+                "whole autoencoder"
             )
         return self._encoder
 

@@ -17,6 +17,7 @@ from ..models import MODELS, ModelSpec, get_spec
 __all__ = ["BUNDLED", "ModelFolder", "resolve_model", "write_manifest"]
 
 BUNDLED = ("demo", "demo-xl", "demo-sd3")
+_NAMES = "{}, {} and {}".format(*map(repr, BUNDLED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +183,14 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelError(f"{path} is a file; give the model folder that holds it, or 'demo'")
+        raise ModelError(f"{path} is a file; give the model folder that holds it, or one of {_NAMES}")
     if name in MODELS:
         raise ModelError(
             f"{name!r} is not bundled and there is no folder of that name; "
-            "give the folder of a built model, or 'demo'"
+            f"give the folder of a built model, or one of {_NAMES}"
         )
     if os.sep in name or "/" in name:
-        raise ModelError(f"there is no folder {path}; give the folder of a built model, or 'demo'")
+        raise ModelError(f"there is no folder {path}; give the folder of a built model, or one of {_NAMES}")
     raise ModelError(
         f"unknown model {name!r}, and there is no folder of that name{did_you_mean(name, BUNDLED)}"
     )

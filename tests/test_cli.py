@@ -26,7 +26,7 @@ from driffusion_trt import Pipeline
 from driffusion_trt.cli import main, parse
 from driffusion_trt.commands import COMMANDS, _options, _pictures
 from driffusion_trt.commands._output import places, slug
-from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.engines.manifest import BUNDLED, ModelFolder
 from driffusion_trt.pictures import psnr, read_settings, save_png
 from driffusion_trt.runtime.devices import choose_devices
 from driffusion_trt.sampling.options import CLASSES
@@ -89,6 +89,7 @@ def test_help_fits_a_terminal_and_names_every_command(
 
 def test_names_in_the_help_are_those_of_the_library() -> None:
     assert (_options.MODES, _options.BASELINES) == (MODES, BASELINES)
+    assert _options.DEMOS == BUNDLED
     assert set(_options.SCHEDULERS) == set(CLASSES)
 
 
@@ -108,6 +109,7 @@ def test_shells_are_told_how_to_complete(capsys: pytest.CaptureFixture[str]) -> 
         ("driffusion-trt run --mod", {"--mode", "--model"}),
         ("driffusion-trt run --mode a", {"aggressive", "auto"}),
         ("driffusion-trt plan --scheduler d", {"ddpm", "ddim", "dpmsolver++"}),
+        ("driffusion-trt run --model demo-", {"demo-xl", "demo-sd3"}),
     ],
 )
 def test_completion_knows_commands_options_and_names(here: Path, line: str, expected: set[str]) -> None:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 import driffusion_trt as dt
 from driffusion_trt.engines.manifest import BUNDLED, ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
+from driffusion_trt.evaluation import heldout
 
 PROMPT = "a red fox left of a blue star on a yellow background"
 TEXT = {
@@ -52,6 +53,17 @@ def test_sequential_does_not_depend_on_lanes_or_devices(model: str) -> None:
         with dt.Pipeline.load(model, devices=devices) as pipe:
             latents.append(pipe(PROMPT, steps=12, mode="sequential", lanes=lanes, seed=7).latents)
     assert all(np.array_equal(one, latents[0]) for one in latents)
+
+
+@models
+def test_it_draws_what_is_asked(model: str) -> None:
+    """Held-out prompts as they come, in half of the model's steps."""
+    asked = [heldout.prompt(k) for k in range(16)]
+    with dt.Pipeline.load(model, devices=2) as pipe:
+        steps = pipe.spec.steps // 2
+        images = pipe([words for words, _ in asked], seed=range(16), steps=steps, mode="aggressive").images
+    read, _ = heldout.Checker()(np.stack([np.asarray(image) for image in images]))
+    assert heldout.right(read, np.array([wanted for _, wanted in asked])).all(1).mean() >= 0.8
 
 
 def scheduler_of(model: ModelFolder, steps: int) -> Any:

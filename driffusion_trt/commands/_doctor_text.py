@@ -197,7 +197,8 @@ def _table(gains: Expected, width: int) -> list[str]:
     )
     lines = _paragraph(
         f"Rounds and ideal speed-up, as if only network calls took time, for {gains.steps} steps of "
-        f"{gains.scheduler}. Calculated, not measured; this machine has {here}.",
+        f"{gains.scheduler}; of tolerance the fewest, since a picture takes as many as it needs. Calculated, "
+        f"not measured; this machine has {here}.",
         width,
         0,
     )

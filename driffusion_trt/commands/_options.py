@@ -33,6 +33,24 @@ def option(
         group.add_argument(*aliases, dest=action.dest, type=type, default=None, help=argparse.SUPPRESS)
 
 
+# Repeated here, since the module that has them loads more than help needs; a test holds the copies together.
+DEMOS = ("demo", "demo-xl", "demo-sd3")
+
+
+def model_option(group: argparse._ActionsContainer, metavar: str = "NAME", or_else: str = "") -> None:
+    """--model: a bundled model or a folder; shells complete both."""
+    named = f"{', '.join(DEMOS)}, or a model folder{or_else} (default: demo)"
+    action = group.add_argument("--model", metavar=metavar, help=named, default=None)
+    action.completer = models  # type: ignore[attr-defined]
+
+
+def models(prefix: str, **_: object) -> list[str]:
+    """Bundled models and folders that begin so, for a shell."""
+    from argcomplete.completers import DirectoriesCompleter
+
+    return [*(name for name in DEMOS if name.startswith(prefix)), *DirectoriesCompleter()(prefix)]
+
+
 def whole(text: str) -> int:
     try:
         return int(text)

@@ -6,7 +6,7 @@ import argparse
 
 from .._errors import InputError
 from ._console import Console
-from ._options import SCHEDULERS, devices, number, option, whole, wholes
+from ._options import SCHEDULERS, devices, model_option, number, option, whole, wholes
 
 DESCRIPTION = (
     "Measure modes and baselines beside each other in one process: latency by stage, speed-up over\n"
@@ -45,7 +45,7 @@ def _what(group: argparse._ArgumentGroup) -> None:
     option(group, "--modes", "MODES", "see below (default: the five of this project)")
     option(group, "--lanes", "N,N,...", "noises predicted at once (default: as many as devices)", type=wholes)
     option(group, "--iterations", "N", "repetitions after the warm-up (default: 10)", type=whole)
-    option(group, "--model", "NAME", "a model folder, or the bundled model (default: demo)")
+    model_option(group)
     option(
         group,
         "--devices",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ._console import Console
-from ._options import number, option, whole
+from ._options import DEMOS, number, option, whole
 
 DESCRIPTION = "Turn a checkpoint into a model folder: ONNX checked against torch, and TensorRT plans."
 EPILOG = """\
@@ -26,7 +26,6 @@ example:
     --output models/sdxl --height 1024 --width 1024"""
 
 # Repeated here, since their modules load more than help needs; a test holds the copies together.
-DEMOS = ("demo", "demo-xl", "demo-sd3")
 FAMILIES = ("sd21", "sd21-base", "sdxl", "sd3", "sd35-medium", "sd35-large", *DEMOS)
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp16", "bf16", "fp32")

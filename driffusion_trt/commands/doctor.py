@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ._console import Console
-from ._options import option
+from ._options import model_option
 
 DESCRIPTION = "Show what this machine has for making pictures, what is missing, and what is broken."
 EPILOG = """\
@@ -19,7 +19,7 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    option(parser, "--model", "FOLDER", "a model folder, or a bundled model (default: demo)")
+    model_option(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else to stdout"
     )

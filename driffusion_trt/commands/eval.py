@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ._console import Console
-from ._options import MODES, SCHEDULERS, devices, number, option, whole, wholes
+from ._options import MODES, SCHEDULERS, devices, model_option, number, option, whole, wholes
 
 DESCRIPTION = (
     "Make the same pictures in every mode, and say how good they are and how far from sequential ones:\n"
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _what(group: argparse._ArgumentGroup) -> None:
-    option(group, "--model", "NAME", "a model folder, or a bundled model (default: demo)")
+    model_option(group)
     option(group, "--captions", "FILE", "MS-COCO's captions_val2017.json; the first caption of each picture")
     option(group, "--prompts-file", "FILE", "prompts, one a line, # for comments; - is stdin")
     option(group, "--count", "N", "pictures (default: all; of held-out prompts 200)", type=whole)

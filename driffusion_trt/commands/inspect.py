@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._console import Console
+from ._options import models
 
 if TYPE_CHECKING:
     from ..engines.gpus import Gpu
@@ -25,7 +26,8 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="a model folder, or a bundled model (demo)")
+    folder = parser.add_argument("folder", metavar="FOLDER", help="a model folder, or a bundled model")
+    folder.completer = models  # type: ignore[attr-defined]
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else to stdout"
     )

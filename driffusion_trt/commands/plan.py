@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
 from ._console import Console
-from ._options import BASELINES, MODES, SCHEDULERS, devices, number, option, whole, wholes
+from ._options import BASELINES, MODES, SCHEDULERS, devices, model_option, number, option, whole, wholes
 
 if TYPE_CHECKING:
     from ..sampling.plan import Plan
@@ -38,12 +38,7 @@ _OF_PLANS = ("mode", "rounds", "blocks", "output", "timeline", "costs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    option(
-        parser,
-        "--model",
-        "NAME",
-        "a model folder, a bundled model, or a scheduler_config.json (default: demo)",
-    )
+    model_option(parser, or_else=", or a scheduler_config.json")
     option(
         parser,
         "--steps",

@@ -6,7 +6,18 @@ import argparse
 import time
 
 from ._console import Console
-from ._options import MODES, NAN_POLICIES, QUALITIES, SCHEDULERS, devices, number, option, whole, wholes
+from ._options import (
+    MODES,
+    NAN_POLICIES,
+    QUALITIES,
+    SCHEDULERS,
+    devices,
+    model_option,
+    number,
+    option,
+    whole,
+    wholes,
+)
 
 DESCRIPTION = "Make pictures from prompts, and write them as PNG files with their settings inside."
 EPILOG = """\
@@ -54,7 +65,7 @@ def _what(group: argparse._ArgumentGroup) -> None:
         "of the pictures in pixels (default: that of --image, or the model's)",
         type=whole,
     )
-    option(group, "--model", "NAME", "a model folder, or the bundled model (default: demo)")
+    model_option(group)
     option(
         group,
         "--num-images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -186,3 +187,21 @@ def test_what_is_no_model_is_refused(
     Path("file.onnx").touch()
     with pytest.raises(ModelError, match=message):
         resolve_model(name)
+
+
+def test_the_hash_of_a_model_covers_weights_beside_the_graph(folder: Path) -> None:
+    """Two builds with other weights have the same graph where the weights are in a file of their own."""
+    model = ModelFolder.open(folder)
+    assert model.model_hash == model.manifest.files["onnx/denoiser.onnx"].sha256[:10]
+    hashes = set()
+    for weights in (b"one", b"two"):
+        data = folder / "onnx" / "denoiser.onnx.data"
+        data.write_bytes(weights)
+
+        def add(manifest: dict[str, Any], weights: bytes = weights) -> None:
+            entry = {"sha256": hashlib.sha256(weights).hexdigest(), "size_bytes": len(weights)}
+            manifest["files"]["onnx/denoiser.onnx.data"] = entry
+
+        change(folder, add)
+        hashes.add(ModelFolder.open(folder).model_hash)
+    assert len(hashes | {model.model_hash}) == 3
