@@ -30,7 +30,8 @@ from . import report
 from .crowd import Demo, make_pictures
 from .drift import STEPS, Cells, compared
 
-SHORTER = (10, 20, 30)  # steps of which the demo's calibration has rounds alone
+# Steps of which the bundled calibrations have rounds alone; the demo's also has blocks, of 50 steps.
+ROUNDS_ALONE = {"demo": (10, 20, 30), "demo-xl": (10, 20, 30), "demo-sd3": (10, 20, 28)}
 CALIBRATED_ON, EVALUATED_ON = 1000, 1100  # prompts and seeds from here on; how errors are weighed was chosen
 # with a look at both, so that the result stands again on 1200 to 1231: --first 1200
 
@@ -61,7 +62,9 @@ def rounds_alone(demo: Demo, pairs: Sequence[int], guidance: float, lanes: int, 
 
     schedule, asked = demo.schedule(steps), (0.003, 0.01, 0.05)
     spent = spent_by(make, schedule, lanes=lanes, pairs=len(pairs), tolerances=asked)
-    return Entry("ddim", steps, guidance, lanes, len(pairs), "G", 1, {}, {}, {}, spent, None)
+    plan = dt.make_plan(schedule, mode="tolerance", lanes=lanes).asked()
+    how = (plan["carry"], plan["order"])
+    return Entry(schedule.solver, steps, guidance, lanes, len(pairs), *how, {}, {}, {}, spent, None)
 
 
 def kept(
@@ -122,23 +125,26 @@ def plans_of(schedule: dt.Schedule, entry: Entry, rounds: int) -> dict[str, dict
 
 
 def bundle(options: argparse.Namespace) -> None:
-    """Add what is missing to the demo's calibration."""
-    folder = ModelFolder.open("demo")
+    """Add what is missing to a bundled model's calibration."""
+    folder = ModelFolder.open(options.bundle)
     pairs = range(CALIBRATED_ON, CALIBRATED_ON + options.pairs)
-    demo = Demo(pairs)
+    demo = Demo(pairs, options.bundle)
+    solver, shorter = demo.schedule().solver, ROUNDS_ALONE[options.bundle]
+    kinds = [(lanes, guidance) for lanes in options.lanes for guidance in options.guidance]
     with Progress() as progress:
-        for lanes in options.lanes:
-            for guidance in options.guidance:
-                there = {entry.key for entry in Calibration.read(folder).entries}
-                if ("ddim", STEPS, guidance, lanes) not in there:
-                    add_entries(folder, [calibrated(demo, pairs, guidance, lanes, progress)])
-                for steps in SHORTER:
-                    if ("ddim", steps, guidance, lanes) not in there:
-                        add_entries(folder, [rounds_alone(demo, pairs, guidance, lanes, steps)])
+        task = progress.add_task(options.bundle, total=len(kinds) * len(shorter))
+        for lanes, guidance in kinds:
+            there = {entry.key for entry in Calibration.read(folder).entries}
+            if options.bundle == "demo" and (solver, STEPS, guidance, lanes) not in there:
+                add_entries(folder, [calibrated(demo, pairs, guidance, lanes, progress)])
+            for steps in shorter:
+                if (solver, steps, guidance, lanes) not in there:
+                    add_entries(folder, [rounds_alone(demo, pairs, guidance, lanes, steps)])
+                progress.advance(task)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table and write bench/results/calibrated.json, or add to the demo's calibration."""
+    """Print a table and write bench/results/calibrated.json, or add to a bundled model's calibration."""
     parser = argparse.ArgumentParser(prog="python -m bench.calibrated", description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--guidance", type=float, nargs="+")
@@ -146,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=[14, 20])
     parser.add_argument("--work", type=Path, default=Path("build/calibrated"))
     parser.add_argument("--first", type=int, default=EVALUATED_ON, help="pairs to evaluate on, from here on")
-    parser.add_argument("--bundle", action="store_true", help="measure for the demo's own calibration.json")
+    parser.add_argument("--bundle", choices=list(ROUNDS_ALONE), help="measure for its own calibration.json")
     parser.add_argument("--no-write", action="store_true", help="print only, leave bench/results alone")
     options = parser.parse_args(arguments)
     options.pairs = options.pairs or (8 if options.bundle else 32)

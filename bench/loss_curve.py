@@ -11,6 +11,7 @@ from . import report
 
 WIDTH, HEIGHT, MARGIN = 360, 220, 44
 TITLES = {"vae": "autoencoder", "checker": "classifier", "denoiser": "text encoder and UNet"}
+TITLES |= {"denoiser-xl": "demo-xl", "denoiser-sd3": "demo-sd3"}
 
 
 def panel(name: str, points: list[tuple[int, float]], left: int) -> str:
