@@ -44,6 +44,31 @@ def model_option(group: argparse._ActionsContainer, metavar: str = "NAME", or_el
     action.completer = models  # type: ignore[attr-defined]
 
 
+def steps_option(group: argparse._ActionsContainer) -> None:
+    """--steps, with the names that diffusers and TensorRT's demo have for it."""
+    option(
+        group,
+        "--steps",
+        "N",
+        "solver steps (default: the model's, demo: 50)",
+        type=whole,
+        aliases=["--denoising-steps", "--num-inference-steps"],
+    )
+
+
+def guidance_option(group: argparse._ActionsContainer) -> None:
+    option(group, "--guidance-scale", "G", "1 is none (default: the model's, demo: 3)", type=number)
+
+
+def scheduler_option(group: argparse._ActionsContainer) -> None:
+    option(group, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
+
+
+def size_options(group: argparse._ActionsContainer) -> None:
+    for side in ("--height", "--width"):
+        option(group, side, "N", "of the pictures in pixels (default: the model's)", type=whole)
+
+
 def models(prefix: str, **_: object) -> list[str]:
     """Bundled models and folders that begin so, for a shell."""
     from argcomplete.completers import DirectoriesCompleter

@@ -6,7 +6,18 @@ import argparse
 
 from .._errors import InputError
 from ._console import Console
-from ._options import SCHEDULERS, devices, model_option, number, option, whole, wholes
+from ._options import (
+    devices,
+    guidance_option,
+    model_option,
+    number,
+    option,
+    scheduler_option,
+    size_options,
+    steps_option,
+    whole,
+    wholes,
+)
 
 DESCRIPTION = (
     "Measure modes and baselines beside each other in one process: latency by stage, speed-up over\n"
@@ -61,21 +72,13 @@ def _what(group: argparse._ArgumentGroup) -> None:
 
 
 def _pictures(group: argparse._ArgumentGroup) -> None:
-    option(
-        group,
-        "--steps",
-        "N",
-        "solver steps (default: the model's, demo: 50)",
-        type=whole,
-        aliases=["--denoising-steps", "--num-inference-steps"],
-    )
-    option(group, "--guidance-scale", "G", "1 is none (default: the model's, demo: 3)", type=number)
+    steps_option(group)
+    guidance_option(group)
     option(group, "--prompts", "FILE", "prompts, one a line, # for comments; - is stdin (default: a handful)")
     option(group, "--seed", "N", "seed of the first picture (default: 0)", type=whole)
     option(group, "--batch-size", "N", "pictures of each call (default: 1)", type=whole)
-    option(group, "--height", "N", "of the pictures in pixels (default: the model's)", type=whole)
-    option(group, "--width", "N", "of the pictures in pixels (default: the model's)", type=whole)
-    option(group, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
+    size_options(group)
+    scheduler_option(group)
 
 
 def _output(group: argparse._ArgumentGroup) -> None:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 
 from ._console import Console
-from ._options import MODES, SCHEDULERS, devices, model_option, number, option, whole, wholes
+from ._options import (
+    MODES,
+    devices,
+    guidance_option,
+    model_option,
+    number,
+    option,
+    scheduler_option,
+    size_options,
+    steps_option,
+    whole,
+    wholes,
+)
 
 DESCRIPTION = (
     "Make the same pictures in every mode, and say how good they are and how far from sequential ones:\n"
@@ -81,12 +93,11 @@ def _how(group: argparse._ArgumentGroup) -> None:
         "of modes tolerance (default: 0.01) and paradigms (0.1)",
         type=number,
     )
-    option(group, "--steps", "N", "solver steps (default: the model's)", type=whole)
-    option(group, "--guidance-scale", "G", "1 is none (default: the model's)", type=number)
+    steps_option(group)
+    guidance_option(group)
     option(group, "--negative-prompt", "TEXT", "what guidance leads away from")
-    option(group, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
-    option(group, "--height", "N", "of the pictures in pixels (default: the model's)", type=whole)
-    option(group, "--width", "N", "of the pictures in pixels (default: the model's)", type=whole)
+    scheduler_option(group)
+    size_options(group)
     option(group, "--devices", "N", "that make pictures, as for `run` (default: auto)", type=devices)
     option(group, "--batch-size", "N", "pictures in one network call (default: 1)", type=whole)
 

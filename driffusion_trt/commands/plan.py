@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
 from ._console import Console
-from ._options import BASELINES, MODES, SCHEDULERS, devices, model_option, number, option, whole, wholes
+from ._options import (
+    BASELINES,
+    MODES,
+    devices,
+    model_option,
+    number,
+    option,
+    scheduler_option,
+    whole,
+    wholes,
+)
 
 if TYPE_CHECKING:
     from ..sampling.plan import Plan
@@ -51,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--lanes", "N", "noises predicted at once (default: 2, 3, 4 and 8)", type=whole)
     option(parser, "--rounds", "N", "of modes skip, window and paradigms; of tolerance the most", type=whole)
     option(parser, "--blocks", "N,N,...", "steps of each round after the first, for --rounds", type=wholes)
-    option(parser, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
+    scheduler_option(parser)
     option(
         parser, "--guidance-scale", "G", "for what was, or is, calibrated (default: the model's)", type=number
     )

@@ -10,11 +10,13 @@ from ._options import (
     MODES,
     NAN_POLICIES,
     QUALITIES,
-    SCHEDULERS,
     devices,
+    guidance_option,
     model_option,
     number,
     option,
+    scheduler_option,
+    steps_option,
     whole,
     wholes,
 )
@@ -80,15 +82,8 @@ def _what(group: argparse._ArgumentGroup) -> None:
 
 
 def _how(group: argparse._ArgumentGroup) -> None:
-    option(
-        group,
-        "--steps",
-        "N",
-        "solver steps (default: the model's, demo: 50)",
-        type=whole,
-        aliases=["--denoising-steps", "--num-inference-steps"],
-    )
-    option(group, "--guidance-scale", "G", "1 is none (default: the model's, demo: 3)", type=number)
+    steps_option(group)
+    guidance_option(group)
     option(
         group,
         "--mode",
@@ -132,7 +127,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
         "auto, a number, cuda, or a list: cuda:0,cuda:1 or cpu,cpu (default: auto, no more than lanes)",
         type=devices,
     )
-    option(group, "--scheduler", "NAME", f"{', '.join(SCHEDULERS)} (default: the model's)", names=SCHEDULERS)
+    scheduler_option(group)
     option(group, "--eta", "X", "share of fresh noise in a step of ddim, 0 to 1 (default: 0)", type=number)
     option(group, "--clip-skip", "N", "layers of CLIP to stop before the usual one", type=whole)
     option(group, "--batch-size", "N", "pictures in one network call (default: 1)", type=whole)

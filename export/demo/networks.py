@@ -42,21 +42,26 @@ def make_tokenizer(end_last: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def make_text_encoder(vocabulary_size: int) -> CLIPTextModel:
+def clip_config(vocabulary_size: int, *, width: int, layers: int, heads: int, end: int) -> CLIPTextConfig:
+    """Of a small CLIP text encoder whose texts end with the token `end`."""
     config = CLIPTextConfig(
         vocab_size=vocabulary_size,
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=TEXT_LENGTH,
         pad_token_id=0,
         bos_token_id=1,
-        eos_token_id=2,
+        eos_token_id=end,
     )
     config._attn_implementation = "eager"
-    return CLIPTextModel(config)
+    return config
+
+
+def make_text_encoder(vocabulary_size: int) -> CLIPTextModel:
+    return CLIPTextModel(clip_config(vocabulary_size, width=TEXT_WIDTH, layers=2, heads=4, end=2))
 
 
 def make_unet() -> UNet2DConditionModel:

@@ -13,11 +13,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ... import scenes
 from ...scenes.labels import HEADS
-from .networks import LATENT, TEXT_LENGTH, make_tokenizer, start_as_identity
+from .networks import LATENT, clip_config, make_tokenizer, start_as_identity
 
 __all__ = ["DemoSD3", "DemoXL", "make_euler_scheduler", "make_flow_scheduler", "save_pair"]
 
@@ -41,8 +41,8 @@ class _Pair(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         size = make_tokenizer(end_last=True).get_vocab_size()
-        self.text_encoder = self.first_kind(_clip_config(WIDTHS[0], size))
-        self.text_encoder_2 = CLIPTextModelWithProjection(_clip_config(WIDTHS[1], size))
+        self.text_encoder = _clip(self.first_kind, WIDTHS[0], size)
+        self.text_encoder_2 = _clip(CLIPTextModelWithProjection, WIDTHS[1], size)
         self.end = size - 1
         self.reader = torch.nn.Linear(sum(WIDTHS) + self.pooled_width, sum(HEADS.values()))
 
@@ -62,21 +62,8 @@ class _Pair(torch.nn.Module):
         return read
 
 
-def _clip_config(width: int, vocabulary_size: int) -> CLIPTextConfig:
-    config = CLIPTextConfig(
-        vocab_size=vocabulary_size,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        projection_dim=width,
-        num_hidden_layers=3,
-        num_attention_heads=width // 32,
-        max_position_embeddings=TEXT_LENGTH,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=vocabulary_size - 1,
-    )
-    config._attn_implementation = "eager"
-    return config
+def _clip(kind: type[Any], width: int, size: int) -> Any:
+    return kind(clip_config(size, width=width, layers=3, heads=width // 32, end=size - 1))
 
 
 class DemoXL(_Pair):
