@@ -1,6 +1,6 @@
 """The performance model against real runs on 1 and 2 CPU lanes: what was expected over what was measured.
 
-    python -m bench.performance [--model demo] [--repeats 10] [--steps 50] [--write]
+    python -m bench.performance [--model demo] [--repeats 10] [--steps N] [--write]
 
 Before and after every repeat the model's figures are measured: a network call of one and of two rows alone,
 two calls at once, the executor and its threads over a network that costs nothing, encoders, decoder. In the
@@ -22,6 +22,7 @@ from typing import Any
 from rich.progress import track
 
 import driffusion_trt as dt
+from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.planning.machine import Machine
 
 from . import cells, paper, report
@@ -94,12 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", default="demo", help="a bundled model or a model folder")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, help="default: the model's")
     parser.add_argument("--write", action="store_true", help="write bench/results/performance.json")
     options = parser.parse_args(arguments)
-    if options.repeats < 1 or options.steps < 2:
+    steps = ModelFolder.open(options.model).spec.steps if options.steps is None else options.steps
+    if options.repeats < 1 or steps < 2:
         parser.error("--repeats must be at least 1, and --steps 2")
-    result = measure(options.model, options.repeats, options.steps)
+    result = measure(options.model, options.repeats, steps)
     titles = {
         "predicted_over_measured": "predicted / measured",
         "predicted_over_measured_loop": "of the loop",
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\nfigures, medians: " + ", ".join(f"{k} {v}" for k, v in result["figures"].items() if v))
     print("\nThe paper's figures beside the ideal:\n" + paper.table())
     if options.write:
-        facts = {"model": options.model, "steps": options.steps, "guidance_scale": GUIDANCE}
+        facts = {"model": options.model, "steps": steps, "guidance_scale": GUIDANCE}
         stored = {**facts, "repeats": options.repeats, **result, "paper": paper.rows()}
         print(f"written to {report.write(_name(options.model), stored)}")
 

@@ -1,4 +1,4 @@
-"""The measured parts of README.md and docs/measured.md, made from bench/results: `python -m bench.readme`.
+"""The measured parts of README.md and of docs, made from bench/results: `python -m bench.readme`.
 
 A part stands between `<!-- bench.readme: NAME -->` and `<!-- end -->`; `--check` only says whether they are
 what the results say. The plot docs/quality.svg is made too (needs matplotlib).
@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from driffusion_trt.engines.manifest import BUNDLED
+
 from . import quality_table, report
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/measured.md")
+DOCUMENTS = ("README.md", "docs/measured.md", "docs/performance.md")
 PLOT = ROOT / "docs" / "quality.svg"
 _PART = re.compile(r"(<!-- bench\.readme: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _RIVALS = ("sequential", "onnxruntime, 2 threads", "diffusers, 2 threads", "ideal")
@@ -44,11 +46,8 @@ def speed() -> str:
         "as diffusers in torch, 2 threads",
         "loop / ideal",
     ]
-    machine = found["machine"]
-    return (
-        f"{machine['processor']}, {machine['cores']} cores, {found['date'][:10]}, commit {found['commit']}: "
-        f"median and quartiles of {found['repeats']} interleaved repeats.\n\n{report.table(head, rows)}"
-    )
+    about = f"median and quartiles of {found['repeats']} interleaved repeats"
+    return f"{_where(found)}: {about}.\n\n{report.table(head, rows)}"
 
 
 def _spread(ratio: dict[str, float]) -> str:
@@ -96,10 +95,36 @@ def quality_full() -> str:
     return f"{drawn}\n\n" + "\n\n".join(parts)
 
 
+def performance() -> str:
+    """What the model foresees over what pictures took, loops alone and whole calls, for every model."""
+    found = {name: _read(f"performance{name.removeprefix('demo')}") for name in BUNDLED}
+    head = ["predicted / measured", *(f"{name}: picture, loop" for name in found)]
+    by_cell = {name: {row["cell"]: row for row in one["rows"]} for name, one in found.items()}
+    body = [
+        [cell, *(_foreseen(rows[cell]) for rows in by_cell.values())] for cell in next(iter(by_cell.values()))
+    ]
+    about = "; ".join(
+        f"{name}: {one['repeats']} repeats of {one['steps']} steps" for name, one in found.items()
+    )
+    return (
+        f"{_where(next(iter(found.values())))}: {about}; median and quartiles.\n\n{report.table(head, body)}"
+    )
+
+
+def _foreseen(row: dict[str, Any]) -> str:
+    return f"{_spread(row['predicted_over_measured'])}, {_spread(row['predicted_over_measured_loop'])}"
+
+
+def _where(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, {found['date'][:10]}, commit {found['commit']}"
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "quality-short": quality_short,
     "quality-full": quality_full,
+    "performance": performance,
 }
 
 
