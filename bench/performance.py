@@ -113,10 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.write:
         facts = {"model": options.model, "steps": steps, "guidance_scale": GUIDANCE}
         stored = {**facts, "repeats": options.repeats, **result, "paper": paper.rows()}
-        print(f"written to {report.write(_name(options.model), stored)}")
+        print(f"written to {report.write(result_name(options.model), stored)}")
 
 
-def _name(model: str) -> str:
+def result_name(model: str) -> str:
+    """Of the JSON under bench/results."""
     return "performance" if model == "demo" else f"performance-{model.rstrip('/').rsplit('/', 1)[-1]}"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from driffusion_trt.engines.manifest import BUNDLED
 
 from . import quality_table, report
+from .performance import result_name
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/measured.md", "docs/performance.md")
@@ -97,7 +98,7 @@ def quality_full() -> str:
 
 def performance() -> str:
     """What the model foresees over what pictures took, loops alone and whole calls, for every model."""
-    found = {name: _read(f"performance{name.removeprefix('demo')}") for name in BUNDLED}
+    found = {name: _read(result_name(name)) for name in BUNDLED}
     head = ["predicted / measured", *(f"{name}: picture, loop" for name in found)]
     by_cell = {name: {row["cell"]: row for row in one["rows"]} for name, one in found.items()}
     body = [
