@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +84,13 @@ def test_weights_of_something_else_are_refused_before_any_picture(tmp_path: Path
     scorers.tokenizer().save_pretrained(tmp_path)
     good = Places(str(tmp_path / "real.npz"), inception, hpsv2=str(hps), device="cpu")
     assert [metric.name for metric in prepared(["fid", "hpsv2"], PROMPTS, good)] == ["fid", "hpsv2"]
-    swapped = Places(str(tmp_path / "real.npz"), str(hps), hpsv2=inception, device="cpu")
+    wrong = shutil.copy(inception, tmp_path / "wrong.pt")
+    swapped = Places(str(tmp_path / "real.npz"), str(hps), hpsv2=str(wrong), device="cpu")
     with pytest.raises(InputError) as raised:
         prepared(["fid", "hpsv2"], PROMPTS, swapped)
     message = str(raised.value)
     assert "does not hold the weights of FID's Inception" in message
-    assert "pt_inception-2015-12-05-6726825d.pth is no checkpoint of HPSv2" in message
+    assert "wrong.pt is no checkpoint of HPSv2" in message
     state = scorers.hps_state()
     state["visual.proj"] = state["visual.proj"][:, :8]
     torch.save({"state_dict": state}, hps)
