@@ -89,7 +89,7 @@ def _reference(metric: Metric) -> dict[str, str]:
     if metric.reference is None:
         return {}
     digest = metric.reference.digest
-    return {"reference": metric.reference.name, **({"reference_sha256": digest} if digest else {})}
+    return {"reference": metric.reference.name, **({"reference_key": digest} if digest else {})}
 
 
 def as_csv(rows: Sequence[Figure]) -> str:
