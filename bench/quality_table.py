@@ -15,15 +15,13 @@ from driffusion_trt.evaluation.frechet import (
     distance_interval,
     frechet,
 )
-from driffusion_trt.evaluation.heldout import Checker, draw_real, prompt, right
-from driffusion_trt.evaluation.intervals import mean_interval
+from driffusion_trt.evaluation.heldout import REAL_PICTURES, Checker, draw_real, shown
+from driffusion_trt.evaluation.intervals import mean_interval, share_difference_interval, share_interval
 
 from . import report
 
 if TYPE_CHECKING:
     from .quality import Arrays, Cell
-
-DRAWN = 2000  # pictures that the Fréchet distance is taken to
 
 
 def report_all(
@@ -38,8 +36,7 @@ def report_all(
 
     found: what was stored of the pictures of a model, a guidance scale and a cell; the sequential cell first.
     """
-    drawn = checker(draw_real(DRAWN)[0])[1]
-    target = Gaussian.of(drawn)
+    target = Gaussian.of(checker(draw_real(REAL_PICTURES)[0])[1])
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     judges: dict[tuple[str, float], Judge] = {}
     for (model, guidance, cell), got in track(found.items(), "Intervals"):
@@ -52,13 +49,14 @@ def report_all(
             print(f"\n{model}, guidance {scale}, {some[0]['pictures']} pictures\n\n{as_table(some)}")
     if write:
         count = len(next(iter(found.values()))["labels"])
+        others = checker(draw_real(count, REAL_PICTURES)[0])[1]
         result = {
             "pictures": count,
             "first_prompt": first,
             "model_hashes": dict(hashes),
-            "drawn_pictures": DRAWN,
-            # What as many drawn pictures have: few samples alone are a distance.
-            "frechet_of_drawn_pictures": frechet(drawn[:count], drawn[count:]),
+            "drawn_pictures": REAL_PICTURES,
+            # What as many other drawn pictures have: few samples alone are a distance.
+            "frechet_of_drawn_pictures": frechet(others, target),
             "models": rows,
         }
         print(f"\nwritten to {report.write('quality', result)}")
@@ -69,23 +67,19 @@ class Judge:
 
     def __init__(self, base: Arrays, drawn: Gaussian, first: int) -> None:
         self._first, self._drawn = first, drawn
-        self._right = self._read_right(base)
+        self._right = shown(base["labels"], first)
         self._distance, self._left = distance_interval(base["features"], drawn)
-
-    def _read_right(self, got: Arrays) -> np.ndarray:
-        wanted = np.array([prompt(self._first + k)[1] for k in range(len(got["labels"]))])
-        return right(got["labels"], wanted).all(1).astype(float)
 
     def __call__(self, got: Arrays) -> dict[str, Any]:
         """The row; intervals are 95 % ones, and those of differences are over the pictures' pairs."""
-        correct = self._read_right(got)
+        correct = shown(got["labels"], self._first)
         distance, left = distance_interval(got["features"], self._drawn)
         row = {
             "pictures": len(correct),
             "calls": float(got["rounds"].mean()),
             "predictions": float(got["predictions"].mean()),
-            "right": _stored(mean_interval(correct)),
-            "right_minus_sequential": _stored(mean_interval(correct - self._right)),
+            "right": _stored(share_interval(correct)),
+            "right_minus_sequential": _stored(share_difference_interval(correct, self._right)),
             "frechet": _stored(distance),
             "frechet_minus_sequential": _stored(
                 difference_interval(distance.value, left, self._distance.value, self._left)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from PIL import Image
 
 from driffusion_trt import Pipeline
 from driffusion_trt.cli import main
+from driffusion_trt.commands import _evaluating as evaluating
 from driffusion_trt.commands import eval as command
 from driffusion_trt.evaluation import metrics
 from driffusion_trt.evaluation.frechet import Gaussian
@@ -152,6 +154,89 @@ def test_more_modes_metrics_and_pictures_come_later(
     assert set(rows["tolerance-n2"]["metrics"]) == {"relative_l2", "psnr_db", "alignment", "frechet"}
 
 
+def test_results_have_every_row_and_metric_that_there_is(
+    model: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--lanes", "2", "--count", "2"]
+    assert main(words(model, *asked, "--modes", "aggressive", "--metrics", "drift,alignment")) == 0
+    first = {row["name"]: row for row in results(here)["rows"]}
+    capsys.readouterr()
+    assert main(words(model, *asked, "--modes", "skip", "--metrics", "drift")) == 0
+    found = results(here)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["sequential", "skip-5", "aggressive-n2"]
+    assert rows["aggressive-n2"] == first["aggressive-n2"] and rows["sequential"] == first["sequential"]
+    assert list(found["metrics"]) == ["relative_l2", "psnr_db", "alignment"]
+    table = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert table[2].split()[0] == "skip-5" and table[2].split()[-1] == "–"
+    assert "%" in table[0] and table[3].split()[0] == "aggressive-n2" and table[3].split()[-1] != "–"
+    with (here / "work" / "results.csv").open() as file:
+        lines = {(line["row"], line["metric"]) for line in csv.DictReader(file)}
+    assert {("aggressive-n2", "alignment"), ("skip-5", "psnr_db")} <= lines
+    # Of more pictures, what has fewer is named and left out; asked for again it is back.
+    more = ["--lanes", "2", "--count", "3", "--metrics", "drift"]
+    assert main(words(model, *more, "--modes", "skip")) == 0
+    assert [row["name"] for row in results(here)["rows"]] == ["sequential", "skip-5"]
+    assert list(results(here)["metrics"]) == ["relative_l2", "psnr_db"]
+    error = capsys.readouterr().err
+    assert "left out: aggressive-n2; add them by --modes" in error
+    assert "left out: alignment; ask by --metrics" in error
+    assert main(words(model, *more, "--modes", "aggressive")) == 0
+    assert [row["name"] for row in results(here)["rows"]] == ["sequential", "aggressive-n2", "skip-5"]
+
+
+def test_more_pictures_in_batches_are_those_of_a_fresh_run(model: str, here: Path) -> None:
+    """In mode tolerance a batch goes as far as its least patient picture."""
+    asked = [
+        *FEW,
+        "--modes",
+        "tolerance",
+        "--lanes",
+        "3",
+        "--metrics",
+        "drift,alignment",
+        "--batch-size",
+        "2",
+    ]
+    start = ["eval", "--model", model, *asked]
+    assert main([*start, "--work", "work", "--count", "3"]) == 0
+    assert main([*start, "--work", "work", "--count", "4"]) == 0
+    assert main([*start, "--work", "fresh", "--count", "4"]) == 0
+    for name in ("sequential", "tolerance-n3"):
+        for k in range(4):
+            one, other = ((here / work / name / f"{k:05}.png").read_bytes() for work in ("work", "fresh"))
+            assert one == other, (name, k)
+    assert results(here)["rows"] == results(here, "fresh")["rows"]
+
+
+def test_equal_pictures_are_called_equal(model: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--modes", "skip", "--rounds", "8", "--count", "1", "--metrics", "drift"]
+    assert main(words(model, *asked)) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.split()[0] == "skip-8" and line.split()[-1] == "equal"
+    assert results(here)["rows"][1]["metrics"]["psnr_db"]["equal_pictures"] == 1
+
+
+def test_a_folder_is_of_all_files_of_the_model_and_of_its_devices(
+    model: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--modes", "sequential", "--count", "1", "--metrics", "drift"]
+    other = here / "other"
+    shutil.copytree(model, other)
+    assert main(words(str(other), *asked)) == 0
+    capsys.readouterr()
+    manifest = json.loads((other / "manifest.json").read_text())
+    decoder = next(name for name in manifest["files"] if "vae_decoder" in name)
+    manifest["files"][decoder]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert main(words(str(other), *asked)) == 2
+    error = capsys.readouterr().err
+    assert "made with model_sha256" in error and "model_hash" not in error
+    monkeypatch.setattr(evaluating, "devices_facts", lambda *_: {"device": "NVIDIA L4 (sm89)"})
+    assert main(words(model, *asked)) == 2
+    assert "device 'CPU' (now 'NVIDIA L4 (sm89)')" in capsys.readouterr().err
+
+
 def test_batches_are_the_same_pictures(model: str, here: Path) -> None:
     asked = ["--modes", "window", "--lanes", "2", "--metrics", "drift", "--count", "3"]
     assert main(words(model, *asked)) == 0
@@ -175,6 +260,7 @@ def test_batches_are_the_same_pictures(model: str, here: Path) -> None:
         (["--metrics", "clip"], "clip: openai/clip-vit-large-patch14 is not in the hub's cache"),
         (["--metrics", "hpsv2,pickscore"], "2 cannot be had; .*hpsv2: xswu.*pickscore: yuvalkirstain"),
         (["--metrics", "fid"], "fid: it needs --reference"),
+        (["--metrics", "drift", "--reference", "none"], "--reference was given, and goes with fid"),
         (["--metrics", "fud"], "there is no such metric; did you mean 'fid'"),
         (["--metrics", "drift,,fid"], "has an empty name"),
         (["--modes", "auto"], "--modes 'auto': there is no such mode"),

@@ -15,13 +15,15 @@ from .._request import Request
 from ..engines.manifest import ModelFolder
 from ..evaluation import metrics as known
 from ..evaluation.captions import Prompts, held_out, prompts_of_file, read_captions
+from ..evaluation.kept import Reported, other_rows
 from ..evaluation.making import Job, make_pictures, rows_of
 from ..evaluation.metrics import Metric, Places
+from ..evaluation.pinned import devices_facts, model_facts
 from ..evaluation.results import as_csv, as_json, as_tables, row_facts
 from ..evaluation.scoring import figures
 from ..evaluation.work import Work, write_json, write_text
 from ..pipeline import Pipeline
-from ..runtime.devices import choose_devices
+from ..runtime.devices import Devices, choose_devices
 from ..sampling.noise import noise_streams
 from ._console import Console
 from ._inputs import read_prompts
@@ -60,7 +62,7 @@ def evaluate(args: argparse.Namespace, console: Console) -> None:
     if args.json:
         console.out_json(report)
     else:
-        console.out(as_tables(checked.metrics, report["rows"], checked.drift))
+        console.out(as_tables(report["metrics"], report["rows"]))
     console.note(f"written to {checked.work / 'results.json'} and results.csv")
 
 
@@ -70,15 +72,16 @@ def _check(args: argparse.Namespace) -> _Checked:
     model = args.model or "demo"
     folder = ModelFolder.open(model)
     prompts = _prompts(args, folder)
-    job = _job(args, folder, prompts)
+    devices = choose_devices("auto" if args.devices is None else args.devices, folder)
+    job = _job(args, folder, prompts, devices)
     places = Places(
         args.reference, args.inception, args.clip, args.pickscore, args.hpsv2, device=args.score_device
     )
     wanted = args.metrics or (known.OWN if prompts.held_out else known.PAPER)
     found = known.prepared(wanted, prompts, places)
     settings = {
-        "model": folder.manifest.family,
-        "model_hash": folder.model_hash,
+        **model_facts(folder),
+        **devices_facts(folder, devices),
         "version": __version__,
         "prompts": prompts.source,
         "prompts_sha256": prompts.digest,
@@ -104,7 +107,7 @@ def _prompts(args: argparse.Namespace, folder: ModelFolder) -> Prompts:
     return held_out(_HELD_OUT if args.count is None else args.count)
 
 
-def _job(args: argparse.Namespace, folder: ModelFolder, prompts: Prompts) -> Job:
+def _job(args: argparse.Namespace, folder: ModelFolder, prompts: Prompts, devices: Devices) -> Job:
     """Rows, prompts and settings, with every plan made once, so that none is refused half way."""
     size = 1 if args.batch_size is None else args.batch_size
     if size < 1:
@@ -119,16 +122,17 @@ def _job(args: argparse.Namespace, folder: ModelFolder, prompts: Prompts) -> Job
     settings = {"steps": steps, **given}
     request = Request.check(folder.spec, planner.own_size, prompts.texts[0], {**settings, "seed": seed})
     settings["guidance_scale"] = request.guidance_scale
-    count = choose_devices("auto" if args.devices is None else args.devices, folder).count
     of_plan = {name: value for name, value in settings.items() if name in PlanSettings.__annotations__}
     for row in rows:
-        planner.plan(count, **cast(PlanSettings, {**of_plan, **row.asked}))
+        planner.plan(devices.count, **cast(PlanSettings, {**of_plan, **row.asked}))
     return Job(rows, prompts, seed, size, settings)
 
 
 def _run(args: argparse.Namespace, checked: _Checked, work: Work, console: Console) -> dict[str, Any]:
-    """The three stages; what the first two made is kept in the work folder."""
+    """The three stages; what the first two made is kept in the work folder, and so is what was reported."""
     job, count = checked.job, len(checked.job.prompts.texts)
+    others, short = other_rows(work, [row.name for row in job.rows], count, job.batch_size)
+    reported = Reported.read(work.folder / "results.json", count)
     console.note(
         f"{count} pictures of {job.prompts.source}, {len(job.rows)} rows: "
         f"{', '.join(row.name for row in job.rows)}"
@@ -140,5 +144,11 @@ def _run(args: argparse.Namespace, checked: _Checked, work: Work, console: Conso
         rows = make_pictures(job, load, work, tick)
     with console.progress(count * len(job.rows) * max(1, len(checked.metrics))) as tick:
         scores = figures(checked.metrics, work, rows, job.prompts.texts, tick)
-    facts = [row_facts(row, rows[row.name], count, scores[row.name], checked.drift) for row in job.rows]
-    return as_json(checked.settings, checked.metrics, facts, job.seed, checked.drift)
+    drift = checked.drift or reported.drift
+    facts = [row_facts(row, rows[row.name], count, scores[row.name], drift) for row in job.rows]
+    facts += [row_facts(row, folder, count, {}, drift) for row, folder in others]
+    if short:
+        console.note(f"not of these {count} pictures, and left out: {', '.join(short)}; add them by --modes")
+    if lost := [name for name in reported.other if name not in {metric.name for metric in checked.metrics}]:
+        console.note(f"not of these {count} pictures, and left out: {', '.join(lost)}; ask by --metrics")
+    return as_json(checked.settings, checked.metrics, facts, job.seed, drift, reported)

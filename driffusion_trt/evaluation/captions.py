@@ -25,16 +25,13 @@ class Prompts:
     """Prompts in a fixed order; picture k is of prompt k.
 
     source: where they come from, for people. digest: of all prompts of the source, however few are used.
+    held_out: whether they are the bundled models' own, whose labels are known.
     """
 
     source: str
     digest: str
     texts: tuple[str, ...]
-
-    @property
-    def held_out(self) -> bool:
-        """Whether they are the bundled models' own, whose labels are known."""
-        return self.source == HELD_OUT
+    held_out: bool = False
 
 
 def read_captions(path: str, count: int | None = None) -> Prompts:
@@ -42,21 +39,27 @@ def read_captions(path: str, count: int | None = None) -> Prompts:
 
     The first one is that with the lowest id. count: of pictures; None for all.
 
-    Raises InputError where the file is no such file, or has fewer pictures.
+    Raises InputError where the file is no such file, has an empty caption, or has fewer pictures.
     """
     try:
         data = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as captions ({error}); {_FORM}") from error
     try:
         first: dict[int, tuple[int, str]] = {}
+        empty: list[int] = []
         for note in data["annotations"]:
             found = (int(note["id"]), " ".join(note["caption"].split()))
+            empty += [] if found[1] else [found[0]]
             picture = int(note["image_id"])
             first[picture] = min(first.get(picture, found), found)
         pictures = sorted(int(picture["id"]) for picture in data["images"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} is no file of captions ({error!r}); {_FORM}") from error
+    if empty:
+        raise InputError(
+            f"{path} has {len(empty)} empty captions, such as that with the id {empty[0]}; {_FORM}"
+        )
     bare = [picture for picture in pictures if picture not in first]
     if bare or not pictures:
         what = f"{len(bare)} pictures without a caption, such as {bare[0]}" if bare else "no pictures"
@@ -70,9 +73,9 @@ def prompts_of_file(path: str, prompts: list[str], count: int | None = None) -> 
 
 
 def held_out(count: int) -> Prompts:
-    """The first held-out captions of the bundled models, of which there is no end."""
+    """Captions of the bundled models' first held-out scenes, of which there is no end."""
     digest = hashlib.sha256(_joined([prompt(k)[0] for k in range(8)])).hexdigest()
-    return Prompts(HELD_OUT, digest, tuple(prompt(k)[0] for k in range(_checked(count))))
+    return Prompts(HELD_OUT, digest, tuple(prompt(k)[0] for k in range(_checked(count))), held_out=True)
 
 
 def _some(source: str, texts: list[str], count: int | None) -> Prompts:

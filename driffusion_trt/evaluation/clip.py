@@ -25,19 +25,20 @@ _Processor = getattr(_transformers, "CLIPImageProcessorPil", None) or _transform
 class ClipScore:
     """Scores of pictures by a CLIP model's folder.
 
-    preference False: CLIP score (2104.08718, 3, and torchmetrics), 100 · max(cos, 0).
+    preference False: CLIP score (2104.08718, 3), 100 · max(cos, 0) of each picture; torchmetrics clamps the
+    mean instead.
     preference True: PickScore (2305.01569, 4.1, and its model card), exp(logit_scale) · cos; the scale that
     was learnt is 100.
     """
 
-    def __init__(self, folder: Path, device: str, *, preference: bool) -> None:
-        """Raises ModelError where the folder holds no CLIP model."""
+    def __init__(self, folder: Path, beside: Path, device: str, *, preference: bool) -> None:
+        """beside: the folder of its processor and tokenizer. Raises ModelError where they hold others."""
         try:
             self._model = _transformers.CLIPModel.from_pretrained(folder, local_files_only=True)
-            self._processor = _Processor.from_pretrained(folder, local_files_only=True)
+            self._processor = _Processor.from_pretrained(beside, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"{folder} cannot be loaded as a CLIP model ({str(error)[:300]})") from error
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = load_tokenizer(beside)
         self._preference, self._device = preference, device
         self._length = self._model.config.text_config.max_position_embeddings
         self._model.to(device).eval().requires_grad_(False)

@@ -5,6 +5,10 @@ What the features are of (Inception, the demo's classifier) does not matter here
 
 from __future__ import annotations
 
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,12 @@ Features = NDArray[np.floating[Any]]
 
 GROUPS = 20  # of the jackknife
 LEAST = 2 * GROUPS  # pictures; with fewer there is no interval
+# What numpy and zipfile raise for a file that is none of theirs, is cut short or has a bit that is wrong.
+_BROKEN = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
+    *(NotImplementedError, RuntimeError, SyntaxError, tokenize.TokenError, struct.error),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _T_97_5 = 2.0930  # Student's t at 0.975 with GROUPS - 1 degrees of freedom
 
 
@@ -55,22 +65,28 @@ class Gaussian:
 
     @classmethod
     def read(cls, path: Path, width: int) -> Self:
-        """Statistics in the form of pytorch-fid and clean-fid: an .npz with `mu` (F,) and `sigma` (F, F).
+        """Statistics as clean-fid keeps them: an .npz with `mu` (F,) and `sigma` (F, F).
 
-        Raises InputError where the file is something else, or of another width than `width`.
+        Raises InputError where the file is something else, damaged, of another width than `width`, or has
+        numbers that are not finite.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 mean, covariance = (np.asarray(stored[name], np.float64) for name in ("mu", "sigma"))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except _BROKEN as error:
             raise InputError(
                 f"{path} cannot be read as statistics ({error}); it must be an .npz with mu and sigma, "
-                "as pytorch-fid's --save-stats and clean-fid's make_custom_stats write"
+                "as clean-fid's make_custom_stats writes"
             ) from error
         if mean.shape != (width,) or covariance.shape != (width, width):
             raise InputError(
                 f"{path} has mu {mean.shape} and sigma {covariance.shape}; "
                 f"features here are {width} wide, so ({width},) and ({width}, {width}) are needed"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise InputError(
+                f"{path} has a mu or sigma that is not finite, so that no distance from it is; make the "
+                "statistics again"
             )
         return cls(mean, covariance)
 

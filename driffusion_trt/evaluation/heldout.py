@@ -1,5 +1,10 @@
 """The bundled models' own test: held-out prompts, and a classifier that reads their pictures back.
 
+Held out are the seeds: scenes, and the pictures drawn of them, are none of those that training drew. Their
+captions need not be new. There are few with one object alone, and training on 32,000 pictures saw nearly all
+of them: of prompts 0 to 199 63 % occur there word for word (99 % of those with one object, 22 % of those with
+two), of prompts 2000 to 2199 52.5 % (100 % and 15 %).
+
 The classifier was trained on drawn pictures (export/demo/checker.py). A prompt counts as right where every
 label that it names is: what, which colour, where, on which ground. The Fréchet distance is taken in its
 features, against drawn pictures.
@@ -15,18 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import scenes
-from ..scenes.labels import COLOURS, HEADS, IGNORED, LAYOUTS, labels
+from ..scenes.labels import HEADS, IGNORED, labels
 
-__all__ = ["CHECKER", "Checker", "alignment", "draw_real", "prompt", "right", "spelt"]
+__all__ = ["CHECKER", "REAL_PICTURES", "Checker", "draw_real", "prompt", "right", "shown"]
 
 CHECKER = Path(__file__).with_name("checker.onnx")
 HELD_OUT, REAL = 3, 4  # data-set seeds that training never drew from
-PARTS = {
-    "objects": ("first_kind", "second_kind"),
-    "colours": ("first_colour", "second_colour"),
-    "positions": ("layout",),
-    "grounds": ("ground",),
-}
+REAL_PICTURES = 2000  # drawn ones, that a Fréchet distance of the bundled models is from
 _AT_ONCE = 64
 
 Pictures = NDArray[np.uint8]
@@ -34,27 +34,20 @@ Labels = NDArray[np.int64]
 
 
 def prompt(index: int) -> tuple[str, list[int]]:
-    """Held-out caption and its labels; a ground that the caption leaves out is not checked."""
+    """Caption of a held-out scene and its labels; a ground that the caption leaves out is not checked."""
     scene, _ = scenes.draw_scene(np.random.default_rng([HELD_OUT, index]))
     return scene.caption(), labels(scene, scene.ground)
 
 
-def draw_real(count: int) -> tuple[Pictures, Labels]:
-    """Drawn pictures (count, 64, 64, 3) that nobody was trained on, and their labels."""
+def draw_real(count: int, first: int = 0) -> tuple[Pictures, Labels]:
+    """Drawn pictures (count, 64, 64, 3) that nobody was trained on, from `first` on, and their labels."""
     pictures, wanted = [], []
-    for index in range(count):
+    for index in range(first, first + count):
         rng = np.random.default_rng([REAL, index])
         scene, ground = scenes.draw_scene(rng)
         pictures.append(scenes.paint(scene, ground, rng))
         wanted.append(labels(scene, ground))
     return np.stack(pictures), np.array(wanted)
-
-
-def spelt(read: Labels) -> tuple[str, ...]:
-    """One picture's labels in words, in the order of HEADS."""
-    kinds, colours = scenes.KINDS, COLOURS
-    names = (LAYOUTS, tuple(scenes.COLOURS), kinds, colours, kinds, colours)
-    return tuple(choice[int(label)] for choice, label in zip(names, read, strict=True))
 
 
 class Checker:
@@ -87,11 +80,7 @@ def right(read: Labels, wanted: Labels) -> NDArray[np.bool_]:
     return np.asarray((read == wanted) | (wanted == IGNORED))
 
 
-def alignment(read: Labels, wanted: Labels) -> dict[str, float]:
-    """Share of prompts right by part, and on all labels that they name."""
-    each, names = right(read, wanted), list(HEADS)
-    shares = {
-        part: float(each[:, [names.index(head) for head in heads]].all(1).mean())
-        for part, heads in PARTS.items()
-    }
-    return {**shares, "all": float(each.all(1).mean())}
+def shown(read: Labels, first: int) -> NDArray[np.bool_]:
+    """Whether picture k (B,), read as labels (B, heads), shows all that prompt `first` + k names."""
+    wanted = np.array([prompt(first + k)[1] for k in range(len(read))])
+    return np.asarray(right(read, wanted).all(1))

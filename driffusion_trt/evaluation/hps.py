@@ -8,7 +8,7 @@ alone. Tests hold it to what open_clip gives.
 from __future__ import annotations
 
 import math
-import pickle
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from PIL import Image
 
 from .._errors import ModelError
 from .clip import features_of, load_tokenizer, tokenized
+from .inception import BROKEN
 
-__all__ = ["HpsScore", "as_transformers", "config_of", "prepared"]
+__all__ = ["HpsScore", "as_transformers", "check", "config_of", "prepared"]
 
 _transformers: Any = transformers
 _VISION_HEAD, _TEXT_HEAD = 80, 64  # widths of a head in ViT-H/14, which the weights do not show
@@ -140,27 +141,40 @@ def prepared(image: Image.Image, side: int) -> torch.Tensor:
     return (torch.nn.functional.pad(pixels, edges) - _MEAN) / _STD
 
 
+def check(path: Path, tokenizer: Path) -> None:
+    """Raises ModelError as `HpsScore` does; of the weights only names and shapes are read."""
+    _read(path, tokenizer, "meta")
+
+
+def _read(path: Path, tokenizer: Path, device: str) -> tuple[Any, Any]:
+    """The model, and its tokenizer. Of a zip, as torch has saved since 2020, only what is used is read."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = loaded["state_dict"]
+        with torch.device(device):
+            model = _transformers.CLIPModel(config_of(state))
+        renamed = {name: tensor.to(device) for name, tensor in as_transformers(state).items()}
+        model.load_state_dict(renamed)
+    except BROKEN as error:
+        raise ModelError(
+            f"{path} is no checkpoint of HPSv2 ({str(error)[:300]}); HPS_v2.1_compressed.pt of xswu/HPSv2 is"
+        ) from error
+    words, known = load_tokenizer(tokenizer), model.config.text_config.vocab_size
+    if len(words) != known:
+        raise ModelError(
+            f"{tokenizer} has a tokenizer of {len(words)} words, and {path} knows {known}; "
+            "put that of a CLIP model beside it"
+        )
+    return model, words
+
+
 class HpsScore:
     """HPSv2.1 of pictures with their prompts: 100 · cos, as HPSv2's own evaluation has it."""
 
     def __init__(self, path: Path, tokenizer: Path, device: str) -> None:
         """path: the checkpoint; tokenizer: a folder with CLIP's. Raises ModelError where they are others."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-            self._model = _transformers.CLIPModel(config_of(state))
-            self._model.load_state_dict(as_transformers(state))
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, LookupError) as error:
-            raise ModelError(
-                f"{path} is no checkpoint of HPSv2 ({str(error)[:300]}); "
-                "HPS_v2.1_compressed.pt of xswu/HPSv2 is"
-            ) from error
-        self._tokenizer, self._device = load_tokenizer(tokenizer), device
-        known = self._model.config.text_config.vocab_size
-        if len(self._tokenizer) != known:
-            raise ModelError(
-                f"{tokenizer} has a tokenizer of {len(self._tokenizer)} words, and {path} knows {known}; "
-                "put that of a CLIP model beside it"
-            )
+        self._model, self._tokenizer = _read(path, tokenizer, "cpu")
+        self._device = device
         self._length = self._model.config.text_config.max_position_embeddings
         self._side = self._model.config.vision_config.image_size
         self._model.float().to(device).eval().requires_grad_(False)

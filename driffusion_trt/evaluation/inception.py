@@ -22,8 +22,13 @@ from torch.nn import functional
 
 from .._errors import ModelError
 
-__all__ = ["WIDTH", "Inception", "InceptionFeatures", "prepared"]
+__all__ = ["WIDTH", "Inception", "InceptionFeatures", "prepared", "read_weights"]
 
+# What torch raises for a file that is no state of a network.
+BROKEN = (
+    *(OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, AttributeError),
+    *(LookupError, ValueError, ArithmeticError, MemoryError, RecursionError),
+)
 WIDTH = 2048
 SIDE = 299
 _CLASSES = 1008
@@ -169,19 +174,24 @@ def prepared(image: Image.Image) -> NDArray[np.float32]:
     return np.asarray((np.stack(channels) - 128) / 128, np.float32)
 
 
+def read_weights(path: Path) -> Inception:
+    """The network with the weights of a file. Raises ModelError where it holds others, or nothing at all."""
+    network = Inception()
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except BROKEN as error:
+        raise ModelError(
+            f"{path} does not hold the weights of FID's Inception ({str(error)[:300]}); "
+            "pt_inception-2015-12-05-6726825d.pth does"
+        ) from error
+    return network
+
+
 class InceptionFeatures:
     """Pictures to features, with weights from a file. Raises ModelError where it holds others."""
 
     def __init__(self, path: Path, device: str) -> None:
-        self._network, self._device = Inception(), device
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self._network.load_state_dict(state)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{path} does not hold the weights of FID's Inception ({str(error)[:300]}); "
-                "pt_inception-2015-12-05-6726825d.pth does"
-            ) from error
+        self._network, self._device = read_weights(path), device
         self._network.to(device).eval().requires_grad_(False)
 
     @torch.inference_mode()

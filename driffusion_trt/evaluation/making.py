@@ -22,7 +22,7 @@ __all__ = ["Job", "Row", "make_pictures", "rows_of"]
 
 Tick = Callable[[int, str], None]
 SEQUENTIAL = "sequential"
-MOST_PSNR_DB = 96.0  # of pictures that are equal, which have none
+MOST_PSNR_DB = 96.0  # what pictures that are equal, whose ratio is infinite, count as
 _ROUNDS = ("skip", "window", "tolerance", "paradigms")  # modes that take a number of rounds
 _TOLERANCE = ("tolerance", "paradigms")
 
@@ -100,17 +100,20 @@ def make_pictures(job: Job, load: Callable[[], Pipeline], work: Work, tick: Tick
     Raises InputError for a row whose pictures were made with other options, else as a call does.
     """
     folders = {row.name: work.row(row.name, row.asked) for row in job.rows}
-    count = len(job.prompts.texts)
-    done = sum(count - len(folder.missing(count)) for folder in folders.values())
-    if done == count * len(folders):
+    count, size = len(job.prompts.texts), job.batch_size
+
+    def there() -> int:
+        return sum(count - len(folder.missing(count, size)) for folder in folders.values())
+
+    if there() == count * len(folders):
         return folders
     with load() as pipe:
         for row in job.rows:
             folder, base = folders[row.name], folders[SEQUENTIAL]
-            for indices in _batches(count, job.batch_size, folder.missing(count)):
-                tick(done, f"{row.name}: picture {indices[0] + 1} of {count}")
-                _make(pipe, job, row, indices, folder, base)
-                done = sum(count - len(one.missing(count)) for one in folders.values())
+            missing = folder.missing(count, size)
+            for indices in _batches(count, size, missing):
+                tick(there(), f"{row.name}: picture {indices[0] + 1} of {count}")
+                _make(pipe, job, row, indices, set(missing), folder, base)
     return folders
 
 
@@ -123,12 +126,20 @@ def _batches(count: int, size: int, missing: Sequence[int]) -> Iterator[list[int
             yield indices
 
 
-def _make(pipe: Pipeline, job: Job, row: Row, indices: list[int], folder: RowFolder, base: RowFolder) -> None:
-    """One batch: latents where they are wanted, then the file, then its line, so that a line has a file."""
+def _make(
+    pipe: Pipeline,
+    job: Job,
+    row: Row,
+    indices: list[int],
+    missing: set[int],
+    folder: RowFolder,
+    base: RowFolder,
+) -> None:
+    """What a batch lacks: latents where they are wanted, then the file, then its line: a line has a file."""
     texts = [job.prompts.texts[index] for index in indices]
     result = pipe(texts, seed=[job.seed + index for index in indices], **job.settings, **row.asked)
     for place, index in enumerate(indices):
-        if index in folder.records:
+        if index not in missing:
             continue
         image, latents = result.images[place], result.latents[place]
         if row.name == SEQUENTIAL:

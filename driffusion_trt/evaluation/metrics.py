@@ -16,7 +16,8 @@ from .._errors import DriffusionError, InputError, did_you_mean
 from . import weights
 from .captions import Prompts
 from .frechet import Gaussian
-from .heldout import CHECKER, Checker, draw_real, prompt, right
+from .heldout import CHECKER, REAL_PICTURES, Checker, draw_real, shown
+from .reference import Reference, read_reference
 
 __all__ = ["METRICS", "Metric", "Places", "Scorer", "prepared"]
 
@@ -24,7 +25,13 @@ DRIFT = "drift"
 OWN = (DRIFT, "alignment", "frechet")  # of the bundled models
 PAPER = (DRIFT, "fid", "clip", "pickscore", "hpsv2")
 METRICS = (*dict.fromkeys((*OWN, *PAPER)),)
-REAL_PICTURES = 2000  # drawn ones, that a Fréchet distance of the bundled models is from
+# Options, as `Places` has them, and the metrics that they are of.
+_OPTIONS = {
+    "reference": ("fid",),
+    "inception": ("fid",),
+    **{name: (name,) for name in ("clip", "pickscore", "hpsv2")},
+    "device": ("fid", "clip", "pickscore", "hpsv2"),
+}
 _TORCH = ("torch",)
 _CLIP = ("torch", "transformers", "safetensors")
 
@@ -39,21 +46,13 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """Pictures that a distance is from: files whose features are kept, or statistics that are known."""
-
-    name: str
-    files: tuple[Path, ...] = ()
-    known: Callable[[], Gaussian] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Metric:
     """One column of the table.
 
     better: "higher" or "lower". key: which weights, so that what they said of pictures can be kept. load:
     the scorer; called once something is to be scored. reference: for distances; without one the metric is
-    a mean over pictures. scale: what a score is shown times.
+    a mean over pictures. share: scores are 1 or 0, and the mean is the share of pictures that are right.
+    scale: what a score is shown times.
     """
 
     name: str
@@ -64,6 +63,7 @@ class Metric:
     load: Callable[[], Scorer]
     reference: Reference | None = None
     scale: float = 1.0
+    share: bool = False
     facts: dict[str, str] = field(default_factory=dict)
 
 
@@ -86,12 +86,13 @@ def prepared(names: Sequence[str], prompts: Prompts, places: Places) -> list[Met
     """The metrics that were asked for, `drift` apart, with their weights found.
 
     Raises:
-        InputError: there is no such metric, or what some of them need cannot be had; the message has all
-            that is missing.
+        InputError: there is no such metric, or an option was given whose metric was not asked for, or what
+            some of them need cannot be had; the message has all that is missing.
     """
     for name in names:
         if name not in METRICS:
             raise InputError(f"--metrics {name!r}: there is no such metric{did_you_mean(name, METRICS)}")
+    _check_used(names, places)
     metrics, lacking = [], []
     for name in names:
         if name == DRIFT:
@@ -108,6 +109,16 @@ def prepared(names: Sequence[str], prompts: Prompts, places: Places) -> list[Met
     return metrics
 
 
+def _check_used(names: Sequence[str], places: Places) -> None:
+    for option, metrics in _OPTIONS.items():
+        if getattr(places, option) is not None and not set(metrics) & set(names):
+            shown_as = "score-device" if option == "device" else option
+            raise InputError(
+                f"--{shown_as} was given, and goes with {' or '.join(metrics)}, which is not among the "
+                f"metrics ({', '.join(names)}); ask for it by --metrics, or leave out --{shown_as}"
+            )
+
+
 class _Alignment:
     """1 where a picture shows all that its held-out prompt names, else 0."""
 
@@ -118,8 +129,7 @@ class _Alignment:
         self, images: Sequence[Image.Image], texts: Sequence[str], first: int
     ) -> NDArray[np.float32]:
         read, _ = self._checker(_pixels(images))
-        wanted = np.array([prompt(first + k)[1] for k in range(len(images))])
-        return np.asarray(right(read, wanted).all(1), np.float32)
+        return shown(read, first).astype(np.float32)
 
 
 class _CheckerFeatures:
@@ -146,7 +156,7 @@ def _drawn(count: int) -> Gaussian:
 def _alignment(prompts: Prompts, places: Places) -> Metric:
     _check_own(prompts)
     key = weights.key_of(CHECKER)
-    return Metric("alignment", "all right %", "higher", 1, key, _Alignment, scale=100)
+    return Metric("alignment", "all right %", "higher", 1, key, _Alignment, scale=100, share=True)
 
 
 def _frechet(prompts: Prompts, places: Places) -> Metric:
@@ -172,25 +182,13 @@ def _fid(prompts: Prompts, places: Places) -> Metric:
             "an .npz with mu and sigma"
         )
     path = weights.inception_file(places.inception, "--inception")
-    from .inception import WIDTH, InceptionFeatures
+    from .inception import WIDTH, InceptionFeatures, read_weights
 
-    reference = _reference(Path(places.reference).expanduser(), WIDTH)
+    read_weights(path)
+    reference = read_reference(Path(places.reference).expanduser(), WIDTH)
     load = partial(InceptionFeatures, path, _device(places))
     facts = {"weights": path.name, "preparation": "clean-fid's", "reference": reference.name}
     return Metric("fid", "FID", "lower", 2, weights.key_of(path), load, reference, facts=facts)
-
-
-def _reference(path: Path, width: int) -> Reference:
-    if path.is_file():
-        known = Gaussian.read(path, width)
-        return Reference(path.name, known=lambda: known)
-    if not path.is_dir():
-        raise InputError(f"--reference {path}: there is no such folder, and no such .npz")
-    kinds = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    files = tuple(sorted(file for file in path.rglob("*") if file.suffix.lower() in kinds))
-    if len(files) < 2:
-        raise InputError(f"--reference {path} has {len(files)} pictures; a distance needs two at least")
-    return Reference(f"{len(files)} pictures of {path.name}", files)
 
 
 def _clip(prompts: Prompts, places: Places) -> Metric:
@@ -198,27 +196,29 @@ def _clip(prompts: Prompts, places: Places) -> Metric:
 
 
 def _pickscore(prompts: Prompts, places: Places) -> Metric:
-    return _by_clip("pickscore", "PickScore", weights.PICKSCORE, places.pickscore, places)
+    return _by_clip("pickscore", "PickScore", weights.PICKSCORE, places.pickscore, places, weights.VIT_H)
 
 
-def _by_clip(name: str, title: str, hub_id: str, given: str | None, places: Places) -> Metric:
+def _by_clip(
+    name: str, title: str, hub_id: str, given: str | None, places: Places, beside: str | None = None
+) -> Metric:
     weights.need(*_CLIP)
-    folder, files = weights.clip_folder(given, hub_id, f"--{name}")
+    folder, preparing, files = weights.clip_folder(given, hub_id, f"--{name}", beside)
     from .clip import ClipScore
 
-    load = partial(ClipScore, folder, _device(places), preference=name == "pickscore")
+    load = partial(ClipScore, folder, preparing, _device(places), preference=name == "pickscore")
     facts = {"weights": hub_id if given is None else given}
     return Metric(name, title, "higher", 3, weights.key_of(*files), load, facts=facts)
 
 
 def _hpsv2(prompts: Prompts, places: Places) -> Metric:
     weights.need(*_CLIP)
-    path, tokenizer = weights.hps_files(places.hpsv2, "--hpsv2")
-    from .hps import HpsScore
+    path, tokenizer, files = weights.hps_files(places.hpsv2, "--hpsv2")
+    from .hps import HpsScore, check
 
+    check(path, tokenizer)
     load = partial(HpsScore, path, tokenizer, _device(places))
-    key = weights.key_of(path, *weights.tokenizer_files(tokenizer))
-    return Metric("hpsv2", "HPSv2.1", "higher", 3, key, load, facts={"weights": path.name})
+    return Metric("hpsv2", "HPSv2.1", "higher", 3, weights.key_of(*files), load, facts={"weights": path.name})
 
 
 def _device(places: Places) -> str:
@@ -228,8 +228,8 @@ def _device(places: Places) -> str:
     if places.device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=places.device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=places.device).cpu()  # "meta" makes tensors, and there is nothing in them
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise InputError(
             f"--score-device {places.device!r} cannot be used by torch here ({str(error)[:200]})"
         ) from error

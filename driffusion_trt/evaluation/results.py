@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .._machine import circumstances
-from .intervals import mean_interval
-from .making import SEQUENTIAL, Row
+from .intervals import LEAST, mean_interval
+from .kept import Reported
+from .making import MOST_PSNR_DB, SEQUENTIAL, Row
 from .metrics import Metric
 from .scoring import Figure
 from .work import RowFolder
@@ -37,7 +38,7 @@ def row_facts(row: Row, folder: RowFolder, count: int, scores: dict[str, Figure]
 
 
 def _drift(records: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """Distances from the sequential pictures."""
+    """Distances from the sequential pictures; in the mean PSNR, equal pictures count as MOST_PSNR_DB."""
     found = {}
     for name, worst in (("relative_l2", max), ("psnr_db", min)):
         values = np.array([record[name] for record in records])
@@ -48,32 +49,47 @@ def _drift(records: Sequence[dict[str, Any]]) -> dict[str, Figure]:
             "high": interval.high,
             "worst": float(worst(values)),
         }
+    equal = [record["psnr_db"] >= MOST_PSNR_DB for record in records]
+    found["psnr_db"]["equal_pictures"] = sum(equal)
     return found
 
 
 def as_json(
-    settings: dict[str, Any], metrics: Sequence[Metric], rows: Sequence[Figure], seed: int, drift: bool
+    settings: dict[str, Any],
+    metrics: Sequence[Metric],
+    rows: Sequence[Figure],
+    seed: int,
+    drift: bool,
+    reported: Reported,
 ) -> dict[str, Any]:
-    """Everything, with what makes it comparable."""
-    columns = {
-        metric.name: {
+    """Everything, with what makes it comparable, and what was reported before of as many pictures."""
+    columns: dict[str, dict[str, Any]] = {}
+    if drift:
+        columns = {"relative_l2": {"better": "lower"}, "psnr_db": {"better": "higher"}}
+    for metric in metrics:
+        columns[metric.name] = {
             "title": metric.title,
             "better": metric.better,
+            "digits": metric.digits,
             "key": metric.key,
-            **({} if metric.reference is None else {"reference": metric.reference.name}),
+            **_reference(metric),
             **metric.facts,
         }
-        for metric in metrics
-    }
-    own = {"relative_l2": {"better": "lower"}, "psnr_db": {"better": "higher"}} if drift else {}
     return {
         **circumstances(Path(__file__).parent, _PACKAGES),
         "settings": settings,
-        "intervals": "95 %: bootstrap over pictures for means, a jackknife of 20 groups for distances; "
+        "intervals": f"95 %: bootstrap over pictures for means, of {LEAST} or more; Wilson's score for "
+        "shares, and Newcombe's of pairs for their differences; a jackknife of 20 groups for distances; "
         f"differences are from {SEQUENTIAL} with the same prompts and seeds (from {seed} on)",
-        "metrics": {**own, **columns},
-        "rows": list(rows),
+        **reported.added_to(columns, rows),
     }
+
+
+def _reference(metric: Metric) -> dict[str, str]:
+    if metric.reference is None:
+        return {}
+    digest = metric.reference.digest
+    return {"reference": metric.reference.name, **({"reference_key": digest} if digest else {})}
 
 
 def as_csv(rows: Sequence[Figure]) -> str:
@@ -91,25 +107,35 @@ def as_csv(rows: Sequence[Figure]) -> str:
     return out.getvalue()
 
 
-def as_tables(metrics: Sequence[Metric], rows: Sequence[Figure], drift: bool) -> str:
-    """Values, then differences from sequential, each with its interval."""
+def as_tables(columns: Mapping[str, dict[str, Any]], rows: Sequence[Figure]) -> str:
+    """Values, then differences from sequential, each with its interval; – where a row has no such figure."""
     arrows = {"higher": "↑", "lower": "↓"}
-    titles = [f"{metric.title} {arrows[metric.better]}" for metric in metrics]
+    scored = {name: column for name, column in columns.items() if "title" in column}
+    titles = [f"{column['title']} {arrows[column['better']]}" for column in scored.values()]
+    drift = "psnr_db" in columns
     head = ["mode", "calls", *(["rel. L2 (worst)", "PSNR dB (worst)"] if drift else []), *titles]
     values, differences = [head], [["difference from sequential", *titles]]
     for row in rows:
         figures = row["metrics"]
-        line = [row["name"], _calls(row)]
-        if drift and row["name"] == SEQUENTIAL:
-            line += ["–", "–"]
-        elif drift:
-            line += [_worst(figures["relative_l2"], 4, 3), _worst(figures["psnr_db"], 1, 1)]
-        values.append(line + [_spread(figures[metric.name], metric.digits) for metric in metrics])
+        line = [row["name"], _calls(row), *(_drift_cells(row) if drift else [])]
+        line += [_spread(figures.get(name), column["digits"]) for name, column in scored.items()]
+        values.append(line)
         if row["name"] != SEQUENTIAL:
-            apart = [_spread(figures[one.name]["difference"], one.digits, sign="+") for one in metrics]
+            apart = [
+                _spread(figures.get(name, {}).get("difference"), column["digits"], sign="+")
+                for name, column in scored.items()
+            ]
             differences.append([row["name"], *apart])
-    tables = [values] + ([differences] if metrics and len(differences) > 1 else [])
+    tables = [values] + ([differences] if scored and len(differences) > 1 else [])
     return "\n\n".join(_aligned(table) for table in tables)
+
+
+def _drift_cells(row: Figure) -> list[str]:
+    if row["name"] == SEQUENTIAL:
+        return ["–", "–"]
+    error, ratio = row["metrics"]["relative_l2"], row["metrics"]["psnr_db"]
+    equal = ratio["equal_pictures"] == row["pictures"]
+    return [_worst(error, 4, 3), "equal" if equal else _worst(ratio, 1, 1)]
 
 
 def _calls(row: Figure) -> str:
@@ -121,7 +147,9 @@ def _worst(figure: Figure, digits: int, worst_digits: int) -> str:
     return f"{figure['value']:.{digits}f} ({figure['worst']:.{worst_digits}f})"
 
 
-def _spread(figure: Figure, digits: int, sign: str = "") -> str:
+def _spread(figure: Figure | None, digits: int, sign: str = "") -> str:
+    if figure is None:
+        return "–"
     numbers = [figure[name] for name in ("value", "low", "high") if figure[name] is not None]
     value, *ends = (f"{number:{sign}.{digits}f}" for number in numbers)
     return value if not ends else f"{value} [{ends[0]}, {ends[1]}]"

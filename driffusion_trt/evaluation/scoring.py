@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ from PIL import Image
 from .._errors import InputError
 from ..pictures import UNREADABLE
 from .frechet import Gaussian, Interval, difference_interval, distance_interval
-from .intervals import mean_interval
-from .metrics import Metric, Reference, Scorer
+from .intervals import mean_interval, share_difference_interval, share_interval
+from .metrics import Metric, Scorer
+from .reference import Reference
 from .work import RowFolder, Work, save_array
 
 __all__ = ["Figure", "figures"]
@@ -33,8 +32,7 @@ def figures(
 ) -> dict[str, dict[str, Figure]]:
     """For each row and metric the value with its 95 % interval, and its difference from the first row.
 
-    Rows are compared picture by picture. tick is told of each picture that
-    a metric has seen.
+    Rows are compared picture by picture. tick is told of each picture that a metric has seen.
 
     Raises:
         ModelError: weights are not what they should be.
@@ -55,7 +53,7 @@ def figures(
                 done += len(part)
                 tick(done, f"{metric.title}: {name}")
             values[name] = np.concatenate(parts)
-        for name, figure in _compared(values, target, metric.scale).items():
+        for name, figure in _compared(values, target, metric).items():
             found[name][metric.name] = figure
     return found
 
@@ -78,20 +76,23 @@ def _chunks(folder: Path, files: Sequence[Path], texts: Sequence[str], scorer: S
     folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(files), CHUNK):
         path, some = folder / f"{first:06}.npy", files[first : first + CHUNK]
-        kept = _kept(path, len(some))
+        kept = _kept(path, some)
         if kept is None:
             kept = scorer([_opened(file) for file in some], texts[first : first + CHUNK], first)
             save_array(path, kept)
         yield kept[: len(some)]
 
 
-def _kept(path: Path, count: int) -> Array | None:
-    """A chunk that is there and long enough; of fewer prompts it may have been shorter."""
+def _kept(path: Path, files: Sequence[Path]) -> Array | None:
+    """A chunk that is there, long enough (of fewer prompts it may be shorter) and later than its pictures."""
     try:
         found: Array = np.load(path, allow_pickle=False)
+        last = max(file.stat().st_mtime_ns for file in files)
+        if len(found) < len(files) or last > path.stat().st_mtime_ns:
+            return None
     except (OSError, ValueError, EOFError):
         return None
-    return found if len(found) >= count else None
+    return found
 
 
 def _opened(file: Path) -> Image.Image:
@@ -105,27 +106,31 @@ def _opened(file: Path) -> Image.Image:
 
 
 def _target(metric: Metric, reference: Reference, work: Work, scorer: Scorer) -> Gaussian:
-    """The Gaussian of the reference; features of files are kept, and known by the files' names and sizes."""
+    """The Gaussian of the reference; features of its files are kept."""
     if reference.known is not None:
         return reference.known()
-    listing = [f"{os.fspath(file)} {file.stat().st_size}" for file in reference.files]
-    digest = hashlib.sha256("\n".join(listing).encode()).hexdigest()[:12]
-    folder = work.folder / ".reference" / f"{metric.name}-{metric.key[:12]}-{digest}"
+    name = f"{metric.name}-{metric.key[:12]}-{reference.digest[:12]}"
+    folder = work.folder / ".reference" / name
     no_texts = [""] * len(reference.files)
     return Gaussian.of(np.concatenate(list(_chunks(folder, reference.files, no_texts, scorer))))
 
 
-def _compared(values: dict[str, Array], target: Gaussian | None, scale: float) -> dict[str, Figure]:
+def _compared(values: dict[str, Array], target: Gaussian | None, metric: Metric) -> dict[str, Figure]:
     if target is not None:
         return _distances(values, target)
     base = next(iter(values.values()))
-    return {
-        name: {
-            **_plain(mean_interval(scale * scores)),
-            "difference": _plain(mean_interval(scale * (scores.astype(np.float64) - base))),
-        }
-        for name, scores in values.items()
-    }
+    found = {}
+    for name, scores in values.items():
+        apart = Interval(0.0, 0.0, 0.0) if scores is base else _apart(metric, scores, base)
+        own = share_interval(scores) if metric.share else mean_interval(scores)
+        found[name] = {**_plain(own, metric.scale), "difference": _plain(apart, metric.scale)}
+    return found
+
+
+def _apart(metric: Metric, scores: Array, base: Array) -> Interval:
+    if metric.share:
+        return share_difference_interval(scores, base)
+    return mean_interval(scores.astype(np.float64) - base)
 
 
 def _distances(values: dict[str, Array], target: Gaussian) -> dict[str, Figure]:
@@ -141,5 +146,6 @@ def _distances(values: dict[str, Array], target: Gaussian) -> dict[str, Figure]:
     return found
 
 
-def _plain(interval: Interval) -> Figure:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+def _plain(interval: Interval, scale: float = 1.0) -> Figure:
+    numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {name: None if number is None else scale * number for name, number in numbers.items()}

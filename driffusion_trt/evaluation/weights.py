@@ -16,6 +16,7 @@ __all__ = [
     "CLIP",
     "HPS",
     "PICKSCORE",
+    "VIT_H",
     "clip_folder",
     "hps_files",
     "inception_file",
@@ -27,17 +28,17 @@ __all__ = [
 CLIP = "openai/clip-vit-large-patch14"
 PICKSCORE = "yuvalkirstain/PickScore_v1"
 HPS, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
-HPS_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what PickScore and HPSv2 were tuned from
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
 _INCEPTION_NAMES = (INCEPTION_FILE, INCEPTION_FILE.replace("pt_inception", "weights-inception"))
 
 _TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either will do
+_PROCESSOR = "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-_SMALL = (
-    *("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json"),
-)
+_WORDS = ("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+_PREPARING = ("preprocessor_config.json", "processor_config.json", *_WORDS)  # pictures and texts
+_SMALL = ("config.json", *_PREPARING)
 
 
 def need(*packages: str) -> None:
@@ -48,15 +49,21 @@ def need(*packages: str) -> None:
 
 
 def key_of(*files: Path) -> str:
-    """Which weights these are: the SHA-256 of one file, or of the digests of several."""
+    """Which weights these are: the SHA-256 of one file, or of the names and digests of several."""
     digests = [sha256(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    if len(files) == 1:
+        return digests[0]
+    lines = [f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def clip_folder(given: str | None, hub_id: str, option: str) -> tuple[Path, list[Path]]:
-    """The folder of a CLIP model, with its processor, and the files that make a difference.
+def clip_folder(
+    given: str | None, hub_id: str, option: str, beside: str | None = None
+) -> tuple[Path, Path, list[Path]]:
+    """The folder of a CLIP model, that of its processor and tokenizer, and all files that make a difference.
 
-    given: a folder, or the id of another model on the hub; None for `hub_id`.
+    given: a folder, or the id of another model on the hub; None for `hub_id`. beside: the model on the hub
+    whose processor and tokenizer are taken where the folder has not both of its own.
 
     Raises:
         InputError: `given` is neither, or the folder lacks something.
@@ -72,19 +79,33 @@ def clip_folder(given: str | None, hub_id: str, option: str) -> tuple[Path, list
         if not _weights(folder):
             folder = _snapshot(name, option, [*_SMALL, "model-*.safetensors", *_WEIGHTS[1:]])
     weights = _weights(folder)
-    lacking = [one for one in ("config.json", "preprocessor_config.json") if not (folder / one).exists()]
+    lacking = [] if (folder / "config.json").exists() else ["config.json"]
     lacking += [] if weights else [_WEIGHTS[0]]
-    lacking += [] if tokenizer_files(folder) else ["tokenizer.json (or vocab.json and merges.txt)"]
+    preparing = folder
+    if beside is not None and not lacking and _not_prepared(folder):
+        preparing = _snapshot(beside, f"{option} (its processor and tokenizer)", _PREPARING)
+    lacking += _not_prepared(preparing)
     if lacking:
         raise InputError(
-            f"{option}: {folder} has no {', '.join(lacking)}; it must be a CLIP model as transformers saves "
-            f"it, with its processor, such as {hub_id} on the hub"
+            f"{option}: {preparing} has no {', '.join(lacking)}; it must be a CLIP model as transformers "
+            f"saves it, with its processor, such as {hub_id} on the hub"
         )
-    return folder, [*weights, folder / "preprocessor_config.json", *tokenizer_files(folder)]
+    return folder, preparing, [*weights, folder / "config.json", *_matching(preparing, _PREPARING)]
 
 
-def hps_files(given: str | None, option: str) -> tuple[Path, Path]:
-    """The checkpoint of HPSv2.1, and a folder with CLIP's tokenizer: beside it, or from the hub.
+def _not_prepared(folder: Path) -> list[str]:
+    """What a folder lacks of a processor and a tokenizer."""
+    lacking = [] if (folder / _PROCESSOR).exists() else [_PROCESSOR]
+    return lacking + ([] if tokenizer_files(folder) else ["tokenizer.json (or vocab.json and merges.txt)"])
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder that a model is prepared by, in a fixed order."""
+    return sorted({file for pattern in patterns for file in folder.glob(pattern)})
+
+
+def hps_files(given: str | None, option: str) -> tuple[Path, Path, list[Path]]:
+    """The checkpoint of HPSv2.1, a folder with CLIP's tokenizer (beside it, or from the hub), and all files.
 
     given: the checkpoint, or the folder that it is in. Raises as `clip_folder` does.
     """
@@ -97,15 +118,15 @@ def hps_files(given: str | None, option: str) -> tuple[Path, Path]:
         path = path / HPS_FILE if path.is_dir() else path
         if not path.is_file():
             raise InputError(f"{option}: there is no {path}; {HPS_FILE} is in {HPS} on the hub (1.97 GB)")
-    if tokenizer_files(path.parent):
-        return path, path.parent
-    folder = _snapshot(HPS_TOKENIZER, f"{option} (its tokenizer)", _SMALL)
+    folder = path.parent
+    if not tokenizer_files(folder):
+        folder = _snapshot(VIT_H, f"{option} (its tokenizer)", _WORDS)
     if not tokenizer_files(folder):
         raise ModelError(
-            f"{option}: neither {path.parent} nor {HPS_TOKENIZER} on the hub has tokenizer.json; "
+            f"{option}: neither {path.parent} nor {VIT_H} on the hub has tokenizer.json; "
             "put that of any CLIP model beside the checkpoint"
         )
-    return path, folder
+    return path, folder, [path, *_matching(folder, _WORDS)]
 
 
 def inception_file(given: str | None, option: str) -> Path:

@@ -69,6 +69,21 @@ class Work:
             return
         _compare(path, asked, "name another --work for them, or ask for what is there")
 
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The options of all modes that there are pictures of, by the names of their folders.
+
+        Raises InputError where those of one are damaged.
+        """
+        found = {}
+        for path in sorted(self.folder.glob("*/row.json")):
+            options = _read_object(path, f"remove {path.parent}, or name another --work")
+            if not isinstance(options.get("mode"), str) or not isinstance(options.get("lanes"), int):
+                raise InputError(
+                    f"{path} has no mode and lanes; remove {path.parent}, or name another --work"
+                )
+            found[path.parent.name] = options
+        return found
+
     def row(self, name: str, options: Mapping[str, Any]) -> RowFolder:
         """The folder of one mode. Raises InputError where its pictures were made with other options."""
         folder = self.folder / name
@@ -96,7 +111,8 @@ class RowFolder:
         found: dict[int, dict[str, Any]] = {}
         text = self._log.read_text("utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
+        # Not `splitlines`: JSON may have U+2028, U+0085 and others of its line ends in a text.
+        for number, line in enumerate(whole.split("\n")[:-1], 1):
             try:
                 record = json.loads(line)
                 found[int(record["index"])] = record
@@ -112,9 +128,22 @@ class RowFolder:
     def picture(self, index: int) -> Path:
         return self.folder / f"{index:05}.png"
 
-    def missing(self, count: int) -> list[int]:
-        """Of the first `count` pictures those that are still to be made."""
-        return [index for index in range(count) if index not in self.records]
+    def missing(self, count: int, batch_size: int = 1) -> list[int]:
+        """Of the first `count` pictures those that are still to be made, in batches of so many.
+
+        One that was made in a shorter or a longer batch, when it was of the last ones, is made again: in mode
+        tolerance a picture depends on its neighbours.
+        """
+        return [
+            index
+            for index in range(count)
+            if index not in self.records
+            or self._batch(index) != min(batch_size, count - index // batch_size * batch_size)
+        ]
+
+    def _batch(self, index: int) -> int:
+        found: int = self.records[index].get("settings", {}).get("batch", 1)
+        return found
 
     def add(self, record: dict[str, Any]) -> None:
         """Write down a picture, once its file is there."""
@@ -162,13 +191,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def _compare(path: Path, asked: dict[str, Any], remedy: str) -> None:
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        was = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); {remedy}") from error
-    if not isinstance(was, dict):
+    if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object; {remedy}")
+    return found
+
+
+def _compare(path: Path, asked: dict[str, Any], remedy: str) -> None:
+    was = _read_object(path, remedy)
     differs = [name for name in sorted({*was, *asked}) if was.get(name) != asked.get(name)]
     if differs:
         words = ", ".join(f"{name} {was.get(name)!r} (now {asked.get(name)!r})" for name in differs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from bench import quality, quality_table, readme
 from bench.crowd import Demo, make_pictures
 from bench.quality import Cell, Maker
 from driffusion_trt.engines.manifest import BUNDLED
-from driffusion_trt.evaluation.frechet import Gaussian
-from driffusion_trt.evaluation.heldout import Checker, prompt
+from driffusion_trt.evaluation.frechet import Gaussian, frechet
+from driffusion_trt.evaluation.heldout import Checker, draw_real, prompt
 
 
 @pytest.mark.parametrize("model", BUNDLED)
@@ -81,6 +82,8 @@ def test_a_row_says_how_far_it_is_from_sequential() -> None:
     judge = quality_table.Judge(base, drawn, 2000)
     same = judge(base)
     assert same["right"]["mean"] == 1 and same["frechet_minus_sequential"]["mean"] == 0
+    assert same["right"]["low"] < 0.95 and same["right"]["high"] == 1, "60 right ones are not 100 %"
+    assert same["right_minus_sequential"]["low"] < 0 < same["right_minus_sequential"]["high"]
     other = {**base, "relative_l2": np.linspace(0, 0.2, 60), "psnr_db": np.linspace(40, 60, 60)}
     other["features"] = base["features"] + 1  # eight features further off by one each, squared
     other["labels"] = base["labels"].copy()
@@ -98,6 +101,22 @@ def test_a_row_says_how_far_it_is_from_sequential() -> None:
         [{"method": "sequential", "lanes": 1, **same}, {"method": "x", "lanes": 2, **row}]
     )
     assert f"{100 * (1 - wrong / 60):.1f} (" in words and "0.1000 (0.200)" in words
+
+
+def test_more_pictures_than_are_drawn_have_a_distance_to_compare_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(quality_table, "REAL_PICTURES", 20)
+    monkeypatch.setattr(quality_table.report, "write", lambda _, result: written.update(result))
+    checker, count = Checker(), 24
+    labels, features = checker(draw_real(count)[0])
+    calls = {"rounds": np.full(count, 50), "predictions": np.full(count, 50)}
+    found = {("demo", 3.0, Cell("sequential", 1)): {"labels": labels, "features": features, **calls}}
+    quality_table.report_all(found, {"demo": "x"}, checker, 2000, write=True)
+    assert written["drawn_pictures"] == 20
+    others, target = checker(draw_real(count, 20)[0])[1], checker(draw_real(20)[0])[1]
+    assert written["frechet_of_drawn_pictures"] == pytest.approx(frechet(others, target))
 
 
 def test_the_documents_say_what_the_results_say() -> None:

@@ -64,6 +64,11 @@ def test_other_captions_have_another_digest(tmp_path: Path) -> None:
         ({"images": [], "annotations": []}, "has no pictures"),
         ({"images": [{"id": 1}], "annotations": []}, "1 pictures without a caption, such as 1"),
         ({"images": [{"id": 1}], "annotations": [{"image_id": 1, "id": 2}]}, "KeyError.'caption'"),
+        ({"images": [{"id": float("inf")}], "annotations": []}, "OverflowError"),
+        (
+            {"images": [{"id": 1}], "annotations": [{"image_id": 1, "id": 2, "caption": " \n"}]},
+            "has 1 empty captions, such as that with the id 2",
+        ),
     ],
 )
 def test_other_files_are_refused_with_the_form_they_should_have(
@@ -75,6 +80,9 @@ def test_other_files_are_refused_with_the_form_they_should_have(
 
 
 def test_what_cannot_be_read_or_is_too_short(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match=r"deep\.json cannot be read as captions"):
+        read_captions(str(tmp_path / "deep.json"))
     with pytest.raises(InputError, match="cannot be read as captions"):
         read_captions(str(tmp_path / "none.json"))
     with pytest.raises(InputError, match=r"count=4 was asked, and captions_val2017\.json has 3"):
@@ -90,3 +98,4 @@ def test_prompts_of_a_file_and_held_out_ones() -> None:
     assert own.texts == tuple(prompt(k)[0] for k in range(3))
     assert own.held_out and own.source == HELD_OUT
     assert held_out(12).digest == own.digest
+    assert not prompts_of_file(f"some/{HELD_OUT}", ["a"]).held_out, "a name says nothing"

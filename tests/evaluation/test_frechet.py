@@ -19,7 +19,12 @@ from driffusion_trt.evaluation.frechet import (
     distance_interval,
     frechet,
 )
-from driffusion_trt.evaluation.intervals import mean_interval
+from driffusion_trt.evaluation.intervals import (
+    LEAST,
+    mean_interval,
+    share_difference_interval,
+    share_interval,
+)
 
 
 def features(count: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -139,4 +144,90 @@ def test_means_have_the_interval_of_normal_theory() -> None:
     assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
     assert mean_interval(values) == interval, "the seed is fixed"
-    assert mean_interval(np.array([3.0])) == Interval(3.0)
+    assert mean_interval(values[: LEAST - 1]) == Interval(values[: LEAST - 1].mean())
+    assert mean_interval(values[:LEAST]).low is not None
+
+
+def saved(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def test_statistics_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    """Cut short anywhere, or with a bit that is wrong: refused, or read right where the bit says nothing."""
+    one = features(50, 5).astype(np.float64)
+    path = saved(tmp_path / "x.npz", mu=one.mean(0), sigma=np.cov(one, rowvar=False))
+    whole = path.read_bytes()
+    broken = [whole[:at] for at in range(0, len(whole), 23)]
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        broken.append(bytes(flipped))
+    refused = 0
+    for data in broken:
+        path.write_bytes(data)
+        try:
+            read = Gaussian.read(path, 6)
+        except InputError:
+            refused += 1
+        else:
+            assert np.array_equal(read.mean, one.mean(0))
+    assert refused > len(broken) / 2
+
+
+def test_statistics_of_another_kind_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "mu.npy", np.zeros(6))
+    with pytest.raises(InputError, match=r"mu\.npy cannot be read as statistics"):
+        Gaussian.read(tmp_path / "mu.npy", 6)
+    for mu, sigma in ((np.full(6, np.nan), np.eye(6)), (np.zeros(6), np.full((6, 6), np.inf))):
+        with pytest.raises(InputError, match="has a mu or sigma that is not finite"):
+            Gaussian.read(saved(tmp_path / "nan.npz", mu=mu, sigma=sigma), 6)
+
+
+@pytest.mark.parametrize("right", [0, 1, 9, 150, 199, 200])
+def test_shares_have_wilsons_interval(right: int) -> None:
+    got = share_interval(np.arange(200) < right)
+    wanted = scipy.stats.binomtest(right, 200).proportion_ci(method="wilson")
+    assert got.value == right / 200
+    assert (got.low, got.high) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+    assert got.low is not None and got.high is not None and got.high - got.low > 0.01
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        ((1, 1, 7, 12), -0.507, -0.026),  # Fagerland, Lydersen and Laake 2014: airway hyper-responsiveness
+        ((14, 5, 0, 22), 0.011, 0.226),  # Altman and others, Statistics with Confidence, 2000, chapter 6
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998, method 10
+    ],
+)
+def test_differences_of_shares_have_newcombes_interval(
+    table: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    """table: pictures right in both, in the first alone, in the second alone, in none."""
+    one = np.repeat([True, True, False, False], table)
+    other = np.repeat([True, False, True, False], table)
+    got = share_difference_interval(one, other)
+    assert got.value == pytest.approx((table[1] - table[2]) / sum(table))
+    assert got.low == pytest.approx(low, abs=0.001) and got.high == pytest.approx(high, abs=0.001)
+    mirrored = share_difference_interval(other, one)
+    assert mirrored.low is not None and mirrored.low == pytest.approx(-high, abs=0.001)
+
+
+def test_no_share_is_known_exactly() -> None:
+    for right in (np.ones(50, bool), np.zeros(50, bool), np.arange(50) % 2 == 0):
+        got = share_difference_interval(right, right)
+        assert got.low is not None and got.high is not None
+        assert got.low < got.value == 0 < got.high
+
+
+def test_intervals_of_differences_of_shares_hold_as_often_as_they_say() -> None:
+    """Near 100 %, where a bootstrap has no width: over 1000 draws 5 % outside in expectation."""
+    rng, outside = np.random.default_rng(1), 0
+    for _ in range(1000):
+        base = rng.random(100) < 0.97
+        right = base & (rng.random(100) < 0.99)
+        got = share_difference_interval(right, base)
+        assert got.low is not None and got.high is not None
+        outside += not got.low <= 0.97 * 0.99 - 0.97 <= got.high
+    assert outside <= 70

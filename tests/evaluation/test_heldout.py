@@ -11,11 +11,25 @@ from driffusion_trt.evaluation import heldout
 from driffusion_trt.scenes.labels import HEADS, IGNORED, labels
 
 
-def test_alignment_counts_what_was_asked_only() -> None:
+def test_what_a_prompt_leaves_open_is_not_counted() -> None:
     wanted = np.array([[0, 1, 2, 3, IGNORED, IGNORED], [1, IGNORED, 4, 0, 5, 2]])
     read = np.array([[0, 1, 2, 3, 9, 9], [1, 7, 4, 0, 5, 1]])
-    got = heldout.alignment(read, wanted)
-    assert got == {"objects": 1.0, "colours": 0.5, "positions": 1.0, "grounds": 1.0, "all": 0.5}
+    assert heldout.right(read, wanted).tolist() == [[True] * 6, [True] * 5 + [False]]
+    of_prompts = np.array([heldout.prompt(7 + k)[1] for k in range(6)])
+    assert heldout.shown(of_prompts, 7).all()
+    of_prompts[2, 2] += 1  # another kind of thing
+    assert heldout.shown(of_prompts, 7).tolist() == [True, True, False, True, True, True]
+
+
+def test_how_many_captions_training_saw_word_for_word() -> None:
+    """The shares that heldout.py and docs/evaluating.md name."""
+    training = {scenes.caption(k) for k in range(32_000)}
+    for first, every, one, two in ((0, 0.63, 0.99, 0.22), (2000, 0.525, 1.0, 0.15)):
+        asked = [heldout.prompt(first + k) for k in range(200)]
+        seen = np.array([caption in training for caption, _ in asked])
+        single = np.array([wanted[list(HEADS).index("layout")] == 0 for _, wanted in asked])
+        assert seen.mean() == pytest.approx(every, abs=1e-9)
+        assert (seen[single].mean(), seen[~single].mean()) == pytest.approx((one, two), abs=0.005)
 
 
 def test_the_checker_reads_drawn_pictures() -> None:
@@ -26,9 +40,8 @@ def test_the_checker_reads_drawn_pictures() -> None:
     for k in range(200):
         scene, ground = scenes.draw_scene(np.random.default_rng([9, k]))
         truth.append(labels(scene, ground))
-    assert heldout.alignment(read, np.array(truth))["all"] > 0.97
+    assert heldout.right(read, np.array(truth)).all(1).mean() > 0.97
     assert features.shape[0] == 200
-    assert heldout.spelt(read[0])[0] in ("one", "side by side", "one above the other")
     mirrored, _ = checker(drawn[:, :, ::-1])
     side_by_side = read[:, list(HEADS).index("layout")] == 1
     kinds = [list(HEADS).index("first_kind"), list(HEADS).index("second_kind")]
@@ -52,7 +65,7 @@ def test_the_bundled_model_draws_what_is_asked(mode: str) -> None:
     with dt.Pipeline.load("demo", devices=2) as pipe:
         images = pipe([words for words, _ in asked], seed=range(16), steps=25, mode=mode, lanes=2).images
     read, _ = heldout.Checker()(np.stack([np.asarray(image) for image in images]))
-    assert heldout.alignment(read, np.array([wanted for _, wanted in asked]))["all"] >= 0.8
+    assert heldout.shown(read, 0).mean() >= 0.8
 
 
 def test_pictures_of_another_size_are_made_smaller() -> None:
@@ -61,3 +74,9 @@ def test_pictures_of_another_size_are_made_smaller() -> None:
     checker = heldout.Checker()
     assert np.array_equal(checker(large)[0], checker(drawn)[0])
     assert np.allclose(checker(large)[1], checker(drawn)[1])
+
+
+def test_drawn_pictures_go_on_from_any_number() -> None:
+    every, wanted = heldout.draw_real(5)
+    later, of_later = heldout.draw_real(2, 3)
+    assert np.array_equal(later, every[3:]) and np.array_equal(of_later, wanted[3:])

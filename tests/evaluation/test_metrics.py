@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,37 @@ def test_alignment_and_distance_of_drawn_pictures(monkeypatch: pytest.MonkeyPatc
     assert alignment.load()(own, [""] * 12, 0).mean() > 0.9
     assert alignment.load()(own[4:], [""] * 8, 4).mean() > 0.9
     assert alignment.load()(own[4:], [""] * 8, 0).mean() < 0.5
+
+
+@pytest.mark.parametrize("option", ["reference", "inception", "clip", "pickscore", "hpsv2", "device"])
+def test_an_option_whose_metric_was_not_asked_for_is_refused(option: str) -> None:
+    asked = "score-device" if option == "device" else option
+    with pytest.raises(InputError, match=f"--{asked} was given, and goes with .*among the metrics .drift"):
+        prepared(["drift", "alignment"], held_out(2), Places(**{option: "cpu"}))
+
+
+def test_weights_of_something_else_are_refused_before_any_picture(tmp_path: Path, inception: str) -> None:
+    Gaussian(np.zeros(2048), np.eye(2048)).save(tmp_path / "real.npz")
+    hps = scorers.save_hps(tmp_path / "HPS_v2.1_compressed.pt")
+    scorers.tokenizer().save_pretrained(tmp_path)
+    good = Places(str(tmp_path / "real.npz"), inception, hpsv2=str(hps), device="cpu")
+    assert [metric.name for metric in prepared(["fid", "hpsv2"], PROMPTS, good)] == ["fid", "hpsv2"]
+    wrong = shutil.copy(inception, tmp_path / "wrong.pt")
+    swapped = Places(str(tmp_path / "real.npz"), str(hps), hpsv2=str(wrong), device="cpu")
+    with pytest.raises(InputError) as raised:
+        prepared(["fid", "hpsv2"], PROMPTS, swapped)
+    message = str(raised.value)
+    assert "does not hold the weights of FID's Inception" in message
+    assert "wrong.pt is no checkpoint of HPSv2" in message
+    state = scorers.hps_state()
+    state["visual.proj"] = state["visual.proj"][:, :8]
+    torch.save({"state_dict": state}, hps)
+    with pytest.raises(InputError, match="is no checkpoint of HPSv2"):
+        prepared(["hpsv2"], PROMPTS, Places(hpsv2=str(hps), device="cpu"))
+
+
+def test_a_device_that_holds_no_numbers_is_refused(inception: str, tmp_path: Path) -> None:
+    Gaussian(np.zeros(2048), np.eye(2048)).save(tmp_path / "real.npz")
+    for device in ("meta", "bogus"):
+        with pytest.raises(InputError, match=f"--score-device '{device}' cannot be used by torch here"):
+            prepared(["fid"], PROMPTS, Places(str(tmp_path / "real.npz"), inception, device=device))

@@ -107,16 +107,16 @@ def test_scores_are_transformers_own_logits(clip: Path) -> None:
     )
     with torch.no_grad():
         logits = model(**both).logits_per_image.diagonal().numpy()
-    pick = ClipScore(clip, "cpu", preference=True)(pictures, TEXTS, 0)
+    pick = ClipScore(clip, clip, "cpu", preference=True)(pictures, TEXTS, 0)
     assert pick == pytest.approx(logits, rel=1e-4)
     cosine = logits / np.exp(model.logit_scale.item())
-    score = ClipScore(clip, "cpu", preference=False)(pictures, TEXTS, 0)
+    score = ClipScore(clip, clip, "cpu", preference=False)(pictures, TEXTS, 0)
     assert score == pytest.approx(100 * np.maximum(cosine, 0), rel=1e-4, abs=1e-6)
     assert abs(cosine[0] - cosine[1]) > 1e-3, "or it does not matter which prompt is whose"
 
 
 def test_a_cosine_below_zero_counts_as_none(clip: Path) -> None:
-    scorer = ClipScore(clip, "cpu", preference=False)
+    scorer = ClipScore(clip, clip, "cpu", preference=False)
     with torch.no_grad():
         scorer._model.visual_projection.weight.neg_()
         turned = scorer(scorers.pictures(2, 40, 60), TEXTS, 0)
@@ -128,7 +128,7 @@ def test_a_cosine_below_zero_counts_as_none(clip: Path) -> None:
 def test_a_folder_that_is_no_clip_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(ModelError, match="cannot be loaded as a CLIP model"):
-        ClipScore(tmp_path, "cpu", preference=False)
+        ClipScore(tmp_path, tmp_path, "cpu", preference=False)
 
 
 # HPSv2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from PIL import Image
 
 from driffusion_trt import InputError
 from driffusion_trt.evaluation.frechet import Gaussian, frechet
-from driffusion_trt.evaluation.metrics import Metric, Reference, Scorer
+from driffusion_trt.evaluation.intervals import share_difference_interval, share_interval
+from driffusion_trt.evaluation.metrics import Metric, Scorer
+from driffusion_trt.evaluation.reference import Reference
 from driffusion_trt.evaluation.scoring import CHUNK, Figure, figures
 from driffusion_trt.evaluation.work import RowFolder, Work
 
@@ -79,7 +82,7 @@ def test_distances_to_statistics_and_to_files(tmp_path: Path, rows: dict[str, Ro
     ]
     wanted = frechet(features[0], features[1])
     known = Reference("known", known=lambda: Gaussian.of(features[1]))
-    for reference in (known, Reference("files", files)):
+    for reference in (known, Reference.of("files", files)):
         found = run(metric(Mean(4), reference), tmp_path, rows)
         assert found["sequential"]["value"] == pytest.approx(wanted)
         assert found["other"]["value"] == pytest.approx(0, abs=1e-6 * wanted)
@@ -118,11 +121,55 @@ def test_other_weights_and_more_pictures_are_scored(tmp_path: Path, rows: dict[s
 
 def test_a_reference_that_changed_is_read_again(tmp_path: Path, rows: dict[str, RowFolder]) -> None:
     files = tuple(rows["other"].picture(index) for index in range(8))
-    run(metric(Mean(4), Reference("files", files)), tmp_path, rows)
-    before = run(metric(Mean(4), Reference("files", files)), tmp_path, rows)["sequential"]["value"]
+    for file in files:
+        file.with_suffix(".bmp").write_bytes(b"")
+        Image.open(file).save(file.with_suffix(".bmp"))
+    files = tuple(file.with_suffix(".bmp") for file in files)
+
+    def distance(scorer: Mean) -> float:
+        value: float = run(metric(scorer, Reference.of("files", files)), tmp_path, rows)["sequential"][
+            "value"
+        ]
+        return value
+
+    before = distance(Mean(4))
+    again = Mean(4)
+    assert distance(again) == before and again.seen == []
+    size, stamp = files[0].stat().st_size, files[0].stat().st_mtime_ns
     Image.effect_noise((8, 8), 50).convert("RGB").save(files[0])
-    after = run(metric(Mean(4), Reference("files", files)), tmp_path, rows)["sequential"]["value"]
-    assert after != before
+    os.utime(files[0], ns=(stamp - 10**9, stamp - 10**9))  # older, as a copy that keeps times may be
+    assert files[0].stat().st_size == size, "a bitmap: the size says nothing"
+    assert distance(Mean(4)) != before
+
+
+def test_pictures_that_were_made_again_are_scored_again(tmp_path: Path, rows: dict[str, RowFolder]) -> None:
+    run(metric(Mean()), tmp_path, rows)
+    path = rows["other"].picture(CHUNK)
+    Image.new("RGB", (8, 8), "white").save(path)
+    kept = next((tmp_path / "other").rglob(f"{CHUNK:06}.npy"))
+    os.utime(path, ns=(kept.stat().st_mtime_ns + 1,) * 2)
+    again = Mean()
+    found = run(metric(again), tmp_path, rows)
+    assert again.seen == [*range(CHUNK, 2 * CHUNK)]
+    assert found["other"]["value"] == pytest.approx(brightness(rows["other"]).mean(), rel=1e-5)
+
+
+class Bright:
+    """1 where a picture is brighter than most."""
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str], first: int) -> np.ndarray:
+        return np.array([np.asarray(image, np.float32).mean() > 120 for image in images], np.float32)
+
+
+def test_shares_have_the_intervals_of_shares(tmp_path: Path, rows: dict[str, RowFolder]) -> None:
+    one = Metric("mean", "Bright", "higher", 1, "c" * 64, Bright, scale=100, share=True)
+    found = run(one, tmp_path, rows)
+    base, other = (brightness(row) > 120 for row in rows.values())
+    wanted, apart = share_interval(other), share_difference_interval(other, base)
+    assert wanted.low is not None and apart.low is not None
+    assert found["other"]["low"] == pytest.approx(100 * wanted.low)
+    assert found["other"]["difference"]["low"] == pytest.approx(100 * apart.low)
+    assert found["sequential"]["difference"] == {"value": 0, "low": 0, "high": 0}
 
 
 def test_a_broken_picture_is_named(tmp_path: Path, rows: dict[str, RowFolder]) -> None:

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import scorers
 import torch
 
 from driffusion_trt import InputError, MissingExtraError, ModelError
 from driffusion_trt.evaluation import weights
+from driffusion_trt.evaluation.captions import prompts_of_file
+from driffusion_trt.evaluation.clip import ClipScore
+from driffusion_trt.evaluation.metrics import Places, prepared
 
 
 @pytest.fixture(autouse=True)
@@ -34,18 +38,42 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_a_clip_folder_with_all_that_matters(clip: Path) -> None:
-    folder, files = weights.clip_folder(str(clip), weights.CLIP, "--clip")
-    assert folder == clip
-    assert {file.name for file in files} == {
-        "model.safetensors",
-        "preprocessor_config.json",
-        "tokenizer.json",
-    }
+    folder, beside, files = weights.clip_folder(str(clip), weights.CLIP, "--clip")
+    assert folder == beside == clip
+    names = {"config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {"model.safetensors", *names} <= {file.name for file in files}
     before = weights.key_of(*files)
     assert before != weights.key_of(*reversed(files))
-    config = clip / "preprocessor_config.json"
-    config.write_text(config.read_text().replace("28", "30"))
-    assert weights.key_of(*files) != before, "another preparation is another metric"
+    for name in sorted(names):
+        (clip / name).write_text((clip / name).read_text() + " ")
+        after = weights.key_of(*weights.clip_folder(str(clip), weights.CLIP, "--clip")[-1])
+        assert after != before, f"another {name} is another metric"
+        before = after
+    (clip / "special_tokens_map.json").write_text("{}")
+    assert weights.key_of(*weights.clip_folder(str(clip), weights.CLIP, "--clip")[-1]) != before
+
+
+def test_pickscore_takes_its_processor_and_tokenizer_from_what_it_was_tuned_from(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare, asked = tmp_path / "bare", []
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((clip / name).read_bytes())
+
+    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        assert name == weights.PICKSCORE or "model.safetensors" not in allow_patterns
+        return str({weights.PICKSCORE: bare, weights.VIT_H: clip}[name])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    (metric,) = prepared(["pickscore"], prompts_of_file("p", ["red"]), Places(device="cpu"))
+    assert asked == [weights.PICKSCORE, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"]
+    pictures = scorers.pictures(2, 30, 40)
+    whole = ClipScore(clip, clip, "cpu", preference=True)
+    assert np.array_equal(metric.load()(pictures, ["red", "a"], 0), whole(pictures, ["red", "a"], 0))
+    with pytest.raises(InputError, match=r"--clip: .*bare has no preprocessor_config\.json, tokenizer\.json"):
+        weights.clip_folder(str(bare), weights.CLIP, "--clip")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +91,7 @@ def test_weights_in_parts_and_old_tokenizers_are_found(clip: Path) -> None:
     (clip / "tokenizer.json").unlink()
     for name in ("vocab.json", "merges.txt"):
         (clip / name).write_text("")
-    _, files = weights.clip_folder(str(clip), weights.CLIP, "--clip")
+    *_, files = weights.clip_folder(str(clip), weights.CLIP, "--clip")
     names = {file.name for file in files}
     assert {"model-00001-of-00001.safetensors", "vocab.json", "merges.txt"} <= names
 
@@ -107,8 +135,10 @@ def test_a_checkpoint_of_hps_needs_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="laion/CLIP-ViT-H-14-laion2B-s32B-b79K is not in the hub's cache"):
         weights.hps_files(str(path), "--hpsv2")
     scorers.tokenizer().save_pretrained(tmp_path)
-    assert weights.hps_files(str(path), "--hpsv2") == (path, tmp_path)
-    assert weights.hps_files(str(tmp_path), "--hpsv2") == (path, tmp_path)
+    for given in (path, tmp_path):
+        found, folder, files = weights.hps_files(str(given), "--hpsv2")
+        assert (found, folder) == (path, tmp_path)
+        assert [file.name for file in files] == [path.name, "tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +174,6 @@ def test_safetensors_come_first_from_the_hub(clip: Path, monkeypatch: pytest.Mon
     assert (name, rest) == (weights.CLIP, [])
     assert "model.safetensors" in patterns and not [one for one in patterns if one.endswith(".bin")]
     (clip / "model.safetensors").unlink()
-    _, files = weights.clip_folder("someone/else", weights.CLIP, "--clip")
+    *_, files = weights.clip_folder("someone/else", weights.CLIP, "--clip")
     assert [name for name, _ in asked[1:]] == ["someone/else"] * 2
     assert "pytorch_model.bin" in asked[2][1] and files[0] == clip / "pytorch_model.bin"

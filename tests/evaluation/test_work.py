@@ -89,6 +89,38 @@ def test_a_damaged_line_in_the_middle_is_not_passed_over(tmp_path: Path) -> None
         RowFolder(tmp_path)
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    row = row_with(tmp_path, 1)
+    text = "a\u2028b\u0085c\x0b\x1cd\r\ne"
+    Image.new("RGB", (4, 4)).save(row.picture(1))
+    row.add({"index": 1, "settings": {"negative_prompt": text}})
+    again = RowFolder(tmp_path)
+    assert again.records[1]["settings"]["negative_prompt"] == text
+
+
+def test_a_last_batch_that_was_shorter_is_made_again(tmp_path: Path) -> None:
+    """Of five pictures in batches of two, and then of six, four, and five again."""
+    row = RowFolder(tmp_path)
+    for index in range(5):
+        Image.new("RGB", (4, 4)).save(row.picture(index))
+        row.add({"index": index, "settings": {"batch": 2} if index < 4 else {}})
+    row = RowFolder(tmp_path)
+    assert row.missing(5, 2) == []
+    assert row.missing(6, 2) == [4, 5]
+    assert row.missing(3, 2) == [2], "a fresh run of three would make it alone"
+    row.add({"index": 4, "settings": {"batch": 2}})
+    assert RowFolder(tmp_path).missing(5, 2) == [4]
+
+
+def test_rows_that_are_there(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    work.row("skip-9", {"mode": "skip", "lanes": 1, "rounds": 9})
+    assert work.rows() == {"skip-9": {"mode": "skip", "lanes": 1, "rounds": 9}}
+    (tmp_path / "skip-9" / "row.json").write_text('{"mode": "skip"}')
+    with pytest.raises(InputError, match=r"row\.json has no mode and lanes; remove .*skip-9"):
+        work.rows()
+
+
 def test_latents_that_drift_is_from(tmp_path: Path) -> None:
     row, latents = RowFolder(tmp_path), np.arange(12, dtype=np.float32).reshape(3, 2, 2)
     row.keep_latents(7, latents)
