@@ -16,6 +16,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from driffusion_trt import DeviceError
 from driffusion_trt.benchmark import measuring, memory
 from driffusion_trt.benchmark.measuring import order
 from driffusion_trt.benchmark.stages import STAGES
@@ -172,10 +173,18 @@ def test_the_bundled_model_by_default(here: Path, capsys: pytest.CaptureFixture[
 
 
 @given(st.integers(1, 12))
-def test_the_order_turns(cells: int) -> None:
+def test_the_order_is_of_all_cells_and_the_same_in_every_run(cells: int) -> None:
     turns = [order(cells, k) for k in range(cells)]
     assert all(sorted(turn) == list(range(cells)) for turn in turns)
-    assert [turn[0] for turn in turns] == list(range(cells)) and order(cells, cells) == turns[0]
+    assert turns == [order(cells, k) for k in range(cells)]
+
+
+def test_no_cell_always_follows_the_same_one() -> None:
+    turns = [order(6, k) for k in range(20)]
+    assert {turn[0] for turn in turns} == set(range(6))
+    for cell in range(6):
+        after = {turn[turn.index(cell) - 1] for turn in turns if turn[0] != cell}
+        assert len(after) >= 4, "a rotation would give it one neighbour"
 
 
 def test_cells_take_turns_on_the_same_picture(
@@ -199,7 +208,7 @@ def test_cells_take_turns_on_the_same_picture(
     wanted = [("a red fox", 7), ("a blue star", 8), ("a red fox", 9)]
     assert pictures == [one for one in (wanted[0], *wanted) for _ in range(3)]
     names = ["sequential", "aggressive", "skip"]
-    turns = [[(name, k) for name in names[k:] + names[:k]] for k in range(3)]
+    turns = [[(names[cell], k) for cell in order(3, k)] for k in range(3)]
     assert calls == [(name, 0) for name in names] + [one for turn in turns for one in turn]
 
 
@@ -270,6 +279,59 @@ def test_ctrl_c_before_anything_is_measured(
     assert bench(model, *FEW, "--modes", "aggressive", "--lanes", "2", "--json", "out.json") == 130
     out, err = capsys.readouterr()
     assert out == "" and "there is nothing to show" in err and not list(here.iterdir())
+
+
+def test_ctrl_c_while_a_repetition_is_kept_leaves_none_of_it(
+    model: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In what comes after the calls, between the first cell of a repetition and the second."""
+    splits, count = measuring.split, iter(range(1000))
+
+    def split(*given: Any) -> Any:
+        if next(count) == 2 * 1 + 1:
+            raise KeyboardInterrupt
+        return splits(*given)
+
+    monkeypatch.setattr(measuring, "split", split)
+    words = ("--modes", "aggressive", "--lanes", "2", "--json", "out.json", "--trace", "t.json")
+    assert bench(model, *FEW, *words) == 130
+    found = json.loads((here / "out.json").read_text("utf-8"))
+    assert found["repetitions"] == 1
+    assert all(len(cell["raw"]["latency_ms"]) == 1 for cell in found["cells"])
+    events = json.loads((here / "t.json").read_text("utf-8"))["traceEvents"]
+    assert sum(one["name"] == "process_name" for one in events) == 2
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    make, calls = measuring._call, iter(range(1000))
+
+    def call(*given: Any) -> Any:
+        if next(calls) == at:
+            raise DeviceError("GPU 1 has fallen off the bus")
+        return make(*given)
+
+    monkeypatch.setattr(measuring, "_call", call)
+
+
+def test_an_error_leaves_the_repetitions_that_are_whole(
+    model: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, 2 + 2 * 2 + 1)
+    assert bench(model, *FEW, "--modes", "aggressive", "--lanes", "2", "--json", "out.json") == 1
+    out, err = capsys.readouterr()
+    assert "repetitions: 2 of 3" in out and "error: GPU 1 has fallen off the bus" in err
+    found = json.loads((here / "out.json").read_text("utf-8"))
+    assert (found["repetitions"], found["complete"]) == (2, False)
+    assert "ended by an error after 2 of 3 repetitions: GPU 1 has fallen off the bus" in found["notes"]
+    assert all(len(cell["raw"]["speedup"]) == 2 for cell in found["cells"])
+
+
+def test_an_error_before_anything_is_measured_is_one(
+    model: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, 1)
+    assert bench(model, *FEW, "--modes", "aggressive", "--lanes", "2", "--json", "out.json") == 1
+    assert capsys.readouterr().out == "" and not list(here.iterdir())
 
 
 # Plots, LPIPS

@@ -54,7 +54,7 @@ def benchmark(args: argparse.Namespace, console: Console) -> None:
     Raises:
         InputError, ModelError, MissingExtraError: misuse; nothing has run by then.
         KeyboardInterrupt: after Ctrl-C, once what was measured by then is printed and written.
-        As `Pipeline.load` and calls do.
+        As `Pipeline.load` and calls do; once a repetition is over, also after printing and writing.
     """
     with console.warnings():
         outputs = _outputs(args)
@@ -69,6 +69,8 @@ def benchmark(args: argparse.Namespace, console: Console) -> None:
         _report(job, run, notes, outputs, console)
     else:
         console.note("interrupted before the first repetition was over: there is nothing to show")
+    if run.failed is not None:
+        raise run.failed
     if not run.complete:
         raise KeyboardInterrupt
 
