@@ -19,6 +19,7 @@ from ._options import BASELINES, MODES
 from ._planning import Plans
 
 _DEVICES = 8
+_MOST = 100_000
 _WIDTHS = {name: max(7, len(name) + 2) for name in reversed(TERMS)}
 _GAIN = 0.05  # a device that brings less does not pay
 
@@ -42,9 +43,10 @@ class WhatIf:
     def __init__(self, args: argparse.Namespace, plans: Plans) -> None:
         self._machine, self._plans = Machine.read(Path(args.costs)), plans
         self._most = _DEVICES if args.devices is None else args.devices
-        if isinstance(self._most, bool) or not isinstance(self._most, int) or self._most < 1:
+        if isinstance(self._most, bool) or not isinstance(self._most, int) or not 0 < self._most <= _MOST:
             raise InputError(
-                f"--devices {args.devices} was given; with --costs it is a number: the most devices"
+                f"--devices {args.devices} was given; with --costs it is a number: the most devices, up to "
+                f"{_MOST}"
             )
         self._modes = [one for one in MODES if one not in BASELINES] if args.mode is None else [args.mode]
         self._guided = plans.guidance_scale is None or plans.guidance_scale > 1
@@ -188,7 +190,8 @@ def _devices(count: int) -> str:
 def show(args: argparse.Namespace, plans: Plans, console: Console) -> None:
     """Print it. Raises InputError for options that do not go together."""
     for name in ("lanes", "blocks", "timeline", "output"):
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:
             why = "lanes follow from the devices" if name == "lanes" else "it shows times on devices"
             raise InputError(f"--{name} was given; it does not go with --costs: {why}")
     found = WhatIf(args, plans)

@@ -63,8 +63,8 @@ def terms_ms(
     """What of a latency is what, by the names in `TERMS`; the terms add up to it.
 
     Each is what the latency falls by without it, one after another: where the host works ahead, or an
-    exchange is hidden behind the lead's own call, it is what shows; `looks` has with it what the host can then
-    not do ahead. `beside` are encoders and decoder.
+    exchange is hidden behind the lead's own call, it is what shows; `looks` has in it what the host
+    can then not do ahead. `beside` are encoders and decoder.
     """
     without: dict[str, dict[str, object]] = {
         "host": {"host_ms": (0.0, 0.0)},
