@@ -150,6 +150,11 @@ def test_figures_that_are_left_out_are_not_for_good(
     assert row.split("|")[3].strip() == row.split("|")[5].strip() == row.split("|")[7].strip() == "-"
     model = json.loads((tmp_path / "bench-gpu.json").read_text())["models"]["tiny"]
     assert model["figures"] is None and model["pictures"]["2"]["rows"][1]["predicted_ms"] is None
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu_figures, "peers", fails)
+        assert gpu.main(words) == 0
+    model = json.loads((tmp_path / "bench-gpu.json").read_text())["models"]["tiny"]
+    assert model["figures"]["copy_us"] == 0 and model["pictures"]["2"]["rows"][1]["predicted_ms"] > 0
     assert gpu.main(words) == 0
     model = json.loads((tmp_path / "bench-gpu.json").read_text())["models"]["tiny"]
     assert model["figures"]["copy_us"] > 0 and model["pictures"]["2"]["rows"][1]["predicted_ms"] > 0
