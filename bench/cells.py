@@ -92,6 +92,14 @@ def beside_ms(pipe: dt.Pipeline, request: Request) -> tuple[float, float]:
     return 1e3 * float(encode), 1e3 * float(decode)
 
 
+def host_pair(one_us: float, two_us: float) -> tuple[float, float]:
+    """a, b of a + b·devices from the host's work for one and for two: least squares, both at least 0."""
+    a, b = 2 * one_us - two_us, two_us - one_us
+    if b < 0:
+        return (one_us + two_us) / 2, 0.0
+    return (a, b) if a >= 0 else (0.0, (one_us + 2 * two_us) / 5)
+
+
 def make(pipe: dt.Pipeline, cell: Cell, call: Mapping[str, Any]) -> Took:
     """call: the other arguments of `Pipeline.__call__`, its prompt included."""
     result = pipe(**{**call, **cell.settings()})
@@ -150,7 +158,7 @@ def compared(
 
 
 def table(rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, str]) -> str:
-    """ratios: titles of columns by the names of spreads in the rows."""
+    """ratios: titles of columns by the names of spreads in the rows. What was not foreseen is "-"."""
     head = [
         "cell",
         "rounds",
@@ -166,9 +174,9 @@ def table(rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, str]) -> str:
             [
                 row["cell"],
                 f"{row['rounds']['median']:.3g}",
-                f"{row['predicted_ms']:.1f}",
+                _number(row["predicted_ms"], ".1f"),
                 _words(row["measured_ms"], ".1f"),
-                f"{row['predicted_speedup']:.2f}",
+                _number(row["predicted_speedup"], ".2f"),
                 _words(row["speedup"], ".2f"),
                 *(_words(row[name], ".3f") for name in ratios),
             ]
@@ -177,5 +185,11 @@ def table(rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, str]) -> str:
     )
 
 
-def _words(spread: Mapping[str, float], form: str) -> str:
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _words(spread: Mapping[str, float] | None, form: str) -> str:
+    if spread is None:
+        return "-"
     return f"{spread['median']:{form}} ({spread['low']:{form}}–{spread['high']:{form}})"

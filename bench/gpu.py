@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import zip_longest
@@ -31,10 +32,11 @@ from driffusion_trt.engines.gpus import find_gpus
 from driffusion_trt.engines.manifest import BUNDLED, ModelFolder
 
 from . import cells, gpu_figures, report
-from .gpu_model import Model
+from .gpu_model import Model, name_of
 from .parts import Parts
 
-PACKAGES = ("driffusion-trt", "cuda-bindings", "numpy")
+_MODELS_HELP = f"folders with plans, or bundled models (default: {', '.join(BUNDLED)})"
+PACKAGES = ("driffusion-trt", "cuda-bindings", "numpy", "tensorrt", "tensorrt-rtx", "torch", "diffusers")
 
 
 def prepared(name: str, options: argparse.Namespace) -> str:
@@ -44,7 +46,10 @@ def prepared(name: str, options: argparse.Namespace) -> str:
     folder = options.out / "models" / name
     words = ["build", "--model", name, "--output", str(folder), "--target", "this"]
     flavour = os.environ.get("DRIFFUSION_FLAVOUR")
-    if command([*words, *(["--flavour", flavour] if flavour else [])]) != 0:
+    status = command([*words, *(["--flavour", flavour] if flavour else [])])
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
         raise dt.ModelError("it could not be built for these GPUs; see above")
     return str(folder)
 
@@ -58,6 +63,11 @@ def check(options: argparse.Namespace) -> None:
     if len(options.checkpoints) > len(options.models):
         raise dt.InputError(
             f"{len(options.checkpoints)} checkpoints for {len(options.models)} models were given"
+        )
+    names = [name_of(name) for name in options.models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise dt.InputError(
+            f"two models are called {twice[0]}, and so would be their results; rename a folder"
         )
     for name in options.models:
         ModelFolder.open(name)
@@ -78,33 +88,60 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     key |= {"iterations": options.iterations, "guidance_scale": options.guidance_scale}
     key |= {"commit": commit(Path(__file__).parent), "flavour": os.environ.get("DRIFFUSION_FLAVOUR")}
     key = json.loads(json.dumps(key))
-    general = Parts(options.out / "parts", key, options.minutes)
+    end = time.monotonic() + 60 * options.minutes
+    names, where = ", ".join(map(name_of, options.models)), " and ".join(map(str, gpus.found[:most]))
+    print(f"{names} on {where}; no part is begun after {options.minutes:g} minutes from now")
+    print("bundled models are built first where they are not yet; a picture of each is timed for an estimate")
+    general = Parts(options.out / "parts", key, options.minutes, end)
     if most == 1:
         general.skip("copies", "they need two GPUs, and there is one")
+    models = _models(options, key, general, end)
+    probes = {model.name: probe for model, _ in models if (probe := model.probe_ms()) is not None}
+    _say_estimate(models, probes, counts, end)
     links = general("peers", partial(gpu_figures.peers, most)) or []
+    made = {model.name: model.run(gpus.found, counts, links) for model, _ in models}
+    left_out = [line for parts in (general, *(one for _, one in models)) for line in parts.left_out]
+    return {**key, "peers": links, "models": made, "left_out": left_out}
+
+
+def _models(
+    options: argparse.Namespace, key: dict[str, Any], general: Parts, end: float
+) -> list[tuple[Model, Parts]]:
+    """Those that can be measured, built; all parts end at the same time."""
     models = []
     for name, checkpoint in zip_longest(options.models, options.checkpoints):
+        if name in BUNDLED and general.over:
+            general.skip(name, general.over)
+            continue
+        begun = time.monotonic()
         try:
             folder = prepared(name, options)
         except dt.DriffusionError as error:
             general.skip(name, str(error))
             continue
+        if name in BUNDLED:
+            print(f"{name}: built, or found so, in {(time.monotonic() - begun) / 60:.1f} minutes")
         own = key | {"model_hash": ModelFolder.open(folder).model_hash}
-        parts = Parts(options.out / "parts", own, options.minutes)
+        parts = Parts(options.out / "parts", own, options.minutes, end)
         models.append((Model(folder, checkpoint, parts, options), parts))
-    probes = [model.probe_ms() for model, _ in models]
-    minutes = [
-        model.pictures_ms(probe, counts) / 6e4
-        for (model, _), probe in zip(models, probes, strict=True)
-        if probe
-    ]
+    return models
+
+
+def _say_estimate(
+    models: Sequence[tuple[Model, Parts]], probes: dict[str, float], counts: list[int], end: float
+) -> None:
+    total: dict[str, float] = {}
+    for model, _ in models:
+        if model.name in probes:
+            for what, ms in model.estimate_ms(probes[model.name], counts).items():
+                total[what] = total.get(what, 0.0) + ms / 6e4
+    shares = ", ".join(f"{what} {minutes:.1f}" for what, minutes in total.items()) or "no picture was timed"
+    left = max(0.0, end - time.monotonic()) / 60
     print(
-        f"estimate: {sum(minutes):.1f} minutes of pictures on {' and '.join(map(str, gpus.found[:most]))}, "
-        f"besides loading; no part is begun after {options.minutes:g}"
+        f"estimate: {sum(total.values()):.1f} minutes ({shares}), besides loading and figures, for 1 to ",
+        end="",
     )
-    made = {model.name: model.run(gpus.found, counts, links) for model, _ in models}
-    left_out = [line for parts in (general, *(one for _, one in models)) for line in parts.left_out]
-    return {**key, "peers": links, "models": made, "left_out": left_out}
+    print(f"{counts[-1]} GPUs; no part is begun after {left:.1f} minutes from now")
 
 
 def show(result: dict[str, Any], out: Path) -> None:
@@ -129,7 +166,7 @@ def show(result: dict[str, Any], out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="folders with plans (default: demo)")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=_MODELS_HELP)
     parser.add_argument("--checkpoints", nargs="*", default=[], help="diffusers folders of these models")
     parser.add_argument("--steps", type=int, default=None, help="default: the models' own")
     parser.add_argument("--guidance-scale", type=float, default=None, help="default: the models' own")
@@ -155,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.replace(partial_path, path)
     show(result, options.out)
     print(f"written to {path}")
+    if not any(model["figures"] or model["pictures"] for model in result["models"].values()):
+        print("nothing was measured; see what was left out, above", file=sys.stderr)
+        return 1
     if options.write:
         print(f"written to {report.write('gpu', result, PACKAGES)}")
     return 0

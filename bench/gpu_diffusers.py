@@ -19,6 +19,7 @@ from typing import Any
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One process's figures, or `left_out` with the reason."""
     try:
+        import diffusers
         import torch
         from diffusers import DiffusionPipeline
     except ImportError as error:
@@ -27,11 +28,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if on_gpu and not torch.cuda.is_available():
         return {"left_out": f"torch {torch.__version__} finds no GPU"}
     half = torch.float16 if on_gpu else torch.float32
-    pipe: Any = DiffusionPipeline.from_pretrained(options.checkpoint, local_files_only=True, dtype=half)
-    pipe = pipe.to(options.device)
+    pipe: Any = DiffusionPipeline.from_pretrained(options.checkpoint, local_files_only=True)
+    pipe = pipe.to(options.device, half)  # what loading calls its dtype depends on the version
     pipe.set_progress_bar_config(disable=True)
+    name = "transformer" if hasattr(pipe, "transformer") else "unet"
+    dtype = getattr(pipe, name).dtype
     if options.compile:
-        name = "transformer" if hasattr(pipe, "transformer") else "unet"
         setattr(pipe, name, torch.compile(getattr(pipe, name), mode="reduce-overhead"))
 
     def once(seed: int) -> float:
@@ -59,7 +61,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "first_ms": warm_ms[0],
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "compiled": options.compile,
+        "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
         "device": torch.cuda.get_device_name() if on_gpu else options.device,
     }
 

@@ -30,7 +30,7 @@ from driffusion_trt.runtime.gpu_links import requested
 from driffusion_trt.runtime.peers import check_peers
 from driffusion_trt.sampling.noise import noise_streams
 
-from .cells import beside_ms, request_of
+from .cells import beside_ms, host_pair, request_of
 
 __all__ = ["engine_ms", "figures", "host_us", "look_us", "peers", "used_bytes"]
 
@@ -148,7 +148,7 @@ def figures(model: str, call: Mapping[str, Any], links: Sequence[Mapping[str, An
         pipe.warm_up()
         by_rows = engine_ms(pipe, call)
         one, two = (host_us(pipe, {**call, "guidance_scale": 1.0}, lanes) for lanes in (1, 2))
-        each = max(0.0, two - one)
+        host = host_pair(one, two)
         looking = look_us(pipe, call)
         request = request_of(pipe, call)
         beside = [beside_ms(pipe, request) for _ in range(1 + _REPEATS)][1:]
@@ -161,8 +161,10 @@ def figures(model: str, call: Mapping[str, Any], links: Sequence[Mapping[str, An
         latents_bytes,
         max((link["latency_us"] for link in of_lead), default=0.0),
         min((link["bandwidth_gb_s"] for link in of_lead), default=None),
-        (max(0.0, one - each), each),
-        look_us=max(0.0, looking - two),  # a look waits for the host's work too, and `Machine` counts that
+        host,
+        look_us=max(
+            0.0, looking - host[0] - 2 * host[1]
+        ),  # a look waits for that too, and `Machine` counts it
         encode_ms=encode_ms,
         decode_ms=decode_ms,
         rows=(1, 0) if rows is None else (rows.min, rows.max),
@@ -171,7 +173,14 @@ def figures(model: str, call: Mapping[str, Any], links: Sequence[Mapping[str, An
 
 
 def _call_ms(by_rows: Mapping[int, float]) -> tuple[float, ...]:
-    """By rows 1, 2, 3, ...; what a plan does not take stands for itself or lies between."""
+    """By rows 1, 2, 3, ...; what a plan does not take stands for itself or lies between.
+
+    Raises EngineError where nothing was timed.
+    """
+    if not by_rows:
+        raise dt.EngineError(
+            "its plan takes no call of 1, 2 or 4 rows, and figures are of those; see `inspect`"
+        )
     least = by_rows[min(by_rows)]
     times = [by_rows.get(1, least), max(by_rows.get(2, least), least)]
     if 4 in by_rows:

@@ -24,10 +24,17 @@ from driffusion_trt.planning.machine import Machine
 from . import cells, gpu_figures, report
 from .parts import Parts
 
-__all__ = ["Model"]
+__all__ = ["Model", "name_of"]
 
+_INTERRUPTED = 130  # the command's exit status after Ctrl-C
 _TORCH_S = 1800  # compiling takes minutes
+_TORCH_SLOWER, _TORCH_LOADS_S = 2.0, 150.0  # guesses, for the estimate alone; the second with compiling
 _SPLIT = 0.55  # of a round with guidance in one batch, for the estimate alone
+
+
+def name_of(model: str) -> str:
+    """What its parts and files are called."""
+    return Path(model).resolve().name
 
 
 class Model:
@@ -35,7 +42,7 @@ class Model:
 
     def __init__(self, name: str, checkpoint: str | None, parts: Parts, options: argparse.Namespace) -> None:
         self.folder = ModelFolder.open(name)
-        self.name, self._checkpoint, self._parts, self._options = Path(name).name, checkpoint, parts, options
+        self.name, self._checkpoint, self._parts, self._options = name_of(name), checkpoint, parts, options
         self._path = str(self.folder.path)
         spec = self.folder.spec
         self.steps = options.steps or spec.steps
@@ -58,22 +65,29 @@ class Model:
             twice = [cells.make(pipe, cells.Cell("sequential", 1), self._call) for _ in range(2)]
         return float(min(one.total_ms for one in twice))
 
-    def pictures_ms(self, probe_ms: float, counts: Sequence[int]) -> float:
-        """About what the pictures of `run` will take."""
-        total = 0.0
+    def estimate_ms(self, probe_ms: float, counts: Sequence[int]) -> dict[str, float]:
+        """About what the parts of `run` will take, loading and figures aside, from what one picture took."""
+        once = 0.0
         for count in counts:
             for one in cells.cells([count], guided=self._guided):
                 rounds: float = 1.0 if one.mode == "sequential" else 1.3 / one.lanes + 1 / float(self.steps)
-                total += (_SPLIT if one.split else 1.0) * min(1.0, rounds) * probe_ms
-        return float(total * (1 + self._options.iterations))
+                once += (_SPLIT if one.split else 1.0) * min(1.0, rounds) * probe_ms
+        times = 1 + self._options.iterations  # the first warms up
+        found = {"pictures": once * times, "driffusion-trt bench": once * times}  # of the same modes
+        if self._checkpoint is not None:
+            found["diffusers"] = 2 * (_TORCH_SLOWER * probe_ms * (1 + times) + 1e3 * _TORCH_LOADS_S)
+        return found
 
     def run(self, gpus: Sequence[Gpu], counts: Sequence[int], links: list[dict[str, Any]]) -> dict[str, Any]:
         """Everything that is there of it in the end."""
         source = f"{gpus[0].name}, {self.name}, measured by bench.gpu"
         measure = lambda: gpu_figures.figures(self._path, self._call, links, source).to_json()  # noqa: E731
-        stored = self.part("figures", measure)
+        stored = self.part("figures", measure, links=links)
         machine = None if stored is None else Machine.from_json(stored)
-        made = {str(n): self.part(f"pictures-{n}", partial(self._pictures, n, machine)) for n in counts}
+        made = {
+            str(n): self.part(f"pictures-{n}", partial(self._pictures, n, machine), figures=stored)
+            for n in counts
+        }
         return {
             "steps": self.steps,
             "guidance_scale": self._call["guidance_scale"],
@@ -106,9 +120,9 @@ class Model:
         for row, cell in zip(rows, asked, strict=True):
             row["drift"] = report.spread(_drift(took[asked[0]], took[cell]))
             if machine is None:  # nothing to foresee it from
-                for name in [name for name in row if name.startswith("predicted")]:
+                for name in (*(name for name in row if name.startswith("predicted")), "terms_ms"):
                     row[name] = None
-                row["terms_ms"] = None
+                row["rounds"]["expected"] = row["predicted_over_measured"] = None
                 continue
             row["predicted_over_measured"] = report.spread(
                 [row["predicted_ms"] / one.total_ms for one in took[cell]]
@@ -142,7 +156,9 @@ class Model:
         words += ["--csv", f"{stem}.csv", "--trace", f"{stem}.trace.json"]
         if importlib.util.find_spec("matplotlib") is not None:
             words += ["--plot", f"{stem}.svg"]
-        if (status := command(words)) != 0:
+        if (status := command(words)) == _INTERRUPTED:
+            raise KeyboardInterrupt
+        if status:
             raise dt.InputError(f"driffusion-trt {' '.join(words)} ended with {status}")
         return json.loads(Path(f"{stem}.json").read_text("utf-8"))
 

@@ -17,7 +17,7 @@ from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.sample import Sampled
 
-from .cells import beside_ms, request_of
+from .cells import beside_ms, host_pair, request_of
 from .speed import at_once
 
 __all__ = ["LaneFigures"]
@@ -69,12 +69,12 @@ class LaneFigures:
         host_one, host_two, looking = (self._round_us(*how) for how in _HOW)
         beside = [beside_ms(self._pipe, self._request) for _ in range(_TIMES)]
         encode_ms, decode_ms = (statistics.median(times) for times in zip(*beside, strict=True))
-        each = max(0.0, host_two - host_one)
+        host = host_pair(host_one, host_two)
         return Machine(
             (one, max(one, two)),
-            host_us=(max(0.0, host_one - each), each),
+            host_us=host,
             ahead=False,
-            look_us=max(0.0, looking - host_two),
+            look_us=max(0.0, looking - host[0] - _TWO * host[1]),
             encode_ms=encode_ms,
             decode_ms=decode_ms,
             crowded=max(1.0, both / two),

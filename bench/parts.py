@@ -25,30 +25,38 @@ class Parts:
         folder: Path,
         key: Mapping[str, Any],
         minutes: float,
+        end: float | None = None,
         told: Callable[[str], None] = print,
     ) -> None:
         """key: what all parts depend on; those that were kept for another key are made again.
 
-        minutes: after so many no further part is begun.
+        minutes: after so many no further part is begun. end: when that is, by `time.monotonic`, where others
+        share it; by default so many from now.
         """
         self._folder, self._key, self._told = folder, dict(key), told
-        self._end = time.monotonic() + 60 * minutes
+        self._end = time.monotonic() + 60 * minutes if end is None else end
         self._minutes = minutes
         self.left_out: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def over(self) -> str:
+        """Why nothing more may be begun, in words; "" while there is time."""
+        late = time.monotonic() >= self._end
+        return f"the {self._minutes:g} minutes are over; the same command goes on from here" if late else ""
 
     def __call__(self, name: str, make: Callable[[], Any], **own: Any) -> Any:
         """The value of a part, from before or made now; None where it is left out.
 
         own: what this one depends on besides.
         """
-        path, key = self._folder / f"{name}.json", self._key | own
+        path, key = self._folder / f"{name}.json", json.loads(json.dumps(self._key | own))
         kept = self._kept(path, key)
         if kept is not None:
             self._told(f"{name}: kept from before")
             return kept
-        if time.monotonic() >= self._end:
-            self.skip(name, f"the {self._minutes:g} minutes are over; the same command goes on from here")
+        if self.over:
+            self.skip(name, self.over)
             return None
         begun = time.monotonic()
         try:

@@ -27,7 +27,7 @@ from typing import IO, Any, Self
 from . import _errors
 from ._errors import DriffusionError
 
-__all__ = ["Children", "Event", "peak_memory_bytes"]
+__all__ = ["Children", "Event", "module_process", "peak_memory_bytes"]
 
 Report = Callable[..., None]
 _PARENT = Path(__file__).resolve().parent.parent
@@ -46,6 +46,16 @@ class Event:
     error: DriffusionError | None = None
 
 
+def module_process(name: str) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a module of this package, and what its environment needs besides ours.
+
+    Modules come from where this package lies, also from a source checkout, and never from the working folder
+    (-P), where anybody may have left a `dataclasses.py`.
+    """
+    asked = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]  # "" is that folder
+    return [sys.executable, "-P", "-m", name], {"PYTHONPATH": os.pathsep.join([str(_PARENT), *asked])}
+
+
 class Children:
     """Children by name. Whoever leaves the block ends all of them first."""
 
@@ -62,17 +72,17 @@ class Children:
         """
         if name in self._running:
             raise ValueError(f"there is a child named {name!r} already")
-        path = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get("PYTHONPATH")]))
+        command, path = module_process(f"{__package__}._child")
         # Kept in a file: a pipe that nobody reads would stop a child that says much.
         words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}._child"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=words,
             text=True,
             encoding="utf-8",
-            env={**os.environ, **(env or {}), "PYTHONPATH": path},
+            env={**os.environ, **(env or {}), **path},
             start_new_session=True,  # Ctrl-C reaches the parent only, which then ends its children
         )
         order = json.dumps({"function": function, "arguments": dict(arguments)})

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .engines.flavours import FLAVOURS, installed_version
 from .engines.gpus import find_gpus
 from .runtime.host import auto_lanes
 
@@ -73,9 +74,16 @@ def installed(names: Sequence[str]) -> str | None:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Python's version, and those of the packages that are installed."""
-    found = {name: version for name in packages if (version := installed((name,))) is not None}
+    """Python's version, and those of the packages that are installed.
+
+    TensorRT's flavours by their names here, whichever CUDA version their wheels are named after.
+    """
+    found = {name: version for name in packages if (version := _version(name)) is not None}
     return {"python": platform.python_version(), **found}
+
+
+def _version(name: str) -> str | None:
+    return installed_version(FLAVOURS[name]) if name in FLAVOURS else installed((name,))
 
 
 def commit(folder: Path) -> str:

@@ -172,3 +172,14 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
 
 def test_peak_memory_is_in_bytes() -> None:
     assert 1 << 20 < peak_memory_bytes() < 1 << 40
+
+
+def test_a_child_runs_no_code_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dataclasses.py").write_text("raise SystemExit('code of the working folder was run')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", HERE["PYTHONPATH"] + os.pathsep)  # its empty part is that folder
+    with Children() as children:
+        children.start("one", f"{__name__}:add", {"a": 2, "b": 3})
+        while not (event := children.wait()).done:
+            pass
+    assert event.error is None and event.result == {"sum": 5}

@@ -195,6 +195,31 @@ def test_what_more_devices_would_take_from_the_figures_of_one(
     assert set(facts["pays_up_to_devices"]) == {"aggressive", "conservative", "window", "tolerance"}
 
 
+def test_what_pays_is_said_of_all_devices_that_were_asked_for(
+    model: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    """Calls of 60 ms, nothing else: of 41 steps 20 devices take 3 rounds, 19 and 17 take 4, 40 take 2."""
+    words = ["plan", "--model", model, "--steps", "41", "--costs", figures(here), "--mode", "aggressive"]
+
+    def said(*more: str) -> tuple[str, int]:
+        assert main([*words, *more]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "brings less than" in line]
+        assert main([*words, *more, "--json"]) == 0
+        pays: dict[str, int] = json.loads(capsys.readouterr().out)["pays_up_to_devices"]
+        return " ".join(lines), pays["aggressive"]
+
+    line, devices = said("--devices", "17")
+    assert devices == 14 and line == (
+        "aggressive, guidance in one batch: of up to 17 devices each after 14 devices brings less than 5 %"
+    )
+    assert said("--devices", "4") == (line.replace("17", "16"), 14)
+    line, devices = said("--devices", "30", "--guidance-scale", "1")
+    assert devices == 20 and line.startswith(
+        "aggressive, without guidance: of up to 30 devices each after 20"
+    )
+    assert said("--devices", "40")[1] == 40
+
+
 def test_a_bare_scheduler_has_no_tolerance_to_expect(
     model: str, capsys: pytest.CaptureFixture[str], here: Path
 ) -> None:
@@ -213,6 +238,8 @@ def test_a_bare_scheduler_has_no_tolerance_to_expect(
         ("-o lanes.svg", "--output was given; it does not go with --costs"),
         ("--devices cuda", "with --costs it is a number"),
         ("--devices 0", "with --costs it is a number"),
+        ("--devices 10000000000", "the most devices, up to 100000"),
+        ("--lanes 0", "--lanes was given; it does not go with --costs"),
         ("--mode window --rounds 3", "rounds=3 was asked; it must be from"),
     ],
 )

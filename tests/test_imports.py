@@ -21,12 +21,13 @@ PACKAGE = "driffusion_trt"
 # package is a new room and needs a row here.
 ROOMS: dict[str, set[str]] = {
     "_errors": set(),
+    "_foreign": {"_errors"},
     "models": {"_errors"},
     "_manifest": {"_errors", "models"},  # the form of the files at which export and engines meet
     "_child": {"_errors"},
     "sampling": {"_errors"},
     "_cache": set(),
-    "planning": {"_errors", "sampling"},
+    "planning": {"_errors", "_foreign", "sampling"},
     "_widen": set(),
     "scenes": set(),
     "engines": (ENGINES := {"_errors", "models", "_manifest", "_child", "_widen"}),
@@ -74,7 +75,7 @@ ROOMS: dict[str, set[str]] = {
     "baselines": RUNTIME | {"runtime"},
     "server": PIPELINE | {"pipeline"},
     "evaluation": PIPELINE | {"pipeline", "scenes", "_machine"},
-    "benchmark": PIPELINE | {"pipeline", "_machine"},
+    "benchmark": PIPELINE | {"pipeline", "_machine", "_foreign"},
     "commands": PIPELINE
     | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"}
     | {"_machine", "benchmark"},

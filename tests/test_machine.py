@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from driffusion_trt import _machine
 from driffusion_trt._kept_costs import KeptCosts
+from driffusion_trt.benchmark.report import _PACKAGES
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.runtime.devices import Devices
 from driffusion_trt.runtime.networks import GpuOptions
@@ -47,6 +49,19 @@ def test_versions_are_of_what_is_installed() -> None:
     found = _machine.versions(["numpy", "no-such-package"])
     assert set(found) == {"python", "numpy"} and found["numpy"][0].isdecimal()
     assert _machine.installed(("no-such-package", "numpy")) == found["numpy"]
+
+
+def test_tensorrt_is_found_whichever_cuda_its_wheel_is_named_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"tensorrt_cu13_bindings": "11.4.0", "tensorrt_rtx_cu12": "1.7.1", "numpy": "2.0"}
+
+    def version(name: str) -> str:
+        if name in there:
+            return there[name]
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = _machine.versions(_PACKAGES)
+    assert (found["tensorrt"], found["tensorrt-rtx"], found["numpy"]) == ("11.4.0", "1.7.1", "2.0")
 
 
 def test_this_machine() -> None:

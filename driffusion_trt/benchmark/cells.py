@@ -65,7 +65,12 @@ def _of_mode(text: str, lanes: Sequence[int]) -> list[Cell]:
     mode, *pairs = text.split(":")
     if mode not in _NAMES:
         raise InputError(f"--modes has {text!r}: there is no mode {mode!r}{did_you_mean(mode, _NAMES)}")
-    given = dict(_pair(text, pair) for pair in pairs)
+    found = [_pair(text, pair) for pair in pairs]
+    given = dict(found)
+    if len(given) < len(found):
+        raise InputError(f"--modes has {text!r}, with the same key twice; give each once")
+    if mode == SPLIT and "split" in given:
+        raise InputError(f"--modes has {text!r}; {SPLIT} is sequential with split=yes; leave split= out")
     own, threads = given.pop("lanes", None), given.pop("threads", 1)
     settings = {_SETTING.get(name, name): value for name, value in given.items()}
     settings["mode"] = "sequential" if mode == SPLIT else mode
@@ -73,6 +78,11 @@ def _of_mode(text: str, lanes: Sequence[int]) -> list[Cell]:
         settings["split_guidance"] = True
     spelt = ":".join([mode, *(pair for pair in pairs if not pair.startswith("lanes="))])
     if mode in _ALONE or (mode == "skip" and "rounds" in settings):
+        if own is not None:
+            alone = mode if mode in _ALONE else "skip with its rounds"
+            raise InputError(
+                f"--modes has {text!r}; {alone} takes one lane whatever there is: leave lanes= out"
+            )
         return [Cell(spelt, 1, {**settings, "lanes": 1}, threads)]
     wanted = list(lanes) if own is None else [own]
     several = [count for count in wanted if count > 1]

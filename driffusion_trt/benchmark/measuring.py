@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from .._call import Result
 from .._errors import DriffusionError
 from ..engines.manifest import ModelFolder
@@ -74,13 +76,29 @@ class Measured:
 
 @dataclass(slots=True)
 class Run:
-    """What was measured so far, in whole repetitions. where: the devices in words. notes: what went wrong."""
+    """What was measured so far, in whole repetitions.
+
+    where: the devices in words. notes: what went wrong. failed: what ended the run before it was complete.
+    """
 
     cells: list[Measured]
     where: str = ""
     repetitions: int = 0
     complete: bool = False
     notes: list[str] = field(default_factory=list)
+    failed: DriffusionError | None = None
+
+
+@dataclass(slots=True)
+class _Kept:
+    """One repetition of one cell, as `Measured` has it."""
+
+    latency_ms: float
+    split: Split
+    rounds: int
+    predictions: int
+    drift: list[dict[str, float]]
+    recorder: Recorder | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,34 +111,68 @@ class _Once:
 
 
 def order(cells: int, repetition: int) -> list[int]:
-    """Whose turn it is: another cell begins each repetition, so that none always follows the same."""
-    first = repetition % cells
-    return [*range(first, cells), *range(first)]
+    """Whose turn it is: drawn anew for each repetition, so that no cell always follows the same one.
+
+    The same in every run with so many cells.
+    """
+    return [int(k) for k in np.random.default_rng([cells, repetition]).permutation(cells)]
 
 
 def measure(job: Job, drift: Drift, tick: Tick) -> Run:
-    """Run the job; after Ctrl-C the run is not `complete`, and has the repetitions that ended before.
+    """Run the job.
+
+    After Ctrl-C, and after an error that came once a repetition was over, the run is not `complete`, and has
+    the repetitions that ended before; the error is `Run.failed`, and in the notes.
 
     tick: told of calls that are done, of `Job.calls`.
 
-    Raises as `Pipeline.load` and a call do.
+    Raises as `Pipeline.load` and a call do, where no repetition is over yet.
     """
     run = Run([Measured(cell) for cell in job.cells])
-    with contextlib.ExitStack() as stack:
-        try:
-            if job.memory:  # before this process holds anything of the GPUs
-                _memory(job, run, tick)
-            pipes = _pipes(job, stack)
-            run.where = pipes[1].where
-            _warm_up(job, run, pipes, tick)
-            for repetition in range(job.iterations):
-                _repeat(job, run, pipes, drift, repetition, tick)
-            run.complete = True
-            if pipes[1].devices < job.devices.count:
-                run.notes.append("a device failed meanwhile: figures are of different numbers of devices")
-        except KeyboardInterrupt:
-            pass
+    kept: list[list[_Kept]] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            _fill(job, run, kept, drift, tick, stack)
+    except KeyboardInterrupt:
+        run.complete = False
+    except (DriffusionError, OSError) as error:
+        if not kept:
+            raise
+        run.complete = False
+        run.failed = error if isinstance(error, DriffusionError) else DriffusionError(str(error))
+        run.notes.append(f"ended by an error after {len(kept)} of {job.iterations} repetitions: {error}")
+    for rows in kept:
+        for measured, row in zip(run.cells, rows, strict=True):
+            _add(measured, row)
+    run.repetitions = len(kept)
     return run
+
+
+def _fill(
+    job: Job, run: Run, kept: list[list[_Kept]], drift: Drift, tick: Tick, stack: contextlib.ExitStack
+) -> None:
+    """Everything that takes time; `kept` grows by one whole repetition at once."""
+    if job.memory:  # before this process holds anything of the GPUs
+        _memory(job, run, tick)
+    pipes = _pipes(job, stack)
+    run.where = pipes[1].where
+    _warm_up(job, run, pipes, tick)
+    for repetition in range(job.iterations):
+        kept.append(_repeat(job, run, pipes, drift, repetition, tick))
+        for row in kept[repetition - 1] if repetition else ():
+            row.recorder = None  # of the last one alone
+    run.complete = True
+    if pipes[1].devices < job.devices.count:
+        run.notes.append("a device failed meanwhile: figures are of different numbers of devices")
+
+
+def _add(measured: Measured, row: _Kept) -> None:
+    measured.latency_ms.append(row.latency_ms)
+    measured.splits.append(row.split)
+    measured.rounds.append(row.rounds)
+    measured.predictions.append(row.predictions)
+    measured.drift += row.drift
+    measured.recorder = row.recorder
 
 
 def _options(job: Job, cell_threads: int) -> GpuOptions:
@@ -168,8 +220,8 @@ def _warm_up(job: Job, run: Run, pipes: Mapping[int, Pipeline], tick: Tick) -> N
 
 def _repeat(
     job: Job, run: Run, pipes: Mapping[int, Pipeline], drift: Drift, repetition: int, tick: Tick
-) -> None:
-    """One repetition of all cells, with the next prompt; nothing is kept of one that does not end."""
+) -> list[_Kept]:
+    """One repetition of all cells, with the next prompt; in the order of `run.cells`."""
     made: dict[int, _Once] = {}
     count = len(run.cells)
     before = job.calls - count * (job.iterations - repetition)
@@ -177,16 +229,17 @@ def _repeat(
         cell = run.cells[k].cell
         tick(done, f"{repetition + 1}/{job.iterations}: {cell.name}")
         made[k] = _call(job, cell, pipes[cell.threads], repetition)
-    compared = {k: drift(once.result, made[0].result) for k, once in made.items()}
-    for k, once in made.items():
-        measured = run.cells[k]
-        measured.latency_ms.append(once.latency_ms)
-        measured.splits.append(split(once.recorder, once.latency_ms))
-        measured.rounds.append(once.result.stats.rounds)
-        measured.predictions.append(once.result.stats.predictions)
-        measured.drift += compared[k]
-        measured.recorder = once.recorder
-    run.repetitions += 1
+    return [
+        _Kept(
+            once.latency_ms,
+            split(once.recorder, once.latency_ms),
+            once.result.stats.rounds,
+            once.result.stats.predictions,
+            drift(once.result, made[0].result),
+            once.recorder,
+        )
+        for _, once in sorted(made.items())
+    ]
 
 
 def _settings(job: Job, cell: Cell, repetition: int) -> dict[str, Any]:

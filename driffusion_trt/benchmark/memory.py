@@ -7,6 +7,7 @@ and prints what it took, both as JSON.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._child import module_process
 from .._errors import DriffusionError
 from ..engines.manifest import ModelFolder
 from ..pipeline import Pipeline
@@ -31,8 +33,9 @@ def in_own_process(asked: Mapping[str, Any]) -> Peaks:
 
     Raises DriffusionError with the last line that it said where it failed.
     """
-    command = [sys.executable, "-m", __name__]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+    command, path = module_process(f"{__package__}.memory")
+    env = {**os.environ, **path}
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, env=env)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise DriffusionError(f"a process of its own could not make the picture: {said[-1]}")

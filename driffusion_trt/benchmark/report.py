@@ -22,7 +22,7 @@ __all__ = ["FORMAT", "KIND", "as_csv", "at", "document"]
 KIND, FORMAT = "driffusion-trt bench", 1
 _RESIDENT = "process_peak_resident_bytes"
 _PLANNED = ("mode", "lanes", "split_guidance", "rounds", "blocks", "tolerance", "order", "carry")
-_PACKAGES = ("numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda-bindings", "scikit-image", "torch")
+_PACKAGES = ("numpy", "onnxruntime", "tensorrt", "tensorrt-rtx", "cuda-bindings", "scikit-image", "torch")
 
 
 def document(job: Job, run: Run, notes: Sequence[str]) -> dict[str, Any]:
@@ -108,18 +108,21 @@ def _memory(one: Measured, sequential: Measured) -> dict[str, Any] | None:
     """Bytes, and how many more they are than sequential's."""
     if one.memory is None:
         return None
-    base = sequential.memory or {}
-    before = base.get("gpus", {})
-    gpus = {title: _over(found, before.get(title, {})) for title, found in one.memory["gpus"].items()}
+    base = sequential.memory
+    before = None if base is None else base["gpus"]
+    gpus = {
+        title: _over(found, None if before is None else before.get(title, dict.fromkeys(found, 0)))
+        for title, found in one.memory["gpus"].items()  # a GPU that sequential does not use counts from 0
+    }
     return {**_over({_RESIDENT: one.memory[_RESIDENT]}, base), "gpus": gpus}
 
 
-def _over(found: Mapping[str, int | None], base: Mapping[str, int | None]) -> dict[str, int | None]:
-    """The figures, and what they are above others; a GPU that sequential does not use counts from 0."""
-    more = {
-        f"{name}_over_sequential": None if value is None else value - (base.get(name) or 0)
-        for name, value in found.items()
-    }
+def _over(found: Mapping[str, int | None], base: Mapping[str, Any] | None) -> dict[str, int | None]:
+    """The figures, and what they are above those of `base`; None where either is not known."""
+    more = {}
+    for name, value in found.items():
+        least = None if base is None else base[name]
+        more[f"{name}_over_sequential"] = None if value is None or least is None else value - least
     return {**found, **more}
 
 

@@ -10,7 +10,7 @@ from ..sampling.recording import Recorder, Span
 __all__ = ["STAGES", "Split", "split"]
 
 # `wait` of the spans is network and exchange; `other` is what is left of the call.
-STAGES = ("tokenize", "encode", "draft", "network", "exchange", "refine", "decode", "other")
+STAGES = ("tokenize", "encode", "draft", "network", "exchange", "refine", "look", "decode", "other")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from typing import Any
 
 from .._auto import check_auto
 from .._errors import InputError
+from .._machine import memory_bytes
 from .._planner import Planner, planned
 from .._request import Request
 from .._source import resolved
 from ..benchmark.cells import DEFAULT_MODES, Cell, cells
 from ..benchmark.drift import NO_SSIM, Drift
+from ..benchmark.figures import LEAST
 from ..benchmark.measuring import Job, Run, measure
 from ..benchmark.plot import ENDINGS, check_plots, plot
 from ..benchmark.prompts import DEMO, GENERAL
@@ -33,7 +35,7 @@ from ._inputs import read_prompts
 from ._output import check_writable
 
 _ITERATIONS = 10
-_FEW = 5  # repetitions below which intervals say little
+_PIXEL_BYTES = 12  # three colours in float32, as the decoder gives them
 _SETTINGS = ("steps", "guidance_scale", "scheduler", "height", "width")
 _FILES = ("json", "csv", "plot", "trace")
 
@@ -54,7 +56,7 @@ def benchmark(args: argparse.Namespace, console: Console) -> None:
     Raises:
         InputError, ModelError, MissingExtraError: misuse; nothing has run by then.
         KeyboardInterrupt: after Ctrl-C, once what was measured by then is printed and written.
-        As `Pipeline.load` and calls do.
+        As `Pipeline.load` and calls do; once a repetition is over, also after printing and writing.
     """
     with console.warnings():
         outputs = _outputs(args)
@@ -69,15 +71,21 @@ def benchmark(args: argparse.Namespace, console: Console) -> None:
         _report(job, run, notes, outputs, console)
     else:
         console.note("interrupted before the first repetition was over: there is nothing to show")
+    if run.failed is not None:
+        raise run.failed
     if not run.complete:
         raise KeyboardInterrupt
 
 
 def _outputs(args: argparse.Namespace) -> _Outputs:
-    paths = {name: Path(value) for name in _FILES if (value := getattr(args, name)) is not None}
+    given = {name: value for name in _FILES if (value := getattr(args, name)) is not None}
+    for name, value in given.items():
+        if value == "-":
+            raise InputError(f"--{name} - was given; results go to files: name one, such as out.{name}")
+    paths = {name: Path(value) for name, value in given.items()}
     for path in paths.values():
         check_writable([path], make_folder=False)
-    if len(set(paths.values())) < len(paths):
+    if len({path.resolve() for path in paths.values()}) < len(paths):
         raise InputError(f"two results were to go to one file; name another for each of {', '.join(paths)}")
     if "plot" in paths:
         check_plots()
@@ -110,6 +118,7 @@ def _checked(args: argparse.Namespace) -> Job:
     devices = choose_devices(asked, folder)
     lanes = [max(2, devices.count)] if args.lanes is None else args.lanes
     wanted = cells(args.modes or DEFAULT_MODES, lanes)
+    _check_memory(folder, settings, batch)
     for cell in wanted:
         _check(cell, folder, settings, devices, batch)
     if asked == "auto":  # no more than are needed: another that idles would count with those that failed
@@ -139,21 +148,41 @@ def _check(cell: Cell, folder: ModelFolder, common: dict[str, Any], devices: Dev
         raise InputError(
             f"{cell.spelt} was asked, and these are GPUs; threads are of CPU lanes: --devices cpu"
         )
-    planner = Planner(folder)
     settings = resolved(folder.spec, {**common, **cell.settings})
+    planner = Planner(folder)
     check_auto(settings)
     Request.check(folder.spec, planner.own_size, "", {**settings, "num_images": batch})
     if settings["mode"] == "auto":
         planner.schedule(**{k: v for k, v in common.items() if k != "guidance_scale"})
     else:
         planner.plan(devices.count, **planned(settings))
+    if cell.settings.get("split_guidance"):
+        scale = settings.get("guidance_scale", folder.spec.guidance_scale)
+        if devices.count < 2:
+            raise InputError(f"{cell.spelt} was asked: it splits guidance over two devices, and there is one")
+        if isinstance(scale, int | float) and scale <= 1:
+            raise InputError(f"{cell.spelt} was asked, and guidance {scale:g} is none that could be split")
+
+
+def _check_memory(folder: ModelFolder, settings: dict[str, Any], batch: int) -> None:
+    """Raises InputError where the pictures of one call alone, without any network, are more than there is."""
+    _, *own = folder.shape("picture")
+    height, width = (settings.get(name, side) for name, side in zip(("height", "width"), own, strict=True))
+    there, needed = memory_bytes(), _PIXEL_BYTES * batch * height * width
+    if there is not None and needed > there:
+        raise InputError(
+            f"{batch} pictures of {height} × {width} pixels a call were asked; they alone take "
+            f"{needed / 1e9:.3g} GB, and this machine has {there / 1e9:.3g} GB"
+        )
 
 
 def _notes(job: Job, drift: Drift) -> list[str]:
     """What is left out or weak, and why."""
     notes = [] if drift.has_ssim else [NO_SSIM]
-    if job.iterations < _FEW:
-        notes.append(f"repetitions: {job.iterations}; from {_FEW} on intervals mean more")
+    if job.iterations < LEAST:
+        notes.append(
+            f"repetitions: {job.iterations}; from {LEAST} on there are intervals, and verdicts of --compare"
+        )
     return notes
 
 

@@ -19,6 +19,7 @@ from ._options import BASELINES, MODES
 from ._planning import Plans
 
 _DEVICES = 8
+_MOST = 100_000
 _WIDTHS = {name: max(7, len(name) + 2) for name in reversed(TERMS)}
 _GAIN = 0.05  # a device that brings less does not pay
 
@@ -42,9 +43,10 @@ class WhatIf:
     def __init__(self, args: argparse.Namespace, plans: Plans) -> None:
         self._machine, self._plans = Machine.read(Path(args.costs)), plans
         self._most = _DEVICES if args.devices is None else args.devices
-        if isinstance(self._most, bool) or not isinstance(self._most, int) or self._most < 1:
+        if isinstance(self._most, bool) or not isinstance(self._most, int) or not 0 < self._most <= _MOST:
             raise InputError(
-                f"--devices {args.devices} was given; with --costs it is a number: the most devices"
+                f"--devices {args.devices} was given; with --costs it is a number: the most devices, up to "
+                f"{_MOST}"
             )
         self._modes = [one for one in MODES if one not in BASELINES] if args.mode is None else [args.mode]
         self._guided = plans.guidance_scale is None or plans.guidance_scale > 1
@@ -83,16 +85,25 @@ class WhatIf:
         ]
 
     def pays(self) -> dict[str, int]:
-        """By mode, guidance in one batch: the number of devices after which one more brings less than 5 %."""
+        """By mode, guidance in one batch: the number of devices after which one more brings less than 5 %.
+
+        Of all numbers up to --devices, 16 at least.
+        """
+        found = {mode: self._alone(mode) for mode in self._modes if mode != "sequential"}
         return {
-            mode: pays_up_to({1: self._sequential.ms, **self._alone(mode)}, _GAIN)
-            for mode in self._modes
-            if mode != "sequential" and self._alone(mode)
+            mode: pays_up_to({1: self._sequential.ms, **times}, _GAIN)
+            for mode, times in found.items()
+            if times
         }
+
+    @property
+    def _scanned(self) -> int:
+        """No plan has more lanes than steps, so that what comes after these brings nothing."""
+        return max(WINDOW_LANES, min(self._most, self._steps + 1))
 
     def _alone(self, mode: str) -> dict[int, float]:
         """Milliseconds of a mode with guidance in one batch, by number of devices."""
-        made = {n: self._row(n, mode, False) for n in range(2, WINDOW_LANES + 1)}
+        made = {n: self._row(n, mode, False) for n in range(2, self._scanned + 1)}
         return {n: one.ms for n, one in made.items() if one is not None}
 
     def chosen(self) -> dict[int, str]:
@@ -159,9 +170,15 @@ class WhatIf:
             yield "tolerance is left out: how many rounds it takes is calibrated for model folders alone"
         elif self._expected is not None and "tolerance" in self._modes:
             yield f"tolerance: {self._expected.basis}"
+        most = max(WINDOW_LANES, self._most)
+        guidance = "guidance in one batch" if self._guided else "without guidance"
         for mode, devices in self.pays().items():
-            if devices < WINDOW_LANES:
-                yield f"{mode}: each device after {_devices(devices)} brings less than {100 * _GAIN:g} %"
+            last = most if self._plans.takes(mode, most) else WINDOW_LANES
+            if devices < last:
+                yield (
+                    f"{mode}, {guidance}: of up to {last} devices each after {_devices(devices)} brings less "
+                    f"than {100 * _GAIN:g} %"
+                )
         for devices, words in self.chosen().items():
             yield f"auto, {_devices(devices)}: {words}"
 
@@ -173,7 +190,8 @@ def _devices(count: int) -> str:
 def show(args: argparse.Namespace, plans: Plans, console: Console) -> None:
     """Print it. Raises InputError for options that do not go together."""
     for name in ("lanes", "blocks", "timeline", "output"):
-        if getattr(args, name):
+        value = getattr(args, name)
+        if value is not None and value is not False:
             why = "lanes follow from the devices" if name == "lanes" else "it shows times on devices"
             raise InputError(f"--{name} was given; it does not go with --costs: {why}")
     found = WhatIf(args, plans)

@@ -38,7 +38,7 @@ example:
   driffusion-trt bench --lanes 2,4 --iterations 20 --json new.json --plot new.svg --trace t.json
   driffusion-trt bench --compare old.json new.json --fail-above 5"""
 
-_OF_COMPARING = ("compare", "fail_above", "quiet", "verbose")
+_OF_COMPARING = ("compare", "fail_above", "judge_by", "quiet", "verbose")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compare", metavar=("OLD", "NEW"), nargs=2, help="compare two files of --json")
     option(
         group, "--fail-above", "PERCENT", "fail where NEW is slower by more, beyond the noise", type=number
+    )
+    judged = ("speed-up", "latency")
+    option(
+        group,
+        "--judge-by",
+        "NAME",
+        "speed-up over the run's own sequential, or latency (default: speed-up)",
+        names=judged,
     )
 
 
@@ -93,15 +101,19 @@ def _output(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     if args.compare is None:
-        if args.fail_above is not None:
-            raise InputError(f"--fail-above {args.fail_above:g} was given; it goes with --compare OLD NEW")
+        for name in ("fail_above", "judge_by"):
+            if (value := getattr(args, name)) is not None:
+                shown = f"--{name.replace('_', '-')} {value}"
+                raise InputError(f"{shown} was given; it goes with --compare OLD NEW")
         from ._benchmarking import benchmark
 
         return benchmark(args, console)
     given = [
         name
         for name, value in vars(args).items()
-        if value and name not in (*_OF_COMPARING, "command", "run", "parser", "words")
+        if value is not None
+        and value is not False
+        and name not in (*_OF_COMPARING, "command", "run", "parser", "words")
     ]
     if given:
         raise InputError(f"--{given[0].replace('_', '-')} was given; it does not go with --compare")

@@ -33,8 +33,8 @@ class Costs:
     look_ms: what a round takes more where the plan looks at what it showed, to decide the next one or to
         fit how it extrapolates.
     host_ms: the host's own work for a round, and for each device at work in it. ahead: it is done while the
-        devices are at earlier rounds, so that a round takes at least as long; else it comes on top. Nil
-        where it was measured as a part of the calls.
+        devices are at earlier rounds, so that a round takes at least as long; else, and for a round that is
+        looked at, it comes on top. Nil where it was measured as a part of the calls and looks.
     picture_ms: what a picture takes beside its rounds: encoders and decoder.
     rows: of one network call, from and to: several drafts on one device are one call, and can be no more
         than fit into it; to 0 where there is no such bound, and they are calls of their own.
@@ -81,10 +81,12 @@ class Costs:
         """Noises that are predicted at once on devices of their own; two devices each where split."""
         return self.devices // 2 if split else self.devices
 
-    def round_ms(self, drafts: int, *, guided: bool, split: bool, pictures: int = 1) -> float:
+    def round_ms(
+        self, drafts: int, *, guided: bool, split: bool, pictures: int = 1, looked: bool = False
+    ) -> float:
         """One round that predicts so many noises at once, for a batch of pictures.
 
-        guided: with and without the prompt. split: these two on two devices.
+        guided: with and without the prompt. split: these two on two devices. looked: the host looks at it.
 
         Raises InputError where guidance is split over fewer than two devices.
         """
@@ -96,23 +98,25 @@ class Costs:
         rows = self._rows(pictures, guided, split)
         lead = self._calls_ms(-(-drafts // places), rows)
         if busy == 1:
-            return self._with_host(lead, 1)
+            return self._with_host(lead, 1, looked)
         share = (busy - 1) / (self.devices - 1)
         slower = 1 + (self.crowded - 1) * share
         two, all_ = self.exchange_ms
         exchange = two + (all_ - two) * (busy - 2) / max(1, self.devices - 2)
         others = lead if both else self._calls_ms(-(-(drafts - 1) // places), rows)
-        return self._with_host(max(slower * lead, slower * others + exchange), busy)
+        return self._with_host(max(slower * lead, slower * others + exchange), busy, looked)
 
-    def _with_host(self, ms: float, busy: int) -> float:
+    def _with_host(self, ms: float, busy: int, looked: bool) -> float:
         host_ms = self.host_ms[0] + busy * self.host_ms[1]
+        if looked:  # nothing can be done ahead of a look
+            return ms + host_ms + self.look_ms
         return max(ms, host_ms) if self.ahead else ms + host_ms
 
     def times_ms(self, lanes: int, *, guided: bool, split: bool, pictures: int = 1) -> tuple[float, float]:
         """Of a plan's first round, which has nothing to draft with, and of each after it, looks included."""
-        looks = self.look_ms if lanes > 1 else 0.0
+        looked = lanes > 1
         first, each = (
-            self.round_ms(drafts, guided=guided, split=split, pictures=pictures) + looks
+            self.round_ms(drafts, guided=guided, split=split, pictures=pictures, looked=looked)
             for drafts in (1, lanes)
         )
         return first, each

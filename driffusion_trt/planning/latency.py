@@ -52,11 +52,8 @@ def latency_ms(costs: Costs, work: Work, *, guided: bool, split: bool = False, p
 
     Raises InputError where guidance is split over fewer than two devices.
     """
-    looks = costs.look_ms if work.looks else 0.0
-    rounds = sum(
-        count * (costs.round_ms(drafts, guided=guided, split=split, pictures=pictures) + looks)
-        for drafts, count in work.rounds
-    )
+    how = {"guided": guided, "split": split, "looked": work.looks}
+    rounds = sum(count * costs.round_ms(drafts, pictures=pictures, **how) for drafts, count in work.rounds)
     return costs.picture_ms * pictures + rounds
 
 
@@ -66,18 +63,20 @@ def terms_ms(
     """What of a latency is what, by the names in `TERMS`; the terms add up to it.
 
     Each is what the latency falls by without it, one after another: where the host works ahead, or an
-    exchange is hidden behind the lead's own call, it is what shows. `beside` are encoders and decoder.
+    exchange is hidden behind the lead's own call, it is what shows; `looks` has in it what the host
+    can then not do ahead. `beside` are encoders and decoder.
     """
     without: dict[str, dict[str, object]] = {
-        "looks": {"look_ms": 0.0},
         "host": {"host_ms": (0.0, 0.0)},
         "exchange": {"exchange_ms": (0.0, 0.0)},
         "crowding": {"crowded": 1.0},
         "beside": {"picture_ms": 0.0},
     }
     left = latency_ms(costs, work, guided=guided, split=split, pictures=pictures)
-    terms = {}
-    for name in TERMS[:-1]:
+    work = replace(work, looks=False)
+    ms = latency_ms(costs, work, guided=guided, split=split, pictures=pictures)
+    terms, left = {"looks": left - ms}, ms
+    for name in TERMS[1:-1]:
         costs = replace(costs, **without[name])  # type: ignore[arg-type]
         ms = latency_ms(costs, work, guided=guided, split=split, pictures=pictures)
         terms[name], left = left - ms, ms

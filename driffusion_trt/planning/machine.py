@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from .._errors import InputError, did_you_mean
+from .._foreign import is_number, plain, read_json
 from .costs import Costs
 
 __all__ = ["Machine"]
 
+_LEAST = 1e-6  # of what is divided by
 _US = 1e-3  # milliseconds
 _GB_S = 1e-6  # bytes a millisecond, of 10^9 bytes a second: bytes * _GB_S / gb_s are milliseconds
 
@@ -52,22 +52,20 @@ class Machine:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("latents_bytes", "copy_us", "look_us", "encode_ms", "decode_ms"):
+        _check("latents_bytes", self.latents_bytes, 0, whole=True)
+        for name in ("copy_us", "look_us", "encode_ms", "decode_ms"):
             _check(name, getattr(self, name), 0)
-        for name in ("call_ms", "host_us", "rows"):
+        for name in ("host_us", "rows"):
             for one in getattr(self, name):
-                _check(name, one, 0)
+                _check(name, one, 0, whole=name == "rows")
         _check("crowded", self.crowded, 1)
-        if not self.call_ms or min(self.call_ms) <= 0:
-            raise InputError(
-                f"call_ms must have times above 0 ms, one for each number of rows: {self.call_ms}"
-            )
-        if self.copy_gb_s is not None:
-            _check("copy_gb_s", self.copy_gb_s, 0)
-        if self.copy_gb_s == 0:
-            raise InputError(
-                f"copy_gb_s must be above 0 GB/s, not {self.copy_gb_s}; leave it out for no bound"
-            )
+        if not self.call_ms:
+            raise InputError("call_ms must have times, one for each number of rows")
+        for one in self.call_ms:
+            _check("call_ms", one, _LEAST)
+        if self.copy_gb_s is not None and not is_number(self.copy_gb_s, _LEAST):
+            shown = plain(repr(self.copy_gb_s), 60)
+            raise InputError(f"copy_gb_s must be above 0 GB/s, not {shown}; leave it out for no bound")
         if len(self.host_us) != 2 or len(self.rows) != 2:
             raise InputError(f"host_us and rows are pairs, not {self.host_us} and {self.rows}")
 
@@ -81,15 +79,12 @@ class Machine:
         """
         two, all_ = (self._exchange_ms(others) for others in (1, max(1, devices - 1)))
         host_ms = self.host_us[0] * _US, self.host_us[1] * _US
-        waits = (
-            host_ms[0] + devices * host_ms[1] if self.ahead else 0.0
-        )  # nothing can be done ahead of a look
         return Costs(
             devices,
             self.call_ms,
             self.crowded,
             (two, all_) if devices > 1 else (0.0, 0.0),
-            self.look_us * _US + waits,
+            self.look_us * _US,
             self.encode_ms + self.decode_ms,
             self.rows,
             host_ms=host_ms,
@@ -115,36 +110,34 @@ class Machine:
         known = {field.name for field in fields(cls)}
         for name in stored:
             if name not in known:
-                raise InputError(f"there is no figure {name!r}{did_you_mean(str(name), known)}")
+                raise InputError(
+                    f"there is no figure {plain(repr(name), 60)}{did_you_mean(str(name), known)}"
+                )
         if "call_ms" not in stored:
             raise InputError("call_ms is missing: milliseconds of a network call of 1, 2, ... rows")
         values = dict(stored)
         for name in ("call_ms", "host_us", "rows"):
             if name in values:
                 if not isinstance(values[name], list | tuple):
-                    raise InputError(f"{name} must be a list of numbers, not {values[name]!r}")
+                    raise InputError(f"{name} must be a list of numbers, not {plain(repr(values[name]), 60)}")
                 values[name] = tuple(values[name])
         if not isinstance(values.get("source", ""), str) or not isinstance(values.get("ahead", True), bool):
-            raise InputError(f"source is a text and ahead true or false; these are {stored!r}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"these are no figures of a machine: {stored!r} ({error})") from error
+            raise InputError(f"source is a text and ahead true or false; these are {plain(repr(stored))}")
+        values["source"] = plain(values.get("source", ""))
+        return cls(**values)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """From a JSON file, as `python -m bench.gpu` writes them. Raises InputError as `from_json` does."""
-        try:
-            stored = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as figures of a machine ({error})") from error
+        stored = read_json(path, "as figures of a machine")
         try:
             return cls.from_json(stored)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
 
-def _check(name: str, value: object, least: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < least:  # type: ignore[arg-type, operator]
-        raise InputError(f"{name} must be a finite number of at least {least:g}, not {value!r}")
+def _check(name: str, value: object, least: float, *, whole: bool = False) -> None:
+    if not is_number(value, least, whole=whole):
+        kind = "whole number" if whole else "finite number"
+        shown = plain(repr(value), 60)
+        raise InputError(f"{name} must be a {kind} of at least {least:g}, and 1e12 at most, not {shown}")

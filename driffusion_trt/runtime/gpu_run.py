@@ -79,7 +79,7 @@ class _Run:
         self._deadline = Deadline(deadline_s, lambda: picture.passed(self._enqueued))
         self._enqueued = self._state = self._predictions = 0
         self._clean_at = self._clean_next = self._telling = 0
-        self._clean_places = (0, 0)
+        self._clean_places, self._looked = (0, 0), False
         self._thread = threading.get_ident()
         self._drift: Float64 | None = None
 
@@ -174,6 +174,7 @@ class _Run:
                 with blame(lead.device):
                     picture.final.record(lead.stream)
                 self._wait(picture.final)
+                self._looked = True
             observation = picture.observed([len(table.targets) for table in item.observe])
             if self._known is not None:  # the rest is what it was: nothing can be off there
                 observation = tuple(gram / self._known.share for gram in observation)
@@ -197,7 +198,8 @@ class _Run:
         self._predictions += sum(len(places) for _, places in item.lanes)
         with blame(lead):
             lead.make_current()
-            marks.lead(stream)
+            marks.lead(stream, "look" if self._looked else "", number - 1)
+            self._looked = False
             for address, source, size_bytes in item.uploads:
                 stream.copy_to_device(address, source, size_bytes)
             for step, address in item.noises:

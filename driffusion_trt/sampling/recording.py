@@ -44,8 +44,9 @@ class Recorder:
     """Takes down what one call of a pipeline does; give it as `recorder=`, a fresh one each call.
 
     spans: in the order in which they ended. On the host: `tokenize`, `encode`, `denoise`, `decode`. In every
-    round `draft`, `wait` (for the lanes) and `refine`, on the host or the lead. On every lane `predict`, and
-    in it `network`. round: the one that is under way.
+    round `draft`, `wait` (for the lanes) and `refine`, on the host or the lead; on the lead also `look`, in
+    which it waits until the host has seen a round and decided the next one. On every lane `predict`, and in
+    it `network`. round: the one that is under way.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from driffusion_trt.benchmark.figures import interval, percentiles, ratio_interval, with_interval
 
-times = st.lists(st.floats(0.1, 1e4), min_size=3, max_size=30)
+times = st.lists(st.floats(0.1, 1e4), min_size=6, max_size=30)
 
 
 @settings(max_examples=40, deadline=None)
@@ -44,10 +44,23 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None
     assert 0.88 <= covered <= 0.995
 
 
-def test_constant_values_have_no_width_and_two_values_no_interval() -> None:
-    assert with_interval([2.0] * 5) == {"median": 2.0, "low": 2.0, "high": 2.0}
-    assert with_interval([1.0, 3.0]) == {"median": 2.0, "low": None, "high": None}
-    assert ratio_interval([1.0, 2.0], [1.0] * 9) is None
+def test_six_values_have_one_that_covers_and_all_of_eight_ratios_do_so_together() -> None:
+    random = np.random.default_rng(2)
+    alone, together = [], []
+    for _ in range(60):
+        sets = [random.lognormal(sigma=0.1, size=(2, 6)).tolist() for _ in range(8)]
+        first = interval(sets[0][0]) or (9, 9)
+        alone.append(first[0] <= 1 <= first[1])
+        found = [ratio_interval(over, under, among=8) or (9, 9) for over, under in sets]
+        together.append(all(low <= 1 <= high for low, high in found))
+    assert np.mean(alone) >= 0.85 and np.mean(together) >= 0.85
+
+
+def test_constant_values_have_no_width_and_five_values_no_interval() -> None:
+    assert with_interval([2.0] * 6) == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert with_interval([1.0, 3.0] * 2) == {"median": 2.0, "low": None, "high": None}
+    assert interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
+    assert ratio_interval([1.0] * 5, [1.0] * 9) is None
 
 
 @settings(max_examples=40, deadline=None)

@@ -135,8 +135,20 @@ def test_figures_by_hand() -> None:
     assert aggressive == Work(((1, 2.0), (4, 7.0)))  # 1 + 28 + the last one: 30 steps in 9 rounds
     assert latency_ms(costs, aggressive, guided=True) == pytest.approx(30 + 2 * 70 + 7 * 70.62)
     looking = Work.of(dt.make_plan(SCHEDULE, mode="tolerance", lanes=4), 11.5)
-    looks = 0.02 + 0.01 + 4 * 0.005
-    assert latency_ms(costs, looking, guided=True) == pytest.approx(30 + 70 + 10.5 * 70.62 + 11.5 * looks)
+    looks = 10.5 * (0.02 + 0.01 + 4 * 0.005) + 0.02 + 0.01 + 0.005  # the first round is on one device
+    assert latency_ms(costs, looking, guided=True) == pytest.approx(30 + 70 + 10.5 * 70.62 + looks)
+    assert costs.times_ms(4, guided=True, split=False) == pytest.approx((70.035, 70.67))
+
+
+def test_the_host_of_a_round_that_is_looked_at_counts_once() -> None:
+    """It works ahead else, and is the longer one here: 3 ms for 1 ms of network."""
+    costs = Machine((1.0,), host_us=(1000.0, 500.0), look_us=100.0).costs(4)
+    work = Work(((4, 10.0),))
+    assert latency_ms(costs, work, guided=False) == pytest.approx(30)
+    looked = replace(work, looks=True)
+    assert latency_ms(costs, looked, guided=False) == pytest.approx(10 * (1 + 3 + 0.1))
+    terms = terms_ms(costs, looked, guided=False)
+    assert (terms["looks"], terms["host"], terms["network"]) == pytest.approx((11, 20, 10))
 
 
 def test_the_host_is_a_floor_where_it_works_ahead_and_comes_on_top_where_it_does_not() -> None:
@@ -169,15 +181,29 @@ def test_machines_are_stored_and_read(tmp_path: Path) -> None:
         ({}, "call_ms is missing"),
         ([], "are a JSON object"),
         ({"call_ms": 4}, "call_ms must be a list of numbers, not 4"),
-        ({"call_ms": []}, "call_ms must have times above 0 ms"),
-        ({"call_ms": [0.0]}, "call_ms must have times above 0 ms"),
-        ({"call_ms": [-1]}, "call_ms must be a finite number of at least 0, not -1"),
+        ({"call_ms": []}, "call_ms must have times, one for each number of rows"),
+        ({"call_ms": [0.0]}, "call_ms must be a finite number of at least 1e-06, and 1e12 at most, not 0.0"),
+        ({"call_ms": [-1]}, "call_ms must be a finite number of at least 1e-06, and 1e12 at most, not -1"),
+        ({"call_ms": [10**400]}, "and 1e12 at most, not 1000"),
+        ({"call_ms": [1e308]}, "and 1e12 at most, not 1e+308"),
+        ({"call_ms": [[1]]}, "call_ms must be a finite number"),
+        ({"call_ms": [1], "rows": [1.5, 2.5]}, "rows must be a whole number of at least 0"),
+        ({"call_ms": [1], "latents_bytes": 1.5}, "latents_bytes must be a whole number"),
+        ({"call_ms": [1], "source": 3}, "source is a text"),
+        ({"call_ms": [1], "\x1b[2J": 3}, r"there is no figure '\x1b[2J'"),
         ({"call_ms": [True]}, "call_ms must be a finite number"),
-        ({"call_ms": [1], "copy_us": math.nan}, "copy_us must be a finite number"),
-        ({"call_ms": [1], "copy_us": "3"}, "copy_us must be a finite number of at least 0, not '3'"),
+        ({"call_ms": [1], "copy_us": math.nan}, "NaN is no number of JSON"),
+        ({"call_ms": [1], "copy_us": math.inf}, "Infinity is no number of JSON"),
+        (
+            {"call_ms": [1], "copy_us": "3"},
+            "copy_us must be a finite number of at least 0, and 1e12 at most, not '3'",
+        ),
         ({"call_ms": [1], "copy_gb_s": 0}, "copy_gb_s must be above 0 GB/s, not 0; leave it out"),
         ({"call_ms": [1], "copy_gb_s": "9"}, "copy_gb_s"),
-        ({"call_ms": [1], "crowded": 0.9}, "crowded must be a finite number of at least 1, not 0.9"),
+        (
+            {"call_ms": [1], "crowded": 0.9},
+            "crowded must be a finite number of at least 1, and 1e12 at most, not 0.9",
+        ),
         ({"call_ms": [1], "host_us": [1]}, "host_us and rows are pairs"),
         ({"call_ms": [1], "ahead": "no"}, "ahead true or false"),
     ],
@@ -185,11 +211,30 @@ def test_machines_are_stored_and_read(tmp_path: Path) -> None:
 def test_figures_that_cannot_be_are_refused(stored: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "machine.json"
     path.write_text(json.dumps(stored))
-    with pytest.raises(dt.InputError, match=r"machine\.json: ") as refused:
+    with pytest.raises(dt.InputError, match=r"machine\.json") as refused:
         Machine.read(path)
     assert message in str(refused.value)
 
 
+def test_the_largest_and_smallest_figures_have_finite_latencies() -> None:
+    small, large = 1e-6, 1e12
+    for call, bandwidth in ((small, large), (large, small)):
+        machine = Machine(
+            (call, large), int(large), large, bandwidth, (large, large), True, large, large, large
+        )
+        for looks in (False, True):
+            terms = terms_ms(replace(machine, crowded=large).costs(8), Work(((8, 50.0),), looks), guided=True)
+            assert all(math.isfinite(one) for one in terms.values())
+
+
+def test_what_a_file_says_of_its_source_is_shown_without_escapes() -> None:
+    assert Machine.from_json({"call_ms": [3], "source": "a\x1b[2Jb\n\u202ec"}).source == "a[2Jbc"
+
+
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    with pytest.raises(dt.InputError, match="too deep"):
+        Machine.read(deep)
     with pytest.raises(dt.InputError, match="cannot be read as figures of a machine"):
         Machine.read(tmp_path / "none.json")

@@ -76,6 +76,13 @@ def test_spans_of_a_picture(planned: Path, options: dict[str, Any], tracks: set[
     rounds = range(1, result.stats.rounds + 1)
     for name in ("draft", "wait", "refine"):
         assert [one.round for one in by_track(recorder, name)[LEAD]] == list(rounds)
+    looks = by_track(recorder, "look").get(LEAD, [])
+    assert bool(looks) == (options.get("mode") == "tolerance")
+    for look in looks:
+        (refine,) = [one for one in by_track(recorder, "refine")[LEAD] if one.round == look.round]
+        assert refine.end_s == look.start_s < look.end_s
+        (draft,) = [one for one in by_track(recorder, "draft")[LEAD] if one.round == look.round + 1]
+        assert draft.start_s == look.end_s
     for spans in predicted.values():
         assert all(one.end_s <= other.start_s for one, other in pairwise(spans)), "one at a time"
     drafts = {one.round: one for one in by_track(recorder, "draft")[LEAD]}
@@ -97,6 +104,16 @@ def test_the_stages_add_up(planned: Path) -> None:
     assert sum(found.stages.values()) == pytest.approx(result.timings.total_ms)
     assert all(found.stages[name] > 0 for name in ("tokenize", "encode", "draft", "network", "decode"))
     assert found.stages["exchange"] > 0, "every copy is delayed"
+    assert found.stages["look"] == 0
+
+
+def test_looks_are_a_stage_of_their_own(planned: Path) -> None:
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        recorded(pipe, mode="tolerance")
+        result, recorder = recorded(pipe, mode="tolerance")
+    found = split(recorder, result.timings.total_ms)
+    assert found.stages["look"] == pytest.approx(sum(one.ms for one in by_track(recorder, "look")[LEAD]))
+    assert found.stages["look"] > 0 and sum(found.stages.values()) == pytest.approx(result.timings.total_ms)
 
 
 def test_without_a_recorder_nothing_is_timed(planned: Path, machine: Any) -> None:
