@@ -6,7 +6,9 @@ import hashlib
 import json
 from typing import Any
 
+from .._errors import DriffusionError
 from .._manifest import CALIBRATION, sha256
+from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
 from ..runtime.devices import Devices, choose_plan
 
@@ -34,13 +36,21 @@ def model_facts(folder: ModelFolder) -> dict[str, Any]:
 def devices_facts(folder: ModelFolder, devices: Devices) -> dict[str, Any]:
     """The kind of the devices, and the keys of the plans that they run; how many there are is left open.
 
-    Raises ModelError where a GPU has no plan of one of the networks.
+    A network without a plan has no key: whether it is needed is said when it is loaded.
     """
     if not devices.gpus:
         return {"device": "CPU"}
     kinds = {str(gpu): gpu for gpu in devices.gpus}
-    keys = {}
-    for kind, gpu in sorted(kinds.items()):
-        plans = {name: choose_plan(folder, name, gpu)[0] for name in folder.networks}
-        keys[kind] = {name: plan.key.digest for name, plan in plans.items() if plan.key is not None}
+    keys = {
+        kind: {name: key for name in folder.networks if (key := _key(folder, name, gpu))}
+        for kind, gpu in sorted(kinds.items())
+    }
     return {"device": ", ".join(keys), "plans": keys}
+
+
+def _key(folder: ModelFolder, network: str, gpu: Gpu) -> str:
+    try:
+        plan, _ = choose_plan(folder, network, gpu)
+    except DriffusionError:
+        return ""
+    return "" if plan.key is None else plan.key.digest

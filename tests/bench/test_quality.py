@@ -82,7 +82,7 @@ def test_a_row_says_how_far_it_is_from_sequential() -> None:
     judge = quality_table.Judge(base, drawn, 2000)
     same = judge(base)
     assert same["right"]["mean"] == 1 and same["frechet_minus_sequential"]["mean"] == 0
-    assert same["right"]["low"] < 0.95 and same["right"]["high"] == 1, "60 right ones are not 100 %"
+    assert same["right"]["low"] < 0.95 and same["right"]["high"] > 0.999, "60 right ones are not 100 %"
     assert same["right_minus_sequential"]["low"] < 0 < same["right_minus_sequential"]["high"]
     other = {**base, "relative_l2": np.linspace(0, 0.2, 60), "psnr_db": np.linspace(40, 60, 60)}
     other["features"] = base["features"] + 1  # eight features further off by one each, squared

@@ -38,6 +38,8 @@ def test_every_file_and_factor_of_the_model_counts(tmp_path: Path) -> None:
 def test_devices_are_known_by_kind_and_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ModelFolder.open(tiny.make_model_folder(tmp_path / "tiny"))
     assert pinned.devices_facts(folder, Devices(1)) == pinned.devices_facts(folder, Devices(4))
+    gpu = Gpu(0, "NVIDIA L4", (8, 9), 1)
+    assert pinned.devices_facts(folder, Devices(1, (gpu,)))["plans"] == {"NVIDIA L4 (sm89)": {}}
     monkeypatch.setattr(
         pinned,
         "choose_plan",
