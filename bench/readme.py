@@ -151,7 +151,7 @@ def draw(path: Path) -> None:
             _panel(axes[line][column], by_scale[scale])
             axes[line][column].set_title(f"{model}, guidance {scale}")
     for axis in axes[-1]:
-        axis.set_xlabel("sequential / sequential calls")
+        axis.set_xlabel("steps / sequential calls")
     for line in axes:
         line[0].set_ylabel("relative L2 from sequential")
     handles, names = axes[0][0].get_legend_handles_labels()
