@@ -14,7 +14,7 @@ from driffusion_trt.server.policy import Machine, Profile, Running, lanes_for_ne
 
 
 def profile(lanes: int, *, steps: int = 50, step_ms: float = 10.0, beside_ms: float = 0.0, over: float = 0.0):
-    """Of pictures whose rounds take a step's time each; `over`: how many more there are than with ideal lanes."""
+    """Of pictures whose rounds take a step each; `over`: how many more there are than with ideal lanes."""
     ms, keeps, best = [], [], (float("inf"), 1)
     for count in range(1, lanes + 1):
         rounds = steps if count == 1 else 1 + (steps - 1) / count * (1 + over * (count - 1))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -22,6 +25,8 @@ from .policy import Profile
 __all__ = ["Order", "PipelineShop", "Shop"]
 
 Prompt = str | Sequence[str]
+_Expected = tuple[Profile, float, int]  # least_ms, and the lanes of a plan by name
+_KNOWN = 64
 # What the engine itself gives to a call, and where its users have the same.
 _TAKEN = {
     "cancel": "use Ticket.cancel",
@@ -90,6 +95,8 @@ class PipelineShop:
     def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
         self.shared = not pipe._devices.gpus
+        self._known: OrderedDict[str, _Expected] = OrderedDict()  # by settings; those asked for last
+        self._lock = threading.Lock()
 
     @property
     def lanes(self) -> int:
@@ -107,42 +114,47 @@ class PipelineShop:
             settings = {**settings, "seed": tuple(settings["seed"])}
         request, checked = self._pipe._checked(prompt, settings)
         Watch.check(settings)
+        asked, open_ = planned(checked), leaves_open(checked)
         widest = min(max(self.lanes, 1), WINDOW_LANES)
-        if not leaves_open(checked):
-            return self._named(prompt, settings, request, checked, widest)
-        asked, auto = planned(checked), self._pipe._auto
+        size = request.height, request.width, request.guidance_scale, len(request.prompts)
+        key = repr((open_, widest, size, request.split_guidance, sorted(asked.items())))
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = (self._open if open_ else self._named)(request, asked, widest)
+                while len(self._known) > _KNOWN:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(key)
+            profile, least_ms, lanes = self._known[key]
+        # Lanes of a plan by name as they are now: fewer may be there when it is started.
+        settings = dict(settings) if open_ else {**settings, "lanes": lanes}
+        return Order(prompt, settings, profile, least_ms, open_, (request, asked))
+
+    def _open(self, request: Request, asked: PlanSettings, widest: int) -> _Expected:
+        """Of a call that leaves its plan open: the best plan for any number of lanes."""
+        auto = self._pipe._auto
         chosen = [auto.choice(request, asked, devices=count).chosen for count in range(1, widest + 1)]
         profile = Profile(
             tuple(one.ms for one in chosen), tuple(_devices(one, request.guided) for one in chosen)
         )
-        hurried = settings.get("quality") is None and settings.get("tolerance") is None
-        least_ms = auto.least_ms(request, asked, widest) if hurried else profile.least_ms
-        return Order(prompt, dict(settings), profile, least_ms, True, (request, asked, hurried))
+        least_ms = auto.least_ms(request, asked, widest) if _hurries(asked) else profile.least_ms
+        return profile, least_ms, 0
 
-    def _named(
-        self,
-        prompt: Prompt,
-        settings: Mapping[str, Any],
-        request: Request,
-        checked: Mapping[str, Any],
-        widest: int,
-    ) -> Order:
+    def _named(self, request: Request, asked: PlanSettings, widest: int) -> _Expected:
         """Of a call that names its plan: it runs as it is, on however many lanes."""
-        _, plan = self._pipe._planned(request, checked)
+        plan = self._pipe._planner.plan(self._pipe.devices, **asked)
         times, width = self._pipe._auto.expected_ms(request, plan, widest)
-        # Lanes that idle in some of its rounds are others' there.
-        keeps = tuple(max(1, min(count, int(width))) for count in range(1, widest + 1))
-        # With the lanes of now: they may be fewer when it is started, and the picture is to be the same.
-        kept = {**settings, "lanes": plan.lanes}
-        return Order(prompt, kept, Profile(times, keeps), min(times), False)
+        # Where one idles for half of its time another request may have it.
+        busy = max(1, math.ceil(width - 0.5))
+        keeps = tuple(min(count, busy) for count in range(1, widest + 1))
+        return Profile(times, keeps), min(times), plan.lanes
 
     def call(self, order: Order, lanes: int, within_ms: float | None) -> tuple[dict[str, Any], float]:
         if not order.open:
             return dict(order.settings), order.profile.ms_on(lanes)
-        request, asked, hurried = order.request
+        request, asked = order.request
         auto = self._pipe._auto
         chosen = auto.choice(request, asked, devices=lanes).chosen
-        if within_ms is not None and hurried and chosen.ms > within_ms:
+        if within_ms is not None and _hurries(asked) and chosen.ms > within_ms:
             in_time = cast(PlanSettings, {**asked, "deadline_ms": within_ms})
             chosen = auto.choice(request, in_time, devices=lanes).chosen
         return chosen.named(order.settings), chosen.ms
@@ -159,3 +171,8 @@ class PipelineShop:
 
 def _devices(chosen: Candidate, guided: bool) -> int:
     return chosen.lanes * (2 if chosen.split and guided else 1)
+
+
+def _hurries(asked: PlanSettings) -> bool:
+    """Whether it may get a plan that only is in time: where nothing was said of its quality."""
+    return asked.get("quality") is None and asked.get("tolerance") is None
