@@ -125,7 +125,7 @@ class PipelineShop:
                     self._known.popitem(last=False)
             self._known.move_to_end(key)
             profile, least_ms, lanes = self._known[key]
-        # Lanes of a plan by name as they are now: fewer may be there when it is started.
+        # The picture is that of the lanes there are now, though fewer may be there when it is started.
         settings = dict(settings) if open_ else {**settings, "lanes": lanes}
         return Order(prompt, settings, profile, least_ms, open_, (request, asked))
 
@@ -149,9 +149,13 @@ class PipelineShop:
         return Profile(times, keeps), min(times), plan.lanes
 
     def call(self, order: Order, lanes: int, within_ms: float | None) -> tuple[dict[str, Any], float]:
-        if not order.open:
-            return dict(order.settings), order.profile.ms_on(lanes)
         request, asked = order.request
+        if not order.open:
+            # As calls do that lose a GPU on their way; a plan on CPU threads runs on any number of them.
+            each = self._pipe._planner.devices_per_lane(**asked)
+            most = order.settings["lanes"] if self.shared else max(1, self.lanes // each)
+            settings = {**order.settings, "lanes": min(order.settings["lanes"], most)}
+            return settings, order.profile.ms_on(lanes)
         auto = self._pipe._auto
         chosen = auto.choice(request, asked, devices=lanes).chosen
         if within_ms is not None and _hurries(asked) and chosen.ms > within_ms:
