@@ -164,7 +164,11 @@ class PipelineShop:
         return chosen.named(order.settings), chosen.ms
 
     def make(self, order: Order, settings: dict[str, Any], on_round: Callable[[RoundDone], None]) -> Result:
-        return self._pipe(order.prompt, **settings, callback_on_round_end=on_round)
+        # Not the call itself, which warns of words that the model cannot read: Python keeps every warning,
+        # and prompts of clients are nothing for a log.
+        request, checked = self._pipe._checked(order.prompt, settings)
+        watch = Watch.check({**settings, "callback_on_round_end": on_round})
+        return self._pipe._made(request, checked, watch)
 
     def preview(self, done: RoundDone) -> Image.Image | None:
         return self._pipe.preview(done.latents())[0]

@@ -235,6 +235,15 @@ def test_wrong_settings_are_refused_before_any_work(
     serve(folder, work)
 
 
+def test_prompts_of_clients_are_no_warnings(folder: Path) -> None:
+    """They would be kept for ever, each of them; and turned into errors they would fail requests."""
+
+    async def work(engine: dt.Engine) -> Any:
+        return await engine.generate("a quokka", steps=3)
+
+    assert serve(folder, work).settings[0]["prompt"] == "a quokka"
+
+
 def test_seeds_that_can_be_read_once(folder: Path) -> None:
     async def work(engine: dt.Engine) -> Any:
         return await engine.generate(PROMPT, steps=3, num_images=2, seed=iter([7, 8]))
