@@ -20,13 +20,14 @@ from driffusion_trt.server.orders import Order
 class FakeShop:
     """Settings: `steps`, `mode` (by name: as many lanes as there are), `quality` and what a test looks for.
 
-    gate: a request whose prompt is in it waits before every round for the semaphore. fails: by prompt the
-    errors of its next calls. most, peak: calls at once, now and at most.
+    gates: requests with these prompts wait before every round for a semaphore; those in `decoding` after the
+    last one. fails: by prompt the errors of its next calls. most, peak: calls at once, now and at most.
     """
 
     def __init__(self, lanes: int = 2, *, step_ms: float = 1.0, shared: bool = True) -> None:
         self.lanes, self.shared, self.step_ms = lanes, shared, step_ms
         self.gates: dict[str, threading.Semaphore] = {}
+        self.decoding: dict[str, threading.Event] = {}
         self.fails: dict[str, list[BaseException]] = {}
         self.made: list[tuple[str, int]] = []
         self.now = self.peak = 0
@@ -86,6 +87,8 @@ class FakeShop:
             on_round(RoundDone(number, rounds, state, steps, lambda: np.zeros((1, 4, 2, 2), np.float32)))
             if cancel.is_set():
                 raise CancelledError("cancel was set")
+        if prompt in self.decoding:
+            assert self.decoding[prompt].wait(20), "a test forgot to let a request end"
         with self._lock:
             self.made.append((prompt, settings["lanes"]))
         return SimpleNamespace(prompt=prompt, lanes=settings["lanes"], settings=(settings,))

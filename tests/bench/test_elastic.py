@@ -20,9 +20,7 @@ from driffusion_trt.planning.costs import Costs
 def test_arrivals_are_as_often_as_was_asked_and_the_same_again() -> None:
     times = elastic.arrivals(50.0, 4000, 1)
     assert times == sorted(times) == elastic.arrivals(50.0, 4000, 1)
-    assert statistics.mean(b - a for a, b in itertools.pairwise(times)) == pytest.approx(
-        0.02, rel=0.1
-    )
+    assert statistics.mean(b - a for a, b in itertools.pairwise(times)) == pytest.approx(0.02, rel=0.1)
 
 
 def test_all_three_see_the_same_load(capsys: pytest.CaptureFixture[str]) -> None:
