@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 import time
@@ -36,7 +35,8 @@ class Status:
     ready: whether it takes requests. draining: whether it ends.
     queued, running: requests. queue: how many may wait.
     lanes: that can be used; lanes_in_use: that requests keep; lanes_failed: that were lost.
-    expected_wait_ms: from now to the start of a request with default settings that comes last.
+    expected_wait_ms: from now to the start of a request with default settings that comes last; 0 where no
+        lane is left.
     expected_ms: what such a request takes with all lanes. per_second: how many of them there can be.
     pace: how many times as long as was measured calls take at present.
     """
@@ -234,7 +234,7 @@ class Engine:
             lanes=leases.lanes,
             lanes_in_use=leases.in_use,
             lanes_failed=leases.failed,
-            expected_wait_ms=scheduler.wait_ms(typical) if there else math.inf,
+            expected_wait_ms=scheduler.wait_ms(typical) if there else 0.0,
             expected_ms=typical.least_ms * pace,
             per_second=per_second(leases.machine, typical) / pace if there else 0.0,
             pace=pace,
