@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from driffusion_trt.server.fair import FairQueue
-from driffusion_trt.server.policy import Machine, Profile, Running, lanes_for_next, per_second
+from driffusion_trt.server.policy import Machine, Offered, Profile, Running, lanes_for_next, per_second
 
 
 def profile(lanes: int, *, steps: int = 50, step_ms: float = 10.0, beside_ms: float = 0.0, over: float = 0.0):
@@ -58,6 +58,7 @@ def serve(machine: Machine, arrivals: Sequence[Asked], bound: int = 64) -> list[
     """Let them come, and all that were taken end; what a request takes is what was expected of it."""
     queue: FairQueue[Asked] = FairQueue()
     under_way: dict[Asked, int] = {}
+    offered = Offered(20 * arrivals[0].work / machine.lanes)
     events: list[tuple[float, int, Asked]] = [(one.at_ms, k, one) for k, one in enumerate(arrivals)]
     heapq.heapify(events)
     number = itertools.count(len(arrivals))
@@ -74,9 +75,17 @@ def serve(machine: Machine, arrivals: Sequence[Asked], bound: int = 64) -> list[
             one.refused = True
         else:
             queue.add(one)
+            offered.add(now, one.work)
         while (head := queue.head()) is not None:
             crowd = len(queue) >= max(2, bound // 2)
-            lanes = lanes_for_next(machine, head.profile, len(queue), list(running(now)), crowd=crowd)
+            lanes = lanes_for_next(
+                machine,
+                head.profile,
+                len(queue),
+                list(running(now)),
+                offered=offered.at(now),
+                crowd=crowd,
+            )
             if not lanes:
                 break
             queue.take()

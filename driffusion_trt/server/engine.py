@@ -123,7 +123,7 @@ class Engine:
         try:
             await asyncio.to_thread(self._shop.open)
             self._typical = self._shop.order("", {}).profile
-            self._scheduler = Scheduler(self._shop, self._machine, self._queue, self._observer)
+            self._scheduler = Scheduler(self._shop, self._machine, self._queue, self._observer, self._typical)
         except BaseException:
             self._closed = True
             await asyncio.to_thread(self._shop.close)

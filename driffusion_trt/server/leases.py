@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .policy import Machine, Profile, Running, forecast
+from .policy import Machine, Offered, Profile, Running, forecast
 from .ticket import Ticket
 
 __all__ = ["Lease", "Leases"]
 
 _LEARN, _FORGET = 0.1, 0.05  # how fast the pace follows what was seen, and goes back to what was measured
 _PACES = (0.5, 4.0)
+_ARRIVALS = 20  # as many as there can be in the time over which they are counted
 
 
 @dataclass(slots=True)
@@ -30,12 +31,15 @@ class Leases:
     said of times, and not for the choice of plans.
     """
 
-    def __init__(self, lanes: int, machine: Callable[[int], Machine], clock: Callable[[], float]) -> None:
-        """machine: of so many lanes, how they are given out. clock: in seconds."""
+    def __init__(
+        self, lanes: int, machine: Callable[[int], Machine], clock: Callable[[], float], typical: Profile
+    ) -> None:
+        """machine: of so many lanes, how they are given out. clock: in seconds. typical: of a request."""
         self._most_lanes = self.lanes = lanes
         self._machine_of, self._clock = machine, clock
         self._of: dict[Ticket, Lease] = {}
         self.pace = 1.0
+        self._offered = Offered(_ARRIVALS * typical.ms_on(1) / max(1, lanes))
 
     def __len__(self) -> int:
         return len(self._of)
@@ -54,6 +58,15 @@ class Leases:
     @property
     def in_use(self) -> int:
         return min(self.lanes, sum(lease.keeps for lease in self._of.values()))
+
+    def arrived(self, work_ms: float) -> None:
+        """A request was taken, of so much work for one lane."""
+        self._offered.add(1e3 * self._clock(), work_ms)
+
+    @property
+    def offered(self) -> float:
+        """Lanes' worth of work that arrives, at the pace of these days."""
+        return self.pace * self._offered.at(1e3 * self._clock())
 
     def give(self, ticket: Ticket, lanes: int, expected_ms: float) -> None:
         keeps = self.machine.keeps(ticket.order.profile, lanes)
@@ -90,5 +103,5 @@ class Leases:
 
     def waits_ms(self, profiles: Iterable[Profile]) -> list[float]:
         """Until each of these starts, one after another, if no others come."""
-        starts = forecast(self.machine, self.under_way(), list(profiles))
+        starts = forecast(self.machine, self.under_way(), list(profiles), self.offered)
         return [self.pace * start for start, _ in starts]

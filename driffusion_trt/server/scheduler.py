@@ -33,14 +33,21 @@ _LOOK_AGAIN_S = 0.005
 class Scheduler:
     """The queue, what is under way, and the threads that make it.
 
-    machine: of so many lanes, how they are given out. queue: requests that may wait.
+    machine: of so many lanes, how they are given out. queue: requests that may wait. typical: what one takes.
     """
 
-    def __init__(self, shop: Shop, machine: Callable[[int], Machine], queue: int, observer: Observer) -> None:
+    def __init__(
+        self,
+        shop: Shop,
+        machine: Callable[[int], Machine],
+        queue: int,
+        observer: Observer,
+        typical: Profile,
+    ) -> None:
         self._shop, self._bound, self._observer = shop, queue, observer
         self._clock = time.perf_counter
         self._loop = asyncio.get_running_loop()
-        self.leases = Leases(shop.lanes, machine, self._clock)
+        self.leases = Leases(shop.lanes, machine, self._clock, typical)
         self._queue: FairQueue[Ticket] = FairQueue()
         self._again: deque[Ticket] = deque()  # their lanes failed; they come before all others
         self._pool = ThreadPoolExecutor(self.leases.machine.most, "driffusion-engine")
@@ -74,6 +81,7 @@ class Scheduler:
                 self.leases.refused()
                 raise too_late(ticket, expected)
         self.idle.clear()
+        self.leases.arrived(ticket.work)
         self.tell("on_queued", ticket)
         self.step()
 
@@ -135,7 +143,8 @@ class Scheduler:
     def _lanes_for(self, ticket: Ticket) -> int:
         machine, running, profile = self.leases.machine, self.leases.under_way(), ticket.order.profile
         crowd = len(self._queue) >= max(2, self._bound // 2)
-        lanes = lanes_for_next(machine, profile, self.queued, running, crowd=crowd)
+        offered = self.leases.offered
+        lanes = lanes_for_next(machine, profile, self.queued, running, offered=offered, crowd=crowd)
         left = self._left_ms(ticket)
         if not lanes or left is None or machine.each is not None:
             return lanes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from queueing import Asked, capacity, median_ms, poisson, profile, serve, throughput
 
-from driffusion_trt.server.policy import Machine, Profile, Running, forecast, lanes_for_next, per_second
+from driffusion_trt.server.policy import (
+    Machine,
+    Offered,
+    Profile,
+    Running,
+    forecast,
+    lanes_for_next,
+    per_second,
+)
 
 MACHINES = st.fixed_dictionaries(
     {
@@ -47,11 +56,32 @@ def test_at_saturation_it_makes_as_many_as_one_lane_each(machine: dict[str, Any]
     assert throughput(elastic, end) >= throughput(one, end) * (1 - slack)
 
 
-@pytest.mark.parametrize("load", [0.1, 0.5, 1.0, 3.0])
-def test_where_lanes_cost_rounds_it_is_near_the_better_of_both_at_any_load(load: float) -> None:
-    machine = {"lanes": 4, "steps": 50, "beside_ms": 20.0, "over": 0.1}
-    elastic, all_, one = (median_ms(loaded(machine, load, each, 7, 800)) for each in (None, 4, 1))
-    assert elastic <= 1.05 * min(all_, one)
+@pytest.mark.parametrize("lanes", [2, 4])
+@pytest.mark.parametrize("load", [0.1, 0.3, 0.5, 0.7, 0.8, 1.0, 3.0])
+def test_where_lanes_cost_rounds_it_is_near_the_better_of_both_at_any_load(load: float, lanes: int) -> None:
+    machine = {"lanes": lanes, "steps": 50, "beside_ms": 20.0, "over": 0.06}
+    found = {
+        each: [median_ms(loaded(machine, load, each, seed, 500)) for seed in range(5)]
+        for each in (None, lanes, 1)
+    }
+    elastic, all_, one = (statistics.median(found[each]) for each in (None, lanes, 1))
+    assert elastic <= 1.15 * min(all_, one), "of what only hindsight can choose"
+
+
+def test_work_that_arrives_is_counted_over_the_last_while() -> None:
+    offered = Offered(1000.0)
+    assert offered.at(0.0) == 0.0
+    for now in range(0, 20_000, 50):
+        offered.add(float(now), 100.0)
+    assert offered.at(19_950.0) == pytest.approx(2.0, rel=0.05), "100 ms of work every 50 ms"
+    assert offered.at(30_000.0) < 1e-3
+
+
+def test_the_more_work_arrives_the_fewer_the_lanes() -> None:
+    one = profile(4, over=0.1)
+    given_ = [lanes_for_next(Machine(4), one, 1, offered=share) for share in (0.0, 1.0, 2.0, 3.0, 5.0)]
+    assert given_ == sorted(given_, reverse=True)
+    assert given_[0] == 4 and given_[-1] == 1
 
 
 @settings(max_examples=25)
