@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from ._errors import (
         CancelledError,
         ConfigError,
+        DeadlineError,
         DeviceError,
+        DrainingError,
         DriffusionError,
         EngineError,
         InputError,
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelError,
         NonFiniteError,
+        QueueFullError,
+        RefusedError,
     )
     from .models import ModelSpec
     from .pipeline import Pipeline
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from .sampling.recording import Recorder
     from .sampling.sample import sample
     from .sampling.schedule import Schedule
+    from .server.engine import Engine
 
 __version__ = "0.1.0.dev0"
 
@@ -37,8 +42,11 @@ __all__ = [
     "Choice",
     "ConfigError",
     "Costs",
+    "DeadlineError",
     "DeviceError",
+    "DrainingError",
     "DriffusionError",
+    "Engine",
     "EngineError",
     "InputError",
     "LaneError",
@@ -48,7 +56,9 @@ __all__ = [
     "NonFiniteError",
     "Pipeline",
     "Plan",
+    "QueueFullError",
     "Recorder",
+    "RefusedError",
     "Schedule",
     "__version__",
     "make_plan",
@@ -58,7 +68,9 @@ __all__ = [
 _HOME = {
     "CancelledError": "._errors",
     "ConfigError": "._errors",
+    "DeadlineError": "._errors",
     "DeviceError": "._errors",
+    "DrainingError": "._errors",
     "DriffusionError": "._errors",
     "EngineError": "._errors",
     "InputError": "._errors",
@@ -66,9 +78,12 @@ _HOME = {
     "MissingExtraError": "._errors",
     "ModelError": "._errors",
     "NonFiniteError": "._errors",
+    "QueueFullError": "._errors",
+    "RefusedError": "._errors",
     "ModelSpec": ".models",
     "Choice": ".planning.candidates",
     "Costs": ".planning.costs",
+    "Engine": ".server.engine",
     "Pipeline": ".pipeline",
     "Plan": ".sampling.plan",
     "Recorder": ".sampling.recording",

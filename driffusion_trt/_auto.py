@@ -9,20 +9,21 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ._errors import InputError, LaneError, did_you_mean
-from ._expected import Expectations
+from ._expected import Expectations, Expected
 from ._kept_costs import KeptCosts
 from ._planner import Planner, PlanSettings
 from ._request import Request
 from ._stages import Stages
 from .engines.manifest import ModelFolder
 from .planning.candidates import FOUND, WISHES, Choice, Wanted
-from .planning.choice import choose, tolerance_of
+from .planning.choice import choose, least_ms, tolerance_of
 from .planning.costs import Costs
+from .planning.latency import Work, latency_ms
 from .planning.measuring import measured
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions
 from .sampling.checks import check_tolerance, check_whole, is_auto
-from .sampling.plan import MODES, WINDOW_LANES
+from .sampling.plan import MODES, WINDOW_LANES, Plan
 
 __all__ = ["Auto", "Told", "check_auto", "leaves_open", "untold"]
 
@@ -89,11 +90,52 @@ class Auto:
         named = self.choice(request, settings, told).chosen.named(settings)
         return replace(request, split_guidance=named["split_guidance"]), cast(PlanSettings, named)
 
-    def choice(self, request: Request, settings: PlanSettings, told: Told = untold) -> Choice:
+    def choice(
+        self,
+        request: Request,
+        settings: PlanSettings,
+        told: Told = untold,
+        *,
+        devices: int | None = None,
+    ) -> Choice:
         """The plan for a checked request. Measures the devices where that was never done, and matters.
+
+        devices: choose for at most so many of them, while the others work for somebody else.
 
         Raises InputError where no plan is there by the deadline, LaneError where no device is left.
         """
+        wanted, expected = self._wanted(request, settings)
+        left = self._left()
+        if devices is not None:
+            costs = self._share(request, devices, told)
+        elif self._open_to_choice(wanted, left):
+            costs = replace(self.costs((request.height, request.width), told), devices=left)
+        else:
+            costs = Costs.assumed(left)
+        return replace(choose(costs, wanted, expected), basis=expected.basis)
+
+    def least_ms(self, request: Request, settings: PlanSettings, devices: int) -> float:
+        """What the fastest plan takes on so many devices, however far from the sequential picture it ends."""
+        return least_ms(self._share(request, devices), self._wanted(request, settings)[0])
+
+    def expected_ms(self, request: Request, plan: Plan, devices: int) -> tuple[tuple[float, ...], float]:
+        """What this plan takes on 1, 2, ... so many devices; and how many a mean round has work for."""
+        asked, rounds = plan.asked(), None
+        if plan.mode == "tolerance" and plan.lanes > 1:
+            expected = self._expectations.of(plan.schedule, request.guidance_scale)
+            most = asked.get("rounds") or plan.steps
+            rounds = min(max(expected(plan.lanes, asked["tolerance"]), plan.sequential_calls), most)
+        work, split = Work.of(plan, rounds), request.split_guidance and request.guided
+        shares = [self._share(request, count) for count in range(1, devices + 1)]
+        pictures, guided = len(request.prompts), request.guided
+        times = tuple(
+            latency_ms(costs, work, guided=guided, split=split and costs.devices > 1, pictures=pictures)
+            for costs in shares
+        )
+        width = sum(drafts * count for drafts, count in work.rounds) / work.count
+        return times, width * (2 if split else 1)
+
+    def _wanted(self, request: Request, settings: PlanSettings) -> tuple[Wanted, Expected]:
         schedule, quality = self._planner.schedule(**settings), settings.get("quality")
         lanes = settings.get("lanes")
         wanted = Wanted(
@@ -105,15 +147,19 @@ class Auto:
             WINDOW_LANES if lanes is None else lanes,
             settings.get("split_guidance"),
         )
-        left = min(len(self._stages.lanes), WINDOW_LANES)  # devices that failed are out
+        return wanted, self._expectations.of(schedule, request.guidance_scale)
+
+    def _left(self) -> int:
+        """Devices that did not fail, as far as one picture can use them. Raises LaneError for none."""
+        left = min(len(self._stages.lanes), WINDOW_LANES)
         if not left:
             raise LaneError("every device has failed; load the pipeline again, or see driffusion-trt doctor")
-        expected = self._expectations.of(schedule, request.guidance_scale)
-        if self._open_to_choice(wanted, left):
-            costs = replace(self.costs((request.height, request.width), told), devices=left)
-        else:
-            costs = Costs.assumed(left)
-        return replace(choose(costs, wanted, expected), basis=expected.basis)
+        return left
+
+    def _share(self, request: Request, devices: int, told: Told = untold) -> Costs:
+        left = self._left()
+        costs = replace(self.costs((request.height, request.width), told), devices=left)
+        return costs.share(min(devices, left))
 
     def _open_to_choice(self, wanted: Wanted, devices: int) -> bool:
         """Whether there is more than one plan, or a deadline: else nothing needs to be measured."""

@@ -6,7 +6,6 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -147,8 +146,7 @@ class Pipeline:
         work. told: called after each of so many runs. again: though it was done. Raises as `warm_up` does.
         """
         self._check_open()
-        size = {"height": height, "width": width}
-        request = Request.check(self.spec, self._planner.own_size, "", size)
+        request = Request.check(self.spec, self._planner.own_size, "", {"height": height, "width": width})
         return self._auto.measure((request.height, request.width), told, again=again)
 
     def warm_up(
@@ -224,6 +222,10 @@ class Pipeline:
         request, checked = self._checked(prompt, settings)
         watch = Watch.check(settings)
         self._complain(request)
+        return self._made(request, checked, watch)
+
+    def _made(self, request: Request, checked: Mapping[str, Any], watch: Watch) -> Result:
+        """Of a call that was checked; it warns of no prompt."""
         try:
             request, plan = self._planned(request, checked, watch)
             made, folder = self._precisions.run(request, plan, watch)
@@ -231,8 +233,8 @@ class Pipeline:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error
             raise
-        solver = settings.get("scheduler") or plan.schedule.solver
         model = {"model": self.folder.manifest.family, "model_hash": folder.model_hash}
+        solver = checked.get("scheduler") or plan.schedule.solver
         facts = request.settings(made.plan, made.stats, solver, model)
         return Result(made.images, made.latents, made.timings, made.plan, facts, made.stats)
 
@@ -272,8 +274,7 @@ class Pipeline:
         return request, self._planner.plan(self.devices, **asked)
 
     def _complain(self, request: Request) -> None:
-        texts = dict.fromkeys((*request.prompts, *(request.negative or ())))
-        for row in texts:
+        for row in dict.fromkeys((*request.prompts, *(request.negative or ()))):
             for complaint in self._stages.conditioner.complaints(row):
                 warnings.warn(f"{row[0]!r}: {complaint}", PromptWarning, stacklevel=3)
 
@@ -294,7 +295,5 @@ class Pipeline:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

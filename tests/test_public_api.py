@@ -16,7 +16,9 @@ DOCUMENTED = {
     "_errors": {
         "CancelledError",
         "ConfigError",
+        "DeadlineError",
         "DeviceError",
+        "DrainingError",
         "DriffusionError",
         "EngineError",
         "InputError",
@@ -24,6 +26,8 @@ DOCUMENTED = {
         "MissingExtraError",
         "ModelError",
         "NonFiniteError",
+        "QueueFullError",
+        "RefusedError",
     },
     "models": {"ModelSpec"},
     "pipeline": {"Pipeline"},
@@ -33,6 +37,7 @@ DOCUMENTED = {
     "sampling.recording": {"Recorder"},
     "sampling.sample": {"sample"},
     "sampling.schedule": {"Schedule"},
+    "server.engine": {"Engine"},
 }
 NAMES = sorted(set().union(*DOCUMENTED.values()))
 
@@ -98,6 +103,7 @@ def test_errors_are_also_what_callers_already_catch() -> None:
     assert issubclass(driffusion_trt.EngineError, RuntimeError)
     assert issubclass(driffusion_trt.DeviceError, RuntimeError)
     assert issubclass(driffusion_trt.LaneError, RuntimeError)
+    assert issubclass(driffusion_trt.RefusedError, RuntimeError)
     assert issubclass(driffusion_trt.MissingExtraError, ImportError)
     errors = [getattr(driffusion_trt, name) for name in DOCUMENTED["_errors"]]
     assert all(issubclass(error, driffusion_trt.DriffusionError) for error in errors)

@@ -17,7 +17,7 @@ from ..sampling.window import least_rounds
 from .candidates import Candidate, Choice, ExpectedRounds, Wanted
 from .costs import Costs
 
-__all__ = ["QUALITIES", "choose", "tolerance_of"]
+__all__ = ["QUALITIES", "choose", "least_ms", "tolerance_of"]
 
 # How far drafts that are used may be off, as `tolerance` of `make_plan`; docs/method.md section 4.
 QUALITIES = {"exact": 0.0, "high": 0.003, "balanced": TOLERANCE, "fast": 0.03}
@@ -46,6 +46,11 @@ def choose(costs: Costs, wanted: Wanted, expected_rounds: ExpectedRounds) -> Cho
     """
     chooser = _Chooser(costs, wanted, expected_rounds)
     return chooser.fastest() if wanted.deadline_ms is None else chooser.in_time(wanted.deadline_ms)
+
+
+def least_ms(costs: Costs, wanted: Wanted) -> float:
+    """What the fastest plan takes that there is, however far from the sequential picture it may end."""
+    return _Chooser(costs, wanted, lambda lanes, tolerance: wanted.steps).least_ms()
 
 
 class _Chooser:
@@ -138,12 +143,15 @@ class _Chooser:
         first, each = self._times(lanes, split)
         return min(1 + math.floor((deadline_ms - self._beside() - first) / each), self._wanted.steps)
 
-    def _too_soon(self, deadline_ms: float) -> str:
+    def least_ms(self) -> float:
         steps, times = self._wanted.steps, [one.ms for one in self._exact]
         for lanes, split in self._widths():
             times.append(self._candidate(lanes, split, 0.0, least_rounds(steps, lanes)).ms)
+        return min(times)
+
+    def _too_soon(self, deadline_ms: float) -> str:
         return (
-            f"deadline_ms={deadline_ms:g} was asked; the fastest plan for {steps} steps on these "
-            f"{self._costs.devices} devices is expected to take {min(times):.0f} ms; take fewer steps, or "
-            "more devices"
+            f"deadline_ms={deadline_ms:g} was asked; the fastest plan for {self._wanted.steps} steps on "
+            f"these {self._costs.devices} devices is expected to take {self.least_ms():.0f} ms; take fewer "
+            "steps, or more devices"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from .._errors import InputError
@@ -63,6 +63,20 @@ class Costs:
     def assumed(cls, devices: int) -> Self:
         """Where nothing was measured: calls take time by their rows, and nothing else takes any."""
         return cls(devices, (1.0, 2.0), measured=False)
+
+    def share(self, devices: int) -> Self:
+        """Of so many of the devices while the others are at work for somebody else; all of them as they are.
+
+        Raises InputError where there are not so many.
+        """
+        if not 1 <= devices <= self.devices:
+            raise InputError(f"a share of {devices} devices was asked, and there are {self.devices}")
+        if devices == self.devices:
+            return self
+        two, all_ = self.exchange_ms
+        most = two + (all_ - two) * max(0, devices - 2) / max(1, self.devices - 2)
+        crowd = tuple(self.crowded * ms for ms in self.call_ms)
+        return replace(self, devices=devices, call_ms=crowd, crowded=1.0, exchange_ms=(two, most))
 
     @property
     def batch_factor(self) -> float:

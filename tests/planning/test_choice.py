@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import driffusion_trt as dt
 from driffusion_trt.planning.candidates import Candidate, Wanted
-from driffusion_trt.planning.choice import QUALITIES, choose, tolerance_of
+from driffusion_trt.planning.choice import QUALITIES, choose, least_ms, tolerance_of
 from driffusion_trt.planning.costs import Costs
 from driffusion_trt.planning.measuring import ROUNDS, Shape, measured
 from driffusion_trt.sampling.noise import noise_streams
@@ -335,3 +335,24 @@ def test_what_is_wrong_is_said() -> None:
         choose(Costs.assumed(4), Wanted(STEPS, True, deadline_ms=100), demo_rounds)
     with pytest.raises(dt.InputError, match="take fewer steps, or more devices"):
         choose(COSTS, Wanted(STEPS, True, deadline_ms=50), demo_rounds)
+
+
+def test_a_share_of_devices_is_as_slow_as_they_are_while_all_are_at_work() -> None:
+    costs = replace(COSTS, crowded=1.5)
+    assert costs.share(4) is costs
+    one, two = costs.share(1), costs.share(2)
+    assert one.devices == 1 and one.round_ms(1, guided=True, split=False) == pytest.approx(1.5 * 17.0)
+    # Two devices of four: the exchange of two, as much slower as with all four at work.
+    assert two.round_ms(2, guided=True, split=False) == pytest.approx(1.5 * 17.0 + 0.1)
+    assert costs.share(3).exchange_ms == pytest.approx((0.1, 0.15))
+    for devices in (0, 5):
+        with pytest.raises(dt.InputError, match=f"a share of {devices} devices was asked, and there are 4"):
+            costs.share(devices)
+
+
+def test_the_least_time_is_that_of_the_nearest_deadline_that_is_not_refused() -> None:
+    wanted = Wanted(50, True)
+    least = least_ms(COSTS, wanted)
+    assert choose(COSTS, replace(wanted, deadline_ms=least + 1e-6), demo_rounds).chosen.ms <= least + 1e-6
+    with pytest.raises(dt.InputError, match=f"expected to take {least:.0f} ms"):
+        choose(COSTS, replace(wanted, deadline_ms=least - 0.01), demo_rounds)

@@ -1,0 +1,186 @@
+"""Requests that were checked: what they are expected to take on how many lanes, and the calls for them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from PIL import Image
+
+from .._auto import leaves_open
+from .._call import Result, Watch
+from .._errors import InputError
+from .._planner import PlanSettings, planned
+from .._request import Request
+from ..pipeline import Pipeline
+from ..planning.candidates import Candidate
+from ..sampling.plan import WINDOW_LANES
+from ..sampling.sample import RoundDone
+from .policy import Profile
+
+__all__ = ["Order", "PipelineShop", "Shop"]
+
+Prompt = str | Sequence[str]
+_Expected = tuple[Profile, float, int]  # least_ms, and the lanes of a plan by name
+_KNOWN = 64
+# What the engine itself gives to a call, and where its users have the same.
+_TAKEN = {
+    "cancel": "use Ticket.cancel",
+    "callback_on_round_end": "read Ticket.rounds",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A checked request.
+
+    settings: of the call; for an `open` one without a plan, which is chosen when it is started.
+    profile: what it is expected to take. least_ms: what it takes at least, with all lanes, and where nothing
+        was said of the quality with a plan that only is in time.
+    """
+
+    prompt: Prompt
+    settings: Mapping[str, Any] = field(repr=False)
+    profile: Profile
+    least_ms: float
+    open: bool
+    request: Any = field(default=None, repr=False)
+
+    @property
+    def work_ms(self) -> float:
+        """In milliseconds of one lane."""
+        return self.profile.ms_on(1)
+
+
+class Shop(Protocol):
+    """What an engine needs of whatever makes its pictures: a pipeline, or something of known costs."""
+
+    @property
+    def lanes(self) -> int:
+        """Those that can be used now."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether several requests can use lanes at once; else one has all of them at a time."""
+
+    def open(self) -> None:
+        """Get ready: measure, warm up. Takes long; any thread."""
+
+    def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
+        """Check a request; nothing runs. Raises as a call of the pipeline does before any work."""
+
+    def call(self, order: Order, lanes: int, within_ms: float | None) -> tuple[dict[str, Any], float]:
+        """The settings of a call on so many lanes, with its plan named; and the milliseconds to expect.
+
+        within_ms: in which it has to be there. Raises InputError where it cannot.
+        """
+
+    def make(self, order: Order, settings: dict[str, Any], on_round: Callable[[RoundDone], None]) -> Result:
+        """Make the pictures. Takes long; in a thread of its own."""
+
+    def preview(self, done: RoundDone) -> Image.Image | None:
+        """A small picture of a round, the first of its batch; in that thread, while it is told of."""
+
+    def close(self) -> None:
+        """Give everything back. Takes long."""
+
+
+class PipelineShop:
+    """Orders for a pipeline. On CPU lanes requests share them; GPUs make one picture at a time, with all."""
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self._pipe = pipe
+        self.shared = not pipe._devices.gpus
+        self._known: OrderedDict[str, _Expected] = OrderedDict()  # by settings; those asked for last
+        self._lock = threading.Lock()
+
+    @property
+    def lanes(self) -> int:
+        return self._pipe.devices
+
+    def open(self) -> None:
+        self._pipe.warm_up()
+        self._pipe.measure()
+
+    def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
+        for name, instead in _TAKEN.items():
+            if settings.get(name) is not None:
+                raise InputError(f"{name} was given, which an engine gives itself; {instead}")
+        if isinstance(settings.get("seed"), Iterator):  # it can be read once, and is checked twice
+            settings = {**settings, "seed": tuple(settings["seed"])}
+        request, checked = self._pipe._checked(prompt, settings)
+        Watch.check(settings)
+        asked, open_ = planned(checked), leaves_open(checked)
+        widest = min(max(self.lanes, 1), WINDOW_LANES)
+        size = request.height, request.width, request.guidance_scale, len(request.prompts)
+        key = repr((open_, widest, size, request.split_guidance, sorted(asked.items())))
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = (self._open if open_ else self._named)(request, asked, widest)
+                while len(self._known) > _KNOWN:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(key)
+            profile, least_ms, lanes = self._known[key]
+        # The picture is that of the lanes there are now, though fewer may be there when it is started.
+        settings = dict(settings) if open_ else {**settings, "lanes": lanes}
+        return Order(prompt, settings, profile, least_ms, open_, (request, asked))
+
+    def _open(self, request: Request, asked: PlanSettings, widest: int) -> _Expected:
+        """Of a call that leaves its plan open: the best plan for any number of lanes."""
+        auto = self._pipe._auto
+        chosen = [auto.choice(request, asked, devices=count).chosen for count in range(1, widest + 1)]
+        profile = Profile(
+            tuple(one.ms for one in chosen), tuple(_devices(one, request.guided) for one in chosen)
+        )
+        least_ms = auto.least_ms(request, asked, widest) if _hurries(asked) else profile.least_ms
+        return profile, least_ms, 0
+
+    def _named(self, request: Request, asked: PlanSettings, widest: int) -> _Expected:
+        """Of a call that names its plan: it runs as it is, on however many lanes."""
+        plan = self._pipe._planner.plan(self._pipe.devices, **asked)
+        times, width = self._pipe._auto.expected_ms(request, plan, widest)
+        # Where one idles for half of its time another request may have it.
+        busy = max(1, math.ceil(width - 0.5))
+        keeps = tuple(min(count, busy) for count in range(1, widest + 1))
+        return Profile(times, keeps), min(times), plan.lanes
+
+    def call(self, order: Order, lanes: int, within_ms: float | None) -> tuple[dict[str, Any], float]:
+        request, asked = order.request
+        if not order.open:
+            # As calls do that lose a GPU on their way; a plan on CPU threads runs on any number of them.
+            each = self._pipe._planner.devices_per_lane(**asked)
+            most = order.settings["lanes"] if self.shared else max(1, self.lanes // each)
+            settings = {**order.settings, "lanes": min(order.settings["lanes"], most)}
+            return settings, order.profile.ms_on(lanes)
+        auto = self._pipe._auto
+        chosen = auto.choice(request, asked, devices=lanes).chosen
+        if within_ms is not None and _hurries(asked) and chosen.ms > within_ms:
+            in_time = cast(PlanSettings, {**asked, "deadline_ms": within_ms})
+            chosen = auto.choice(request, in_time, devices=lanes).chosen
+        return chosen.named(order.settings), chosen.ms
+
+    def make(self, order: Order, settings: dict[str, Any], on_round: Callable[[RoundDone], None]) -> Result:
+        # Not the call itself, which warns of words that the model cannot read: Python keeps every warning,
+        # and prompts of clients are nothing for a log.
+        request, checked = self._pipe._checked(order.prompt, settings)
+        watch = Watch.check({**settings, "callback_on_round_end": on_round})
+        return self._pipe._made(request, checked, watch)
+
+    def preview(self, done: RoundDone) -> Image.Image | None:
+        return self._pipe.preview(done.latents())[0]
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
+def _devices(chosen: Candidate, guided: bool) -> int:
+    return chosen.lanes * (2 if chosen.split and guided else 1)
+
+
+def _hurries(asked: PlanSettings) -> bool:
+    """Whether it may get a plan that only is in time: where nothing was said of its quality."""
+    return asked.get("quality") is None and asked.get("tolerance") is None

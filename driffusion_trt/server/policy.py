@@ -1,0 +1,212 @@
+"""How many lanes the next request gets, and when what waits is expected to be there: arithmetic, no work.
+
+With W requests waiting and F lanes free, k lanes each let F // k of them run at once, in waves of L(k), what
+one takes on k lanes. The next one gets the k for which the mean of their ends is the smallest: for one
+request the k with the shortest L, for many of them the one with the most requests a second.
+
+Those that come later pay for lanes that are not used well. So it gets no more than the k that has the
+shortest mean latency in the long run at the rate at which work arrives: L(k) and the wait of a queue with
+M // k servers of the machine's M lanes, as Sakasegawa approximates it (Ann. Inst. Statist. Math. 29, 1977).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Machine", "Offered", "Profile", "Running", "forecast", "lanes_for_next", "per_second"]
+
+_IDLE_ENOUGH = 0.6  # share of its time that a machine is at work, below which the fastest plan is the best
+_CLEARLY = 1.15
+_OVERDUE = 0.25  # what has run for longer than expected is taken to need so much of its time again
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a request is expected to take.
+
+    ms: on 1, 2, 3, ... lanes, while the others are at work; on more than are listed it takes the last one.
+    keeps: lanes that it keeps at work where it is given so many; others can use the rest.
+    """
+
+    ms: tuple[float, ...]
+    keeps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert self.ms and len(self.ms) == len(self.keeps) and min(self.ms) > 0 and min(self.keeps) > 0
+
+    def ms_on(self, lanes: int) -> float:
+        return self.ms[min(lanes, len(self.ms)) - 1]
+
+    def kept_of(self, lanes: int) -> int:
+        return min(lanes, self.keeps[min(lanes, len(self.keeps)) - 1])
+
+    @property
+    def least_ms(self) -> float:
+        return min(self.ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Lanes that requests share, or that one of them has all of at a time.
+
+    most: requests under way at once, with those whose rounds are over.
+    each: lanes that every request gets; None for as many as are best.
+    """
+
+    lanes: int
+    shared: bool = True
+    most: int = 1 << 16
+    each: int | None = None
+
+    def free(self, kept: int) -> int:
+        """Lanes for another request, where those under way keep so many."""
+        return max(0, self.lanes - kept) if self.shared or not kept else 0
+
+    def keeps(self, profile: Profile, lanes: int) -> int:
+        """What a request with so many lanes takes away from the others."""
+        return profile.kept_of(lanes) if self.shared else self.lanes
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A request under way: lanes that it keeps, since when, and what it was expected to take."""
+
+    keeps: int
+    for_ms: float
+    expected_ms: float
+
+    @property
+    def left_ms(self) -> float:
+        return max(self.expected_ms - self.for_ms, _OVERDUE * self.for_ms)
+
+
+class Offered:
+    """How much work arrives: lanes that would be busy with it, with one lane each; of the last while."""
+
+    def __init__(self, while_ms: float) -> None:
+        self._while_ms, self._at_ms, self._lanes = while_ms, 0.0, 0.0
+
+    def add(self, now_ms: float, work_ms: float) -> None:
+        """A request came, of so much work for one lane."""
+        self._lanes = self.at(now_ms) + work_ms / self._while_ms
+        self._at_ms = now_ms
+
+    def at(self, now_ms: float) -> float:
+        return self._lanes * math.exp(min(0.0, self._at_ms - now_ms) / self._while_ms)
+
+
+def lanes_for_next(
+    machine: Machine,
+    profile: Profile,
+    waiting: int,
+    running: Sequence[Running] = (),
+    *,
+    offered: float = 0.0,
+    crowd: bool = False,
+) -> int:
+    """Lanes for the first of so many requests that wait; 0 to let it wait for more of them.
+
+    waiting: at least 1; the others, and those to come, are taken to be like it.
+    offered: lanes' worth of work that arrives, see `Offered`.
+    crowd: so many come that only requests a second count.
+    """
+    if len(running) >= machine.most:
+        return 0
+    free = machine.free(sum(one.keeps for one in running))
+    if machine.each is not None:
+        each = min(machine.each, machine.lanes)
+        return each if free >= each else 0
+    if not free:
+        return 0
+    best = _best(machine, profile, free, waiting, offered, crowd)
+    if waiting == 1 and not crowd and _soon_better(machine, profile, profile.ms_on(best), running, offered):
+        return 0
+    return best
+
+
+def _best(
+    machine: Machine, profile: Profile, free: int, waiting: int, offered: float = 0.0, crowd: bool = False
+) -> int:
+    def mean_end(lanes: int) -> float:
+        at_once = free // machine.keeps(profile, lanes) if machine.shared else 1
+        if crowd:
+            return profile.ms_on(lanes) / at_once
+        full, rest = divmod(waiting, at_once)
+        waves = at_once * full * (full + 1) / 2 + rest * (full + 1)
+        return waves / waiting * profile.ms_on(lanes)
+
+    most = min(free, len(profile.ms))
+    if not crowd:
+        most = min(most, _steady(machine, profile, offered))
+    return min(range(1, most + 1), key=lambda lanes: (mean_end(lanes), lanes))
+
+
+def _steady(machine: Machine, profile: Profile, offered: float) -> int:
+    """Lanes with the shortest mean latency in the long run; where none keep up, those that come nearest."""
+
+    def latency(lanes: int) -> tuple[float, float]:
+        ms, keeps = profile.ms_on(lanes), machine.keeps(profile, lanes)
+        servers = max(1, machine.lanes // keeps) if machine.shared else 1
+        busy = offered * ms / (servers * profile.ms_on(1))
+        if busy >= 1:
+            return math.inf, busy
+        # Times of service are all alike, arrivals at random: half of the wait of M/M/c.
+        wait = 0.5 * busy ** (math.sqrt(2 * (servers + 1)) - 1) / (servers * (1 - busy)) * ms
+        return ms + wait, busy
+
+    widths = range(1, len(profile.ms) + 1)
+    fastest = min(widths, key=profile.ms_on)
+    if latency(fastest)[1] < _IDLE_ENOUGH:
+        return fastest
+    found = {lanes: latency(lanes) for lanes in widths}
+    best = min(found, key=lambda lanes: (*found[lanes], lanes))
+    # What arrives is known roughly: more lanes are let go for what is clearly better.
+    near = [lanes for lanes, (ms, _) in found.items() if ms <= _CLEARLY * found[best][0] < math.inf]
+    return max(near, default=best)
+
+
+def _soon_better(
+    machine: Machine, profile: Profile, now_ms: float, running: Sequence[Running], offered: float
+) -> bool:
+    """Whether a lone request ends earlier if it waits for lanes that others are about to give back."""
+    kept = sum(one.keeps for one in running)
+    for one in sorted(running, key=lambda one: one.left_ms):
+        kept -= one.keeps
+        free = machine.free(kept)
+        if free and one.left_ms + profile.ms_on(_best(machine, profile, free, 1, offered)) < now_ms:
+            return True
+    return False
+
+
+def per_second(machine: Machine, profile: Profile) -> float:
+    """Requests a second where there are always some waiting."""
+    if machine.each is not None:
+        lanes = min(machine.each, machine.lanes)
+    else:
+        lanes = _best(machine, profile, machine.lanes, 1, crowd=True)
+    at_once = machine.lanes // machine.keeps(profile, lanes) if machine.shared else 1
+    return 1e3 * max(1, at_once) / profile.ms_on(lanes)
+
+
+def forecast(
+    machine: Machine, running: Sequence[Running], queue: Sequence[Profile], offered: float = 0.0
+) -> list[tuple[float, float]]:
+    """Milliseconds to the start and the end of each request of a queue, in its order, if no others come."""
+    now, under_way = 0.0, [(one.left_ms, index, one.keeps) for index, one in enumerate(running)]
+    heapq.heapify(under_way)
+    found: list[tuple[float, float]] = []
+    while len(found) < len(queue):
+        profile, kept = queue[len(found)], sum(keeps for _, _, keeps in under_way)
+        still = [Running(keeps, 0.0, end - now) for end, _, keeps in under_way]
+        lanes = lanes_for_next(machine, profile, len(queue) - len(found), still, offered=offered)
+        if not lanes and under_way:
+            now = max(now, heapq.heappop(under_way)[0])
+            continue
+        lanes = lanes or machine.free(kept) or 1
+        end = now + profile.ms_on(lanes)
+        heapq.heappush(under_way, (end, len(running) + len(found), machine.keeps(profile, lanes)))
+        found.append((now, end))
+    return found

@@ -1,0 +1,181 @@
+"""A request that an engine took: its result to come, its rounds as they end, and when it did what."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from .._call import Result
+from .._errors import CancelledError, DeadlineError
+from .orders import Order
+
+__all__ = ["RoundSeen", "Ticket", "Timeline"]
+
+_ROUNDS_KEPT = 16  # for readers that come late or are slow
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSeen:
+    """A round that ended: `number`, from 1, of at least `of`, and `state` of `steps` is reached.
+
+    ms: since the request was started. preview: the first of its pictures so far, small; None where nobody
+    asked for previews.
+    """
+
+    number: int
+    of: int
+    state: int
+    steps: int
+    ms: float
+    preview: Image.Image | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """When a request did what, in seconds of `time.perf_counter`; what has not been yet is None.
+
+    lanes: that it was given; 0 before its start. expected_ms: what it was then expected to take.
+    """
+
+    accepted_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    lanes: int = 0
+    expected_ms: float | None = None
+
+    @property
+    def queue_ms(self) -> float:
+        """From arrival to start; of a request that never started, to its end; 0 while it waits."""
+        until = self.ended_s if self.started_s is None else self.started_s
+        return 0.0 if until is None else 1e3 * (until - self.accepted_s)
+
+    @property
+    def run_ms(self) -> float:
+        """From start to end; 0 before."""
+        if self.started_s is None or self.ended_s is None:
+            return 0.0
+        return 1e3 * (self.ended_s - self.started_s)
+
+
+class Ticket:
+    """What `Engine.submit` gives; any task of the engine's event loop may use it."""
+
+    def __init__(
+        self,
+        order: Order,
+        client: str,
+        accepted_s: float,
+        *,
+        deadline_ms: float | None,
+        previews: bool,
+        engine: Any,
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self.client, self.order, self.previews = client, order, previews
+        self.deadline_ms = deadline_ms
+        self.timeline = Timeline(accepted_s)
+        self.giving_up = threading.Event()  # the `cancel` of its call
+        self.tried = 0  # times that its call was started
+        self._engine = engine
+        self._future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._future.add_done_callback(_looked_at)
+        self._rounds: deque[tuple[int, RoundSeen]] = deque(maxlen=_ROUNDS_KEPT)
+        self._told = 0  # rounds in all
+        self._news = asyncio.Event()
+
+    @property
+    def work(self) -> float:
+        """In milliseconds of one lane."""
+        return self.order.work_ms
+
+    @property
+    def position(self) -> int:
+        """Its place among those that wait, from 1, if no others arrive; 0 once it was started."""
+        place: int = self._engine.place_of(self)
+        return place
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its result, or failed, or was cancelled."""
+        return self._future.done()
+
+    def cancel(self) -> None:
+        """Give it up: at once where it waits, else after the round under way. Nothing where it is done.
+
+        Who waits for its result gets a `driffusion_trt.CancelledError`.
+        """
+        self._engine.cancel(self)
+
+    async def result(self) -> Result:
+        """Its pictures; from any number of tasks. A task that is cancelled here does not cancel the request.
+
+        Raises:
+            CancelledError: of this package, not asyncio's: it was cancelled, or the engine ended.
+            DeadlineError: while it waited, its deadline became impossible.
+            LaneError, ModelError, NonFiniteError: as a call of the pipeline does.
+        """
+        return await asyncio.shield(self._future)
+
+    async def rounds(self) -> AsyncIterator[RoundSeen]:
+        """Every round as it ends, until it is done; who reads slowly misses old ones. Raises nothing."""
+        seen = 0
+        while True:
+            new = [(number, one) for number, one in self._rounds if number > seen]
+            if new:
+                seen = new[-1][0]
+                for _, one in new:
+                    yield one
+                continue
+            if self.done:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    # What follows is for the engine, in the thread of its event loop.
+
+    def round_ended(self, seen: RoundSeen) -> None:
+        self._told += 1
+        self._rounds.append((self._told, seen))
+        self._news.set()
+
+    def finish(self, result: Result | None, error: BaseException | None) -> None:
+        """Once; later calls change nothing."""
+        if not self._future.done():
+            if error is not None:
+                self._future.set_exception(error)
+            else:
+                assert result is not None
+                self._future.set_result(result)
+        self._news.set()
+
+    def on_done(self, call: Callable[[], None]) -> None:
+        """To be called, by the loop, once it is done."""
+        self._future.add_done_callback(lambda _: call())
+
+    def __repr__(self) -> str:
+        return f"Ticket({self.id!r}, client={self.client!r}, {'done' if self.done else 'under way'})"
+
+
+def _looked_at(done: asyncio.Future[Result]) -> None:
+    """asyncio would report an error that nobody asks for; clients that leave do not."""
+    if not done.cancelled():
+        done.exception()
+
+
+def given_up(ticket: Ticket, why: str) -> CancelledError:
+    return CancelledError(f"request {ticket.id} {why}, and there is no picture of it")
+
+
+def too_late(ticket: Ticket, expected_ms: float) -> DeadlineError:
+    return DeadlineError(
+        f"request {ticket.id} was to be there in {ticket.deadline_ms:.0f} ms, and is expected to take "
+        f"{expected_ms:.0f} ms from its arrival; allow more time, take fewer steps, or ask again later",
+        expected_ms,
+    )
