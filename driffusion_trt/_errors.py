@@ -9,6 +9,10 @@
     ├── DeviceError (RuntimeError)         the CUDA driver refused a call, or a GPU failed; names both
     ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
     ├── CancelledError                     the caller's event was set while pictures were made
+    ├── RefusedError (RuntimeError)        an `Engine` did not take a request, or gave it back before any work
+    │   ├── QueueFullError                 as many requests wait as may; says when to come again
+    │   ├── DeadlineError                  it cannot be there in time; says when it could be
+    │   └── DrainingError                  the engine ends, and takes no more requests
     └── MissingExtraError (ImportError)    an optional package is missing; the message has the pip command
 
 Messages say what was asked, what was found and what to do. They carry no traceback
@@ -23,7 +27,9 @@ from collections.abc import Iterable
 __all__ = [
     "CancelledError",
     "ConfigError",
+    "DeadlineError",
     "DeviceError",
+    "DrainingError",
     "DriffusionError",
     "EngineError",
     "InputError",
@@ -31,6 +37,8 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "NonFiniteError",
+    "QueueFullError",
+    "RefusedError",
     "did_you_mean",
 ]
 
@@ -80,6 +88,30 @@ class LaneError(DriffusionError, RuntimeError):
 
 class CancelledError(DriffusionError):
     """The caller set the event that it gave as `cancel`; what was under way is given up, and nothing else."""
+
+
+class RefusedError(DriffusionError, RuntimeError):
+    """An engine did not take a request, or gave it back while it waited; nothing has run for it."""
+
+
+class QueueFullError(RefusedError):
+    """As many requests wait as may; `retry_after_s` is when the next place is expected to be free."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(RefusedError):
+    """A request cannot be there by its deadline; `expected_ms` is how long after its arrival it could be."""
+
+    def __init__(self, message: str, expected_ms: float) -> None:
+        super().__init__(message)
+        self.expected_ms = expected_ms
+
+
+class DrainingError(RefusedError):
+    """The engine finishes what it took, and takes no more."""
 
 
 class MissingExtraError(DriffusionError, ImportError):
