@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import bench, build, completion, doctor, inspect, plan, run
+from . import bench, build, completion, doctor, inspect, plan, run, serve
 from ._console import Console
 
 __all__ = ["COMMANDS", "Command"]
@@ -64,6 +64,14 @@ COMMANDS: Mapping[str, Command] = {
         bench.EPILOG,
         bench.add_arguments,
         bench.run,
+    ),
+    "serve": Command(
+        "serve pictures over HTTP, with a web page",
+        "[options]",
+        serve.DESCRIPTION,
+        serve.EPILOG,
+        serve.add_arguments,
+        serve.run,
     ),
     "doctor": Command(
         "show what this machine can do, what is missing and broken",

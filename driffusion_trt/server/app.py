@@ -32,10 +32,13 @@ from .wishes import check_model
 
 __all__ = ["App", "Options", "make_app"]
 
-_PAGE = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript")} | {
-    f"/{name}": (name, "text/javascript") for name in ("stream.js", "chart.js")
+_PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/stream.js": ("stream.js", "text/javascript"),
+    "/chart.js": ("chart.js", "text/javascript"),
 }
-_PAGE["/page.css"] = ("page.css", "text/css")
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -142,7 +145,7 @@ class _About:
             "size_multiple": pipe.spec.downscale * pipe.spec.latent_multiple,
             "steps": pipe.spec.steps,
             "guidance_scale": pipe.spec.guidance_scale,
-            "edits": pipe.folder.has_encoder if hasattr(pipe.folder, "has_encoder") else None,
+            "edits": "vae_encoder" in pipe.folder.networks,
             "devices": pipe.where,
         }
 
@@ -168,7 +171,7 @@ class _About:
             "lanes": now.lanes,
             "lanes_in_use": now.lanes_in_use,
             "lanes_failed": now.lanes_failed,
-            "expected_wait_ms": round(now.expected_wait_ms, 1),
+            "expected_wait_ms": round(now.expected_wait_ms, 1) if now.lanes else None,
         }
         return answer(told, 200 if state == "ready" else 503, {"Cache-Control": "no-store"})
 

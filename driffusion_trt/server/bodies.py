@@ -71,7 +71,7 @@ async def read_form(
         raise ApiError(400, "the form cannot be read", "invalid_form") from error
     texts: dict[str, str] = {}
     files: dict[str, list[bytes]] = {}
-    async with form:
+    try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 files.setdefault(name, []).append(await value.read())
@@ -79,6 +79,8 @@ async def read_form(
                 raise ApiError(400, f"{name[:100]} was given twice", "invalid_form", param=name[:100])
             else:
                 texts[name] = value
+    finally:
+        await form.close()
     return texts, files
 
 

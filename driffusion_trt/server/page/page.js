@@ -52,7 +52,7 @@ async function make(panel, fields) {
     } else if (event.type.endsWith(".completed")) {
       show(panel, event, true);
       const details = {...event.details, ms, first};
-      state.textContent = `${details.mode}, ${details.sequential_calls} rounds for ${details.steps} steps, `
+      state.textContent = `mode ${details.mode}, ${details.sequential_calls} rounds for ${details.steps} steps, `
         + `seed ${event.seed}`;
       list(panel.querySelector(".times"), details);
       return details;
@@ -88,11 +88,31 @@ function charts(found) {
   for (const [id, details] of Object.entries(found)) draw(by(id).querySelector(".chart"), details.spans, most);
 }
 
-function verdict({parallel, sequential}) {
-  const times = sequential.denoise_ms / parallel.denoise_ms;
-  by("verdict").textContent = `Rounds: ${parallel.denoise_ms.toFixed(0)} ms in ${parallel.sequential_calls}, and `
-    + `${sequential.denoise_ms.toFixed(0)} ms in ${sequential.sequential_calls} one after another: `
-    + `${times.toFixed(2)} times as fast.`;
+/** Mean squared difference of the two pictures as a peak signal-to-noise ratio in dB, or null where they are equal. */
+async function psnr() {
+  const [one, other] = await Promise.all(["parallel", "sequential"].map(async id => {
+    const image = by(id).querySelector("img");
+    await image.decode();
+    const canvas = document.createElement("canvas");
+    canvas.width = image.naturalWidth;
+    canvas.height = image.naturalHeight;
+    const pen = canvas.getContext("2d");
+    pen.drawImage(image, 0, 0);
+    return pen.getImageData(0, 0, canvas.width, canvas.height).data;
+  }));
+  let sum = 0;
+  for (let k = 0; k < one.length; k++) sum += (one[k] - other[k]) ** 2; // alpha is the same
+  return sum ? 10 * Math.log10(255 ** 2 / (sum / (one.length * 3 / 4))) : null;
+}
+
+async function verdict({parallel, sequential}) {
+  const near = await psnr();
+  const alike = near === null ? "the same picture" : `${near.toFixed(1)} dB from the sequential picture`;
+  by("verdict").textContent = parallel.mode === "sequential"
+    ? "Mode auto found no plan that is faster on these devices with this quality, so both are sequential."
+    : `${parallel.sequential_calls} rounds in ${parallel.denoise_ms.toFixed(0)} ms, for `
+      + `${sequential.sequential_calls} in ${sequential.denoise_ms.toFixed(0)} ms: `
+      + `${(sequential.denoise_ms / parallel.denoise_ms).toFixed(2)} times as fast, ${alike}.`;
 }
 
 async function run(submitted) {
@@ -104,6 +124,7 @@ async function run(submitted) {
   by("make").disabled = true;
   by("stop").disabled = false;
   const fields = given(), {quality, deadline_ms, ...plain} = fields;
+  by("parallel").querySelector("h2").textContent = fields.mode === "auto" ? "auto" : `mode ${fields.mode}`;
   clear(by("parallel"), "…");
   clear(by("sequential"), by("both").checked ? "afterwards" : "not asked for");
   try {
@@ -113,7 +134,7 @@ async function run(submitted) {
     if (by("both").checked) {
       found.sequential = await make(by("sequential"), {...plain, mode: "sequential"});
       charts(found);
-      verdict(found);
+      await verdict(found);
     }
   } catch (error) {
     by("message").textContent = mine.signal.aborted ? "stopped" : error.message;
