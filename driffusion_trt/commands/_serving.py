@@ -105,7 +105,9 @@ def _keys(args: argparse.Namespace) -> list[str]:
         keys += found
     for key in keys:
         if not key.isascii() or not key.isprintable() or " " in key or not key:
-            raise InputError("an API key must be printable ASCII without spaces, since it is sent in a header")
+            raise InputError(
+                "an API key must be printable ASCII without spaces, since it is sent in a header"
+            )
     return keys
 
 
@@ -113,7 +115,9 @@ def _origins(args: argparse.Namespace) -> list[str]:
     found = [] if args.cors_origin is None else [one.strip() for one in args.cors_origin.split(",")]
     for one in found:
         parts = urlsplit(one)
-        if one != "*" and (parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != one):
+        if one != "*" and (
+            parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != one
+        ):
             raise InputError(f"--cors-origin takes origins such as https://example.org, or *, not {one!r}")
     return found
 

@@ -72,15 +72,23 @@ def _bounds(group: argparse._ArgumentGroup) -> None:
 
 
 def _others(group: argparse._ArgumentGroup) -> None:
-    option(group, "--queue", "N", "requests that may wait; more are told to come again (default: 64)", type=whole)
+    option(
+        group, "--queue", "N", "requests that may wait; more are told to come again (default: 64)", type=whole
+    )
     option(group, "--max-connections", "N", "open at once (default: 512)", type=whole)
     option(group, "--header-timeout", "S", "seconds for a request's headers (default: 10)", type=number)
     option(group, "--body-timeout", "S", "seconds for its body (default: 30)", type=number)
     option(group, "--stall-timeout", "S", "for which a client may read nothing (default: 30)", type=number)
-    option(group, "--drain-timeout", "S", "after SIGTERM for what was accepted (default: no end)", type=number)
+    option(
+        group, "--drain-timeout", "S", "after SIGTERM for what was accepted (default: no end)", type=number
+    )
     option(group, "--output-dir", "DIR", "keep pictures behind links there (default: in memory)")
-    option(group, "--store-bytes", "N", "of pictures behind links, all together (default: 268435456)", type=whole)
-    option(group, "--store-seconds", "S", "for which a link leads to its picture (default: 3600)", type=number)
+    option(
+        group, "--store-bytes", "N", "of pictures behind links, all together (default: 268435456)", type=whole
+    )
+    option(
+        group, "--store-seconds", "S", "for which a link leads to its picture (default: 3600)", type=number
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -59,7 +59,10 @@ def refusal(error: Exception) -> ApiError | None:
             return error
         case QueueFullError():
             wait_s = max(0.0, error.retry_after_s)
-            headers = {"Retry-After": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(round(1e3 * wait_s))}
+            headers = {
+                "Retry-After": str(max(1, math.ceil(wait_s))),
+                "retry-after-ms": str(round(1e3 * wait_s)),
+            }
             return ApiError(429, message, "queue_full", headers=headers)
         case DeadlineError():
             return ApiError(422, message, "deadline_exceeded", param="deadline_ms", headers=_NO_RETRY)

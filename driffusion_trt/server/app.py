@@ -202,7 +202,9 @@ async def _failed(request: Request, error: Exception) -> Response:
             logging.getLogger("driffusion_trt.server").error(
                 "request %s failed", request.scope["driffusion_id"], exc_info=error
             )
-        told = ApiError(500, "the picture could not be made; the log has the reason by this id", "server_error")
+        told = ApiError(
+            500, "the picture could not be made; the log has the reason by this id", "server_error"
+        )
     note(request, error=told.code)
     return answer(body_of(told, request.scope["driffusion_id"]), told.status, told.headers)
 

@@ -60,7 +60,11 @@ async def read_form(
     body = await _read(request, most_bytes, within_s)
     try:
         parser = _InMemory(
-            request.headers, _once(body), max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=1 << 18
+            request.headers,
+            _once(body),
+            max_files=_MOST_FILES,
+            max_fields=_MOST_FIELDS,
+            max_part_size=1 << 18,
         )
         form = await parser.parse()
     except MultiPartException as error:

@@ -56,8 +56,8 @@ def _digest(key: str) -> bytes:
 class Edge:
     """An ASGI application around another one.
 
-    open_paths: those that need no key; one that ends with / stands for all below it. The scope of a request gets
-    `driffusion_id`, `driffusion_key` where keys are asked for, and `driffusion`, a dict of facts for the log.
+    open_paths: those that need no key; one that ends with / stands for all below it. The scope of a request
+    gets `driffusion_id`, `driffusion_key` where keys are asked for, and `driffusion`, facts for the log.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, open_paths: Sequence[str], metrics: Metrics) -> None:
@@ -75,7 +75,9 @@ class Edge:
         try:
             refused = self._refused(scope)
             if refused is not None:
-                await answer(body_of(refused, request_id), refused.status, refused.headers)(scope, receive, sent)
+                await answer(body_of(refused, request_id), refused.status, refused.headers)(
+                    scope, receive, sent
+                )
             else:
                 await self._app(scope, receive, sent)
         except Gone:
@@ -92,7 +94,9 @@ class Edge:
 
     def _refused(self, scope: Scope) -> ApiError | None:
         path = scope["path"]
-        free = any(path.startswith(one) if one.endswith("/") and one != "/" else path == one for one in self._open)
+        free = any(
+            path.startswith(one) if one.endswith("/") and one != "/" else path == one for one in self._open
+        )
         if not self._keys or free:
             return None
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")

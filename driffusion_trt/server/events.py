@@ -31,9 +31,9 @@ _NO_TOKENS = {
 }  # OpenAI's client expects the field; nothing is counted in tokens here
 
 
-def due(number: int, of: int, wanted: int) -> bool:
-    """Whether round `number` of `of`, or of some more, is shown where `wanted` are, spread evenly."""
-    return number * wanted // of > (number - 1) * wanted // of
+def due(state: int, steps: int, wanted: int, shown: int) -> bool:
+    """Whether a round that reached `state` is shown, where `wanted` are, spread evenly, and `shown` were."""
+    return shown < wanted and state * (wanted + 1) // steps > shown
 
 
 class Events(Response):
@@ -84,7 +84,9 @@ class Events(Response):
             request_id = scope.get("driffusion_id", "")
             told_error = refusal(error)
             if told_error is None:
-                logging.getLogger("driffusion_trt.server").error("request %s failed", request_id, exc_info=error)
+                logging.getLogger("driffusion_trt.server").error(
+                    "request %s failed", request_id, exc_info=error
+                )
                 told_error = ApiError(500, "the picture could not be made", "server_error")
             scope.setdefault("driffusion", {})["error"] = told_error.code
             await told(_event({"type": "error", **body_of(told_error, request_id)}))
@@ -95,7 +97,7 @@ class Events(Response):
 
     def _partial(self, seen: Seen) -> dict[str, Any] | None:
         wanted = self._order.wish.partial_images
-        if seen.preview is None or self._shown >= wanted or not due(seen.number, seen.of, wanted):
+        if seen.preview is None or not due(seen.state, seen.steps, wanted, self._shown):
             return None
         self._shown += 1
         file = io.BytesIO()

@@ -18,9 +18,11 @@ __all__ = ["EDIT", "GENERATION", "QUALITIES", "Field", "checked", "fields_of"]
 # OpenAI's names of qualities beside ours; "auto" is what is taken where nothing is said.
 QUALITIES = {
     "exact": "exact", "high": "high", "balanced": "balanced", "fast": "fast", "auto": None,
-    "low": "fast", "medium": "balanced", "standard": "balanced", "hd": "high", "xhigh": "exact", "max": "exact",
+    "low": "fast", "medium": "balanced", "standard": "balanced", "hd": "high", "xhigh": "exact",
+    "max": "exact",
 }  # fmt: skip
 SEEDS = 2**53 - 1  # the largest whole number that every JSON reader keeps
+_KINDS: dict[str, Any] = {"string": str, "integer": int, "number": int | float, "boolean": bool}
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -50,12 +52,12 @@ class Field:
             found |= {"maximum": self.most} if self.most is not None else {}
         return {**found, "description": self.about}
 
-    def check(self, name: str, value: Any) -> Any:
+    def check(self, name: str, given: Any) -> Any:
         """The value as it is used. Raises ApiError."""
+        value: Any = given
         if self.kind == "integer" and isinstance(value, float) and value.is_integer():
             value = int(value)
-        fits = {"string": str, "integer": int, "number": int | float, "boolean": bool}[self.kind]
-        if not isinstance(value, fits) or (isinstance(value, bool) and self.kind != "boolean"):
+        if not isinstance(value, _KINDS[self.kind]) or (isinstance(value, bool) and self.kind != "boolean"):
             article = "an" if self.kind == "integer" else "a"
             raise wrong(name, f"must be {article} {self.kind}, not {_shown(value)}", "invalid_type")
         if self.kind == "string":

@@ -89,7 +89,9 @@ def _uploads(files: Mapping[str, list[bytes]]) -> tuple[bytes, bytes | None]:
         raise ApiError(400, "image is missing", "missing_required_parameter", param="image")
     for name, found in (("image", images), ("mask", masks)):
         if len(found) > 1:
-            raise ApiError(400, f"{len(found)} of {name} were given; one is taken here", "invalid_value", param=name)
+            raise ApiError(
+                400, f"{len(found)} of {name} were given; one is taken here", "invalid_value", param=name
+            )
     return images[0], masks[0] if masks else None
 
 

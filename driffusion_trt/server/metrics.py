@@ -43,7 +43,7 @@ def kind_of(error: BaseException) -> str:
 
 
 class Metrics:
-    """An engine's observer, and what the HTTP side counts beside it. A registry of its own, for one service."""
+    """An engine's observer, and what the HTTP side counts beside it; a registry of its own."""
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -87,7 +87,9 @@ class Metrics:
         )
         self._lost = Counter("driffusion_lanes_lost", "Devices that failed for good.", registry=own)
 
-    def watch(self, status: Callable[[], Status], draining: Callable[[], bool], stored: Callable[[], int]) -> None:
+    def watch(
+        self, status: Callable[[], Status], draining: Callable[[], bool], stored: Callable[[], int]
+    ) -> None:
         """Gauges that are read when the metrics are."""
         self.registry.register(_Gauges(status, draining, stored))
 

@@ -129,7 +129,10 @@ def _others() -> dict[str, Any]:
 
     name = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
     ready = get("ready", "Whether requests are taken.", json("State"), security=[])
-    ready["get"]["responses"]["503"] = {"description": "Not now; `status` says why.", "content": json("State")}
+    ready["get"]["responses"]["503"] = {
+        "description": "Not now; `status` says why.",
+        "content": json("State"),
+    }
     return {
         "/v1/models": get("listModels", "The model that is served.", json("Models")),
         "/v1/models/{model}": get("getModel", "A model.", json("Model"), 404, parameters=[name]),

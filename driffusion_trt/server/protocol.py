@@ -29,7 +29,7 @@ class _Timed(H11Protocol):
             self._await_headers()
         super().data_received(data)
         if not self._idle():
-            self._headers = _cancelled(self._headers)
+            self._headers = _cancel(self._headers)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -38,10 +38,10 @@ class _Timed(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stall = _cancelled(self._stall)
+        self._stall = _cancel(self._stall)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._headers, self._stall = _cancelled(self._headers), _cancelled(self._stall)
+        self._headers, self._stall = _cancel(self._headers), _cancel(self._stall)
         super().connection_lost(exc)
 
     def _idle(self) -> bool:
@@ -65,9 +65,11 @@ class _Timed(H11Protocol):
         self._stall = self.loop.call_later(self.stall_s, look)
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """None, to be kept in its place."""
     if timer is not None:
         timer.cancel()
+    return None
 
 
 def timed_protocol(limits: Limits) -> type[H11Protocol]:

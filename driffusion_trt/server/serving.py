@@ -51,7 +51,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """The first signal begins the end: requests are refused, those that were accepted are answered, then it ends.
+    """The first signal begins the end: no requests are taken, those that were are answered, then it ends.
 
     A second one ends it at once.
     """

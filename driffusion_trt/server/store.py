@@ -144,7 +144,9 @@ class Store:
             probe = folder / f".driffusion-{secrets.token_hex(4)}.partial"
             probe.touch()
             probe.unlink()
-            found = [(path.stat(), match) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+            found = [
+                (path.stat(), match) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
+            ]
         except OSError as error:
             raise InputError(
                 f"pictures cannot be kept in {folder} ({error.strerror}); give --output-dir a folder that is "

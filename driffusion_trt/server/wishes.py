@@ -14,7 +14,16 @@ from .limits import Limits
 
 __all__ = ["Wish"]
 
-_AS_THEY_ARE = ("steps", "negative_prompt", "guidance_scale", "mode", "lanes", "rounds", "tolerance", "strength")
+_AS_THEY_ARE = (
+    "steps",
+    "negative_prompt",
+    "guidance_scale",
+    "mode",
+    "lanes",
+    "rounds",
+    "tolerance",
+    "strength",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,6 @@ def check_pixels(limits: Limits, width: int, height: int, count: int) -> None:
     """Raises ApiError where the pictures are too many or too large together."""
     if width * height * count > limits.pixels:
         raise ApiError(
-            400, f"{count} x {width} x {height} pixels were asked; the most is {limits.pixels} of one request",
+            400, f"{count} x {width} x {height} pixels were asked; the most is {limits.pixels} in all",
             "too_many_pixels", param="size",
         )  # fmt: skip
