@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import http.client
 import json
+import resource
 import secrets
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +191,14 @@ class Service:
     app: App
     store: Store
     metrics: Metrics
-    log: list[str] = field(default_factory=list)
+    server: uvicorn.Server
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def open_connections(self) -> int:
+        return len(self.server.server_state.connections)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
@@ -262,7 +266,7 @@ def serving(
     thread.start()
     try:
         until(lambda: server.started)
-        yield Service(listener.getsockname()[1], engine, app, store, metrics)
+        yield Service(listener.getsockname()[1], engine, app, store, metrics, server)
     finally:
         engine.gate.set()
         server.should_exit = True
@@ -277,3 +281,14 @@ def until(condition: Callable[[], object], within_s: float = DEADLINE_S) -> None
     while not condition():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def nearly_full(most_bytes: int) -> Iterator[None]:
+    """The kernel lets no file of this process grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from httpd import DEADLINE_S, Answer, Service, serving, until
+from httpd import DEADLINE_S, Answer, Service, nearly_full, serving, until
 from PIL import Image
 
 from driffusion_trt import InputError, LaneError, NonFiniteError, Pipeline
@@ -199,7 +199,7 @@ def test_refusals_of_the_engine(
     if status == 429:
         assert (answer.headers["Retry-After"], answer.headers["retry-after-ms"]) == ("3", "2200")
     if status == 500:
-        assert answer.headers["X-Request-ID"] in caplog.text, "the log has the reason by this id"
+        until(lambda: answer.headers["X-Request-ID"] in caplog.text)  # the log has the reason by this id
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,11 @@ def open_request(service: Service, **fields: Any) -> socket.socket:
     """A request for a picture on a socket of its own, sent and not yet answered."""
     body = json.dumps({"prompt": "a red fox", "steps": 4, **fields}).encode()
     connection = service.connect()
-    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    connection.sendall(head.encode() + b"\r\n\r\n" + body)
+    head = (
+        "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + body)
     return connection
 
 
@@ -251,7 +254,7 @@ def open_request(service: Service, **fields: Any) -> socket.socket:
         (b'{"prompt": "\\ud800"}', 400, "invalid_value"),
         (b'{"prompt": "a", "\\ud800": 1}', 400, "unknown_parameter"),
         (b'{"prompt": "a", "steps": ' + b"9" * 5000 + b"}", 400, "invalid_json"),
-        (b'{"prompt": "a", "seed": 1e999}', 400, "invalid_value"),
+        (b'{"prompt": "a", "seed": 1e999}', 400, "invalid_type"),
     ],
     ids=range(10),
 )
@@ -477,29 +480,23 @@ def test_a_large_body_is_refused_as_soon_as_it_is(strict: Service, chunked: bool
 
 
 def test_a_client_that_reads_nothing_is_cut_off(strict: Service) -> None:
-    with strict.connect() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
-        for _ in range(400):  # several megabytes of answers, of which none is read
-            try:
-                connection.sendall(request)
-            except OSError:
-                break
-            time.sleep(0.01)
-        else:
-            until(lambda: broken(connection, request))
-    assert strict.generate().status == 200
-
-
-def broken(connection: socket.socket, data: bytes) -> bool:
-    connection.settimeout(0.2)
-    try:
-        connection.sendall(data)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
-    return False
+    """One that reads slowly is not."""
+    (name,) = strict.store.put([bytes(16 << 20)], "png")
+    request = f"GET /v1/images/files/{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with strict.connect() as idle, strict.connect() as slow:
+        idle.sendall(request)
+        slow.sendall(request)
+        until(lambda: strict.open_connections() == 2)
+        found = 0
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            found += len(slow.recv(1 << 18))
+            time.sleep(0.05)
+        until(lambda: strict.open_connections() == 1)
+        while found < 16 << 20 and (data := slow.recv(1 << 20)):
+            found += len(data)
+        assert found >= 16 << 20
+        assert len(closed(idle)) < 16 << 20
 
 
 def test_a_slow_reader_of_a_stream_does_not_hold_up_the_sampler(service: Service) -> None:
@@ -525,8 +522,6 @@ def test_bytes_that_are_no_http(strict: Service) -> None:
 
 
 def test_a_full_disk_is_told(pipe: Pipeline, tmp_path: Path) -> None:
-    from test_store import nearly_full
-
     with serving(pipe, folder=tmp_path) as service:
         with nearly_full(100):
             error(service.generate(response_format="url"), 507, "disk_full")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from httpd import nearly_full
 
 from driffusion_trt._errors import InputError
 from driffusion_trt.server.answers import ApiError
@@ -76,17 +74,6 @@ def test_more_than_there_can_be_room_for_is_refused(folder: Path | None) -> None
     assert store.get(kept)
 
 
-@contextmanager
-def nearly_full(most_bytes: int) -> Iterator[None]:
-    """The kernel lets no file of this process grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     store = Store(1 << 20, 60, tmp_path)
     (kept,) = store.put([b"kept"], "png")
@@ -128,7 +115,7 @@ def test_a_file_that_somebody_took_away_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="pictures cannot be kept in .*missing"):
+    with pytest.raises(InputError, match=r"pictures cannot be kept in .*missing"):
         Store(100, 60, tmp_path / "missing")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="give --output-dir a folder"):
