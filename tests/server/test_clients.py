@@ -1,4 +1,4 @@
-"""The service as others see it: OpenAI's own client, schemathesis on the schema, and bodies made by chance."""
+"""The service as others see it: OpenAI's own client, schemathesis on the schema, bodies made by chance."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import base64
 import io
 import json
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from httpd import Service, multipart, serving
-from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 
 from driffusion_trt import Pipeline
@@ -19,7 +22,10 @@ from driffusion_trt._errors import QueueFullError
 from driffusion_trt.server.limits import Limits
 
 openai = pytest.importorskip("openai", reason="it is in the extra `test`")
-schemathesis = pytest.importorskip("schemathesis", reason="it is in the extra `test`")
+pytest.importorskip("schemathesis", reason="it is in the extra `test`")
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::driffusion_trt.pipeline.PromptWarning")
 
 
 def picture(text: str) -> Image.Image:
@@ -114,35 +120,31 @@ def bounded(pipe: Pipeline) -> Iterator[Service]:
         yield found
 
 
-def test_schemathesis_finds_nothing(bounded: Service) -> None:
-    """Every check of it, on what the schema allows and on what it does not: no 5xx among them."""
-    document = bounded.call("GET", "/openapi.json").json
-    schema = schemathesis.openapi.from_dict(document)
-    schema.config.base_url = bounded.url
-    few = settings(
-        max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    seen: dict[str, int] = {}
-    for mode in schemathesis.GenerationMode:
-        for result in schema.get_all_operations():
-            operation = result.ok()
-            try:
-                strategy = operation.as_strategy(generation_mode=mode)
-            except Exception as error:
-                assert "negative" in str(error).lower(), error  # nothing in it can be wrong
-                continue
-
-            @few
-            @schemathesis.hypothesis.given(case=strategy)
-            def run(case: Any) -> None:
-                response = case.call()
-                seen[str(response.status_code)] = seen.get(str(response.status_code), 0) + 1
-                assert response.status_code < 500
-                case.validate_response(response)
-
-            run()
-    assert seen.get("200", 0) > 20 and seen.get("400", 0) > 20, seen
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--exclude-path=/v1/images/edits", "--phases=coverage,fuzzing,stateful"),
+        # Fuzzing of forms ends with an error inside of schemathesis 4.32; bodies by chance, below, have forms.
+        ("--include-path=/v1/images/edits", "--phases=coverage"),
+    ],
+    ids=["all but forms", "forms"],
+)
+def test_schemathesis_finds_nothing(bounded: Service, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """All of its checks but one, no 5xx among them: which fields go together no schema says."""
+    words += ("--max-examples=10", "--generation-deterministic", "--no-color")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", "run", f"{bounded.url}/openapi.json", *words),
+            "--exclude-checks=positive_data_acceptance",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    tested = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert tested and int(tested[1]) == int(tested[2]) > 100
 
 
 # Bodies by chance
