@@ -43,7 +43,6 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
             raise MissingExtraError(package, "serve")
     from ..server.app import Options, make_app
     from ..server.edge import Keys
-    from ..server.engine import Engine
     from ..server.limits import Limits
     from ..server.metrics import Metrics
     from ..server.serving import bound, logged, serve
@@ -61,6 +60,8 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
         logged()
         if args.quiet:
             logging.getLogger("driffusion_trt").setLevel(logging.WARNING)
+        from ..server.engine import Engine
+
         metrics = Metrics()
         engine = Engine.load(args.model or "demo", observer=metrics, **_how(args))
         host, port = listener.getsockname()[:2]

@@ -48,6 +48,7 @@ class ApiError(Exception):
         return "invalid_request_error" if self.status < 500 else "server_error"
 
 
+_LEAVING = {"Retry-After": "5", "Connection": "close"}
 _NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients would make the same request again
 
 
@@ -67,10 +68,12 @@ def refusal(error: Exception) -> ApiError | None:
         case DeadlineError():
             return ApiError(422, message, "deadline_exceeded", param="deadline_ms", headers=_NO_RETRY)
         case DrainingError():
-            headers = {"Retry-After": "5", "Connection": "close"}
-            return ApiError(503, message, "draining", headers=headers)
+            return ApiError(503, message, "draining", headers=_LEAVING)
         case CancelledError():
-            return ApiError(499, "the request was cancelled", "cancelled", headers=_NO_RETRY)
+            # Who cancels does not wait for an answer; what waits was given up at the end of the service.
+            return ApiError(
+                503, "the service ended before the picture was made", "draining", headers=_LEAVING
+            )
         case InputError():
             return ApiError(400, message, "invalid_value")
         case NonFiniteError():

@@ -31,6 +31,8 @@ def bound(host: str, port: int) -> socket.socket:
     Raises InputError where the address cannot be had.
     """
     try:
+        if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
+            raise OverflowError("a port is at most 65535")
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
