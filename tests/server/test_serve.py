@@ -136,6 +136,8 @@ class Process:
     def end(self) -> int:
         status = self.process.wait(DEADLINE_S)
         self._reader.join(DEADLINE_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         return status
 
 
@@ -226,7 +228,7 @@ def test_keys_from_a_file_and_pictures_in_a_folder(model: str, tmp_path: Path) -
         connection.request("POST", "/v1/images/generations", body, headers)
         url = json.loads(connection.getresponse().read())["data"][0]["url"]
         (file,) = (tmp_path / "pictures").iterdir()
-        connection.request("GET", url.split("/", 3)[3].join(["/", ""]))
+        connection.request("GET", "/" + url.split("/", 3)[3])
         assert connection.getresponse().read() == file.read_bytes()
         connection.close()
         os.kill(service.process.pid, signal.SIGTERM)
