@@ -26,22 +26,24 @@ def decoded(name: str, data: bytes, most_pixels: int) -> Image.Image:
         # Pillow warns of headers with very many pixels here, and raises for twice as many.
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > most_pixels:
-                raise ApiError(
-                    400,
-                    f"{name} has {image.width} x {image.height} pixels; the most is {most_pixels}",
-                    "image_too_large",
-                    param=name,
-                )
+                raise _too_large(name, most_pixels)
             if image.mode[0] in "IF":
                 why = f"{name} has more than 8 bits a channel; make it 8 bits first"
                 raise ApiError(400, why, "invalid_image", param=name)
             image.load()
             turned = ImageOps.exif_transpose(image)
-    except (*UNREADABLE, Image.DecompressionBombWarning, MemoryError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, most_pixels) from error
+    except (*UNREADABLE, MemoryError) as error:
         raise ApiError(
             400, f"{name} cannot be read as a PNG, JPEG or WebP picture", "invalid_image", param=name
         ) from error
     return turned
+
+
+def _too_large(name: str, most_pixels: int) -> ApiError:
+    why = f"{name} has more pixels than {most_pixels}, the most here; make it smaller"
+    return ApiError(400, why, "image_too_large", param=name)
 
 
 def starting_picture(

@@ -54,7 +54,7 @@ def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
     start = time.process_time()
     with pytest.raises(ApiError) as refused:
         decoded("image", bomb(*size), MOST)
-    assert refused.value.status == 400 and refused.value.code in ("image_too_large", "invalid_image")
+    assert (refused.value.status, refused.value.code) == (400, "image_too_large")
     assert time.process_time() - start < 0.5, "nothing was decoded"
 
 
