@@ -75,6 +75,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
     found = {
         "devices": args.devices,
         "queue": args.queue,
+        "share": args.share,
         "nan_policy": args.nan_policy,
         "fp32_model": args.fp32_model,
         "cuda_graphs": False if args.no_cuda_graphs else None,

@@ -46,6 +46,13 @@ def _what(group: argparse._ArgumentGroup) -> None:
         "auto, a number, cuda, or a list: cuda:0,cuda:1 or cpu,cpu (default: auto)",
         type=devices,
     )
+    option(
+        group,
+        "--share",
+        "NAME",
+        "lanes of a request: elastic by the load, all, or one (default: elastic)",
+        names=("elastic", "all", "one"),
+    )
     option(group, "--nan-policy", "NAME", f"{' or '.join(NAN_POLICIES)} (default: error)", names=NAN_POLICIES)
     option(group, "--fp32-model", "DIR", "for retry-fp32 (default: the model's folder with -fp32 after it)")
     group.add_argument("--no-cuda-graphs", action="store_true", help="launch kernels and engines one by one")
