@@ -7,16 +7,15 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from .._errors import MissingExtraError
 from .answers import ApiError
 
 __all__ = ["Gone", "read_form", "read_json"]
 
-_MOST_FIELDS, _MOST_FILES = 64, 4
+_MOST_FIELDS, _MOST_FILES, _MOST_TEXT_BYTES = 64, 4, 1 << 18
 
 
 class Gone(Exception):
@@ -58,33 +57,30 @@ async def read_form(
         what = kind[:60] or "nothing"
         raise ApiError(415, f"the body must be multipart/form-data, not {what}", "media_type")
     body = await _read(request, most_bytes, within_s)
+    most = {"max_files": _MOST_FILES, "max_fields": _MOST_FIELDS, "max_part_size": _MOST_TEXT_BYTES}
+    parser = _InMemory(request.headers, _once(body), **most)
     try:
-        parser = _InMemory(
-            request.headers,
-            _once(body),
-            max_files=_MOST_FILES,
-            max_fields=_MOST_FIELDS,
-            max_part_size=1 << 18,
-        )
-        form = await parser.parse()
+        return await _parts(await parser.parse())
     except MultiPartException as error:
         raise ApiError(400, f"the form cannot be read ({error.message})"[:200], "invalid_form") from None
-    except AssertionError as error:  # Starlette's way to say that a package is missing
-        raise MissingExtraError("python-multipart", "serve") from error
     except (ValueError, LookupError, TypeError) as error:  # odd boundaries, dispositions, character sets
         raise ApiError(400, "the form cannot be read", "invalid_form") from error
+    finally:
+        # Those in the form, and one that was begun and did not end.
+        for file in parser._files_to_close_on_error:
+            file.close()
+
+
+async def _parts(form: FormData) -> tuple[dict[str, str], dict[str, list[bytes]]]:
     texts: dict[str, str] = {}
     files: dict[str, list[bytes]] = {}
-    try:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                files.setdefault(name, []).append(await value.read())
-            elif name in texts:
-                raise ApiError(400, f"{name[:100]} was given twice", "invalid_form", param=name[:100])
-            else:
-                texts[name] = value
-    finally:
-        await form.close()
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            files.setdefault(name, []).append(await value.read())
+        elif name in texts:
+            raise ApiError(400, f"{name[:100]} was given twice", "invalid_form", param=name[:100])
+        else:
+            texts[name] = value
     return texts, files
 
 

@@ -113,6 +113,7 @@ def logged() -> None:
     ACCESS.addHandler(lines)
     ACCESS.setLevel(logging.INFO)
     ACCESS.propagate = False
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else a line for every form that is odd
     others = logging.StreamHandler(sys.stderr)
     others.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name, level in (("driffusion_trt", logging.INFO), ("uvicorn.error", logging.WARNING)):

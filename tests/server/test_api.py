@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from httpd import DEADLINE_S, Answer, Service, nearly_full, serving, until
+from httpd import DEADLINE_S, Answer, Service, multipart, nearly_full, serving, until
 from PIL import Image
 
 from driffusion_trt import InputError, LaneError, NonFiniteError, Pipeline
@@ -135,6 +136,16 @@ def test_uploads_are_checked(service: Service) -> None:
     kind = "multipart/form-data; boundary=edge"
     error(service.call("POST", "/v1/images/edits", b"nothing", content_type=kind), 400, "invalid_form")
     error(service.call("POST", "/v1/images/edits", b"{}", content_type="application/json"), 415, "media_type")
+
+
+def test_a_form_that_stops_in_the_middle_leaves_nothing_open(service: Service) -> None:
+    kind, body = multipart({"prompt": "a fox"}, {"image": b"x" * 100})
+    error(
+        service.call("POST", "/v1/images/edits", body[:-40], content_type=kind),
+        400,
+        "missing_required_parameter",
+    )
+    gc.collect()  # a file that was not closed warns then, which is an error here
 
 
 # Streams
