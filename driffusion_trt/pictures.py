@@ -49,9 +49,7 @@ def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> Non
 
     Raises OSError where the folder cannot be written.
     """
-    info = PngInfo()
-    info.add_itxt(SETTINGS_KEY, json.dumps(dict(settings), ensure_ascii=False))
-    info.add_itxt("parameters", _parameters(image, settings))
+    info = png_info(image, settings)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
     try:
         with temporary.open("xb") as file:
@@ -60,6 +58,14 @@ def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> Non
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def png_info(image: Image.Image, settings: Mapping[str, Any]) -> PngInfo:
+    """The settings as a PNG holds them: see `save_png`."""
+    info = PngInfo()
+    info.add_itxt(SETTINGS_KEY, json.dumps(dict(settings), ensure_ascii=False))
+    info.add_itxt("parameters", _parameters(image, settings))
+    return info
 
 
 def _parameters(image: Image.Image, settings: Mapping[str, Any]) -> str:

@@ -130,6 +130,12 @@ def test_the_wheel_holds_the_bundled_models_and_they_are_of_bearable_size(wheel:
     assert total < DEMOS_LIMIT_BYTES
 
 
+def test_the_wheel_holds_the_web_page(wheel: Path) -> None:
+    page = {name for name in contents(wheel) if name.startswith(f"{PACKAGE}/server/page/")}
+    names = ("page.html", "page.css", "page.js", "stream.js", "chart.js")
+    assert page == {f"{PACKAGE}/server/page/{name}" for name in names}
+
+
 def test_the_wheel_holds_what_the_demo_recipe_draws_with(wheel: Path) -> None:
     held = contents(wheel)
     emoji = [name for name in held if re.fullmatch(rf"{PACKAGE}/scenes/emoji/\w+\.png", name)]
@@ -182,7 +188,7 @@ def test_every_direct_dependency_is_pinned_but_torch(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    wanted += [line for extra in ("bench", "export", "test", "dev") for line in extras[extra]]
+    wanted += [line for extra in ("bench", "export", "serve", "test", "dev") for line in extras[extra]]
     pins = [
         line
         for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -192,6 +198,15 @@ def test_every_direct_dependency_is_pinned_but_torch(root: Path) -> None:
     pinned = {plain(line.partition("==")[0]) for line in pins}
     names = {plain(re.split(r"[\[><=]", line)[0]) for line in wanted}
     assert names - pinned == {"torch", "driffusion-trt"}
+
+
+def test_every_direct_dependency_is_listed_with_its_licence(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    wanted = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    listed = (root / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    names = {plain(re.split(r"[\[><=;]", line)[0].strip()) for line in wanted} - {"driffusion-trt"}
+    assert {name for name in names if f"`{name}`" not in listed} == set()
 
 
 def plain(name: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import bench, build, completion, doctor, eval, inspect, plan, run
+from . import bench, build, completion, doctor, eval, inspect, plan, run, serve
 from ._console import Console
 
 __all__ = ["COMMANDS", "Command"]
@@ -72,6 +72,14 @@ COMMANDS: Mapping[str, Command] = {
         eval.EPILOG,
         eval.add_arguments,
         eval.run,
+    ),
+    "serve": Command(
+        "serve pictures over HTTP, with a web page",
+        "[options]",
+        serve.DESCRIPTION,
+        serve.EPILOG,
+        serve.add_arguments,
+        serve.run,
     ),
     "doctor": Command(
         "show what this machine can do, what is missing and broken",

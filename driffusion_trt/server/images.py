@@ -1,0 +1,103 @@
+"""`/v1/images`: pictures from prompts and from pictures, and those that are kept for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .answers import ApiError, answer
+from .bodies import read_form, read_json
+from .desk import Desk
+from .events import Events
+from .fields import EDIT, GENERATION, fields_of
+from .uploads import starting_picture
+from .wishes import Wish, check_pixels
+
+__all__ = ["Images"]
+
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+class Images:
+    """The endpoints, over one desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._generation = fields_of(GENERATION, desk.limits)
+        self._edit = fields_of(EDIT, desk.limits)
+
+    async def generations(self, request: Request) -> Response:
+        """POST /v1/images/generations."""
+        limits = self._desk.limits
+        given = await read_json(request, limits.body_bytes, limits.body_s)
+        return await self._made(request, self._wish(self._generation, given), "image_generation")
+
+    async def edits(self, request: Request) -> Response:
+        """POST /v1/images/edits: the form has the picture, and maybe a mask."""
+        limits, fields = self._desk.limits, self._edit
+        texts, files = await read_form(request, limits.upload_bytes, limits.body_s)
+        for name in ("image", "image[]", "mask"):
+            if name in texts:
+                raise ApiError(400, f"{name} must be a file", "invalid_type", param=name)
+        image, mask = _uploads(files)
+        given = {
+            name: fields[name].read(name, text) if name in fields else text for name, text in texts.items()
+        }
+        wish = self._wish(fields, given)
+        picture, anew = await asyncio.to_thread(starting_picture, image, mask, limits.upload_pixels)
+        if "height" not in wish.settings:  # then the picture's own size is taken
+            check_pixels(limits, *picture.size, wish.count)
+        wish.settings.update({"image": picture} if anew is None else {"image": picture, "mask_image": anew})
+        return await self._made(request, wish, "image_edit")
+
+    async def file(self, request: Request) -> Response:
+        """GET /v1/images/files/{name}: a picture that was kept."""
+        async with self._desk._storing:
+            found = await asyncio.to_thread(self._desk.store.get, request.path_params["name"])
+        if found is None:
+            raise ApiError(404, "there is no picture here, or no more", "not_found")
+        data, media = found
+        return Response(data, media_type=media, headers={"Cache-Control": "private, max-age=3600"})
+
+    def _wish(self, fields: Mapping[str, Any], given: Mapping[str, Any]) -> Wish:
+        desk = self._desk
+        return Wish.check(desk.service.pipe.spec, desk.own_size, desk.names, desk.limits, fields, given)
+
+    async def _made(self, request: Request, wish: Wish, kind: str) -> Response:
+        order = self._desk.submit(request, wish, _client(request, wish.user))
+        if wish.stream:
+            return Events(order, kind)
+        result = await order.result()
+        data = await order.data(result)
+        value = {"created": int(time.time()), "data": data, **order.head(result.images[0])}
+        return answer({**value, "details": order.details(result)}, headers=_NO_STORE)
+
+
+def _uploads(files: Mapping[str, list[bytes]]) -> tuple[bytes, bytes | None]:
+    """The picture and the mask among the uploads. Raises ApiError."""
+    images = [*files.get("image", ()), *files.get("image[]", ())]
+    masks = files.get("mask", [])
+    strange = next((name for name in files if name not in ("image", "image[]", "mask")), None)
+    if strange is not None:
+        raise ApiError(400, f"{strange[:100]!r} cannot be a file", "unknown_parameter", param=strange[:100])
+    if not images:
+        raise ApiError(400, "image is missing", "missing_required_parameter", param="image")
+    for name, found in (("image", images), ("mask", masks)):
+        if len(found) > 1:
+            raise ApiError(
+                400, f"{len(found)} of {name} were given; one is taken here", "invalid_value", param=name
+            )
+    return images[0], masks[0] if masks else None
+
+
+def _client(request: Request, user: str) -> str:
+    """Who takes turns with others: the users of a key, and without keys addresses."""
+    key = request.scope.get("driffusion_key")
+    if key is not None:
+        return f"{key}/{user}"
+    return request.client.host if request.client else ""

@@ -1,0 +1,46 @@
+"""What a request may ask for, and how long a connection may take: bounds that hold before any work."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from .._errors import InputError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the service; every one is a positive number.
+
+    prompt_chars: of a prompt, and of a negative one. images: pictures of one request. pixels: of all pictures
+    of a request together. steps: of the solver. body_bytes: of a body that is not an upload. upload_bytes: of
+    the body of an upload. upload_pixels: of an uploaded picture, before it is decoded.
+
+    header_s: from a connection's start, or a request's first byte, to the end of the headers. body_s: from
+    there to the end of the body. stall_s: for which a client may take nothing of what is sent to it.
+    connections: open at once.
+
+    stored_bytes, stored_s: of the pictures that are kept for `response_format: url`, and for how long each.
+    """
+
+    prompt_chars: int = 4000
+    images: int = 8
+    pixels: int = 8 << 20
+    steps: int = 200
+    body_bytes: int = 1 << 20
+    upload_bytes: int = 32 << 20
+    upload_pixels: int = 16 << 20
+    header_s: float = 10.0
+    body_s: float = 30.0
+    stall_s: float = 30.0
+    connections: int = 512
+    stored_bytes: int = 256 << 20
+    stored_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 < value < math.inf:  # NaN is neither
+                raise InputError(f"the limit {field.name} must be a positive number, not {value!r}")

@@ -1,0 +1,37 @@
+// A request for pictures, answered by server-sent events.
+
+/** The events of one request, as they come. Throws an Error with what the service said. */
+export async function* events(fields, key, signal) {
+  const headers = {"Content-Type": "application/json"};
+  if (key) headers.Authorization = `Bearer ${key}`;
+  const body = JSON.stringify({...fields, stream: true, partial_images: 100, timeline: true});
+  const answer = await fetch("v1/images/generations", {method: "POST", headers, body, signal});
+  if (!answer.ok) throw new Error(await reason(answer));
+  const reader = answer.body.getReader(), decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const {done, value} = await reader.read();
+    text += decoder.decode(value ?? new Uint8Array(), {stream: !done});
+    const parts = text.split("\n\n");
+    text = parts.pop();
+    for (const part of parts) {
+      const data = part.split("\n").filter(line => line.startsWith("data: ")).map(line => line.slice(6)).join("\n");
+      if (!data) continue; // a comment, so that the connection stays open
+      const event = JSON.parse(data);
+      if (event.type === "error") throw new Error(event.error.message);
+      yield event;
+    }
+    if (done) return;
+  }
+}
+
+/** What an answer says went wrong. */
+export async function reason(answer) {
+  try {
+    const {error} = await answer.json();
+    const wait = answer.headers.get("Retry-After");
+    return error.message + (wait && answer.status === 429 ? ` (again in ${wait} s)` : "");
+  } catch {
+    return `the service answered ${answer.status}`;
+  }
+}

@@ -1,0 +1,77 @@
+"""uvicorn's HTTP with bounds of time: slow headers, and clients that take nothing of what is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .limits import Limits
+
+__all__ = ["timed_protocol"]
+
+
+class _Timed(H11Protocol):
+    """Connections are cut off that hold up; what they asked for sees a client that has left."""
+
+    header_s: float
+    stall_s: float
+    _headers: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        if self._idle():
+            self._await_headers()
+        super().data_received(data)
+        if not self._idle():
+            self._headers = _cancel(self._headers)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stall is None:
+            self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stall = _cancel(self._stall)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._headers, self._stall = _cancel(self._headers), _cancel(self._stall)
+        super().connection_lost(exc)
+
+    def _idle(self) -> bool:
+        """Whether no request is under way: what comes in now is part of headers."""
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    def _await_headers(self) -> None:
+        """From the first byte on; further ones give no more time."""
+        if self._headers is None:
+            self._headers = self.loop.call_later(self.header_s, self.transport.abort)
+
+    def _watch_writing(self) -> None:
+        left = self.transport.get_write_buffer_size()
+
+        def look() -> None:
+            if self.transport.get_write_buffer_size() >= left:
+                self.transport.abort()
+            else:
+                self._watch_writing()
+
+        self._stall = self.loop.call_later(self.stall_s, look)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """None, to be kept in its place."""
+    if timer is not None:
+        timer.cancel()
+    return None
+
+
+def timed_protocol(limits: Limits) -> type[H11Protocol]:
+    """The protocol with these bounds, as uvicorn's `http` takes it."""
+    return type("TimedProtocol", (_Timed,), {"header_s": limits.header_s, "stall_s": limits.stall_s})

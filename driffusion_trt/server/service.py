@@ -1,0 +1,93 @@
+"""What the HTTP side needs of an engine. `Engine` has it; so may whatever else schedules requests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from PIL import Image
+
+from .._call import Result
+from ..pipeline import Pipeline
+
+__all__ = ["Seen", "Service", "Status", "Ticket", "Timeline"]
+
+
+class Seen(Protocol):
+    """A round that ended: `number`, from 1, of at least `of`; `state` of `steps` is reached.
+
+    ms: since the request was started. preview: a small picture, where previews were asked for.
+    """
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def of(self) -> int: ...
+    @property
+    def state(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def ms(self) -> float: ...
+    @property
+    def preview(self) -> Image.Image | None: ...
+
+
+class Timeline(Protocol):
+    """How long a request waited, in milliseconds, and the lanes that it was given."""
+
+    @property
+    def queue_ms(self) -> float: ...
+    @property
+    def lanes(self) -> int: ...
+
+
+class Ticket(Protocol):
+    """A request that was accepted."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def timeline(self) -> Timeline: ...
+    def cancel(self) -> None: ...
+    async def result(self) -> Result: ...
+    def rounds(self) -> AsyncIterator[Seen]: ...
+
+
+class Status(Protocol):
+    """What is going on: requests that wait and run; lanes that there are, that work, and that were lost."""
+
+    @property
+    def queued(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def lanes_in_use(self) -> int: ...
+    @property
+    def lanes_failed(self) -> int: ...
+    @property
+    def expected_wait_ms(self) -> float: ...
+
+
+class Service(Protocol):
+    """A queue before a pipeline; `submit` checks everything at once and raises from `_errors`."""
+
+    @property
+    def pipe(self) -> Pipeline: ...
+    def submit(
+        self,
+        prompt: str,
+        *,
+        client: str = "",
+        deadline_ms: float | None = None,
+        previews: bool = False,
+        **settings: Any,
+    ) -> Ticket: ...
+    def status(self) -> Status: ...
+    async def drain(self, timeout_s: float | None = None) -> None: ...
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(self, *error: Any) -> None: ...

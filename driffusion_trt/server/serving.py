@@ -1,0 +1,123 @@
+"""The process that serves: a socket, uvicorn, and an end in which no accepted request is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import warnings
+from types import FrameType
+
+import uvicorn
+
+from .._call import PromptWarning
+from .._errors import InputError
+from .app import App
+from .edge import ACCESS
+from .limits import Limits
+from .protocol import timed_protocol
+
+__all__ = ["bound", "logged", "serve"]
+
+_log = logging.getLogger("driffusion_trt.server")
+_LAST_WORDS_S = 30  # for answers that are made, to clients that read slowly
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that nobody loads a model in vain; it listens once the engine is there.
+
+    Raises InputError where the address cannot be had.
+    """
+    try:
+        if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
+            raise OverflowError("a port is at most 65535")
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+        except BaseException:
+            found.close()
+            raise
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"the service cannot listen at {host}:{port} ({why}); choose another --port or --host"
+        ) from error
+    found.set_inheritable(True)
+    return found
+
+
+class _Server(uvicorn.Server):
+    """The first signal begins the end: no requests are taken, those that were are answered, then it ends.
+
+    A second one ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: App, drain_s: float | None) -> None:
+        super().__init__(config)
+        self._app, self._drain_s = app, drain_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._app.draining or self._loop is None:
+            self.force_exit = self._app.draining
+            self.should_exit = True
+            return
+        self._app.draining = True
+        self._loop.call_soon_threadsafe(self._begin_to_end, signal.Signals(sig).name)
+
+    def _begin_to_end(self, name: str) -> None:
+        _log.info("%s: no more requests are taken; those that were are finished", name)
+        self._ending = asyncio.ensure_future(self._end())
+
+    async def _end(self) -> None:
+        try:
+            await self._app.service.drain(self._drain_s)
+        finally:
+            self.should_exit = True
+
+
+def serve(app: App, listener: socket.socket, limits: Limits, drain_s: float | None) -> None:
+    """Serve until a signal comes. drain_s: for requests that were accepted; None for as long as they take."""
+    config = uvicorn.Config(
+        app,
+        http=timed_protocol(limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=limits.connections,
+        timeout_keep_alive=max(1, int(limits.header_s)),
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+    )
+    # What of a prompt cannot be read goes to who asked.
+    warnings.filterwarnings("ignore", category=PromptWarning)
+    _Server(config, app, drain_s).run([listener])
+
+
+def logged() -> None:
+    """Our log as lines on stderr: of requests as JSON alone, others with time and level."""
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    ACCESS.addHandler(lines)
+    ACCESS.setLevel(logging.INFO)
+    ACCESS.propagate = False
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else a line for every form that is odd
+    others = logging.StreamHandler(sys.stderr)
+    others.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name, level in (("driffusion_trt", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(others)
+        logger.setLevel(level)
+        logger.propagate = False

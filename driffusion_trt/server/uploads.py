@@ -1,0 +1,83 @@
+"""Uploaded pictures and masks, decoded within bounds."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, ImageOps
+
+from ..pictures import UNREADABLE
+from .answers import ApiError
+
+__all__ = ["decoded", "starting_picture"]
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_OPAQUE = 128  # alpha below it is transparent
+
+
+def decoded(name: str, data: bytes, most_pixels: int) -> Image.Image:
+    """The picture in `data`, turned as its camera says; its size is looked at before a pixel is decoded.
+
+    Raises ApiError where it is none, of another kind than PNG, JPEG and WebP, or too large.
+    """
+    if not data:
+        raise ApiError(400, f"{name} is empty", "invalid_image", param=name)
+    try:
+        # Pillow warns of headers with very many pixels here, and raises for twice as many.
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > most_pixels:
+                raise _too_large(name, most_pixels)
+            if image.mode[0] in "IF":
+                why = f"{name} has more than 8 bits a channel; make it 8 bits first"
+                raise ApiError(400, why, "invalid_image", param=name)
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, most_pixels) from error
+    except (*UNREADABLE, MemoryError) as error:
+        raise ApiError(
+            400, f"{name} cannot be read as a PNG, JPEG or WebP picture", "invalid_image", param=name
+        ) from error
+    return turned
+
+
+def _too_large(name: str, most_pixels: int) -> ApiError:
+    why = f"{name} has more pixels than {most_pixels}, the most here; make it smaller"
+    return ApiError(400, why, "image_too_large", param=name)
+
+
+def starting_picture(
+    image: bytes, mask: bytes | None, most_pixels: int
+) -> tuple[Image.Image, Image.Image | None]:
+    """The picture to start from, RGB, and the mask as the pipeline takes it: white where it is made anew.
+
+    As in OpenAI's API transparent pixels of `mask` are those to make anew, or of the picture itself where
+    there is no mask. Raises ApiError.
+    """
+    picture = decoded("image", image, most_pixels)
+    if mask is None:
+        return picture.convert("RGB"), _transparent(picture)
+    given = decoded("mask", mask, most_pixels)
+    if given.size != picture.size:
+        raise ApiError(
+            400,
+            f"the mask has {given.width} x {given.height} pixels, and the image {picture.width} x "
+            f"{picture.height}; make them alike",
+            "invalid_mask",
+            param="mask",
+        )
+    anew = _transparent(given)
+    if anew is None:
+        why = "the mask has no transparent pixel; make transparent what is to be made anew"
+        raise ApiError(400, why, "invalid_mask", param="mask")
+    return picture.convert("RGB"), anew
+
+
+def _transparent(image: Image.Image) -> Image.Image | None:
+    """White where the picture is transparent; None where it nowhere is."""
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    if int(alpha.getextrema()[0]) >= _OPAQUE:  # type: ignore[arg-type]
+        return None
+    return alpha.point(lambda value: 255 if value < _OPAQUE else 0)

@@ -1,0 +1,294 @@
+"""A service for tests: a small model, an engine that does what it is told, and a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import resource
+import secrets
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from PIL import Image
+
+from driffusion_trt import Pipeline
+from driffusion_trt._errors import DrainingError, QueueFullError
+from driffusion_trt.server.app import App, Options, make_app
+from driffusion_trt.server.limits import Limits
+from driffusion_trt.server.metrics import Metrics
+from driffusion_trt.server.protocol import timed_protocol
+from driffusion_trt.server.serving import bound
+from driffusion_trt.server.store import Store
+
+DEADLINE_S = 60.0  # for whatever a test waits for, on a busy machine
+
+
+@dataclass
+class Seen:
+    number: int
+    of: int
+    state: int
+    steps: int
+    ms: float
+    preview: Image.Image | None
+
+
+@dataclass
+class Times:
+    queue_ms: float = 0.0
+    lanes: int = 0
+
+
+class Ticket:
+    """A request of `Engine`; its rounds as they end."""
+
+    def __init__(self, engine: Engine, previews: bool) -> None:
+        self.id, self.timeline, self.cancelled = secrets.token_hex(4), Times(), threading.Event()
+        self.position = len(engine.tickets)
+        self.engine, self.previews = engine, previews
+        self.news: asyncio.Queue[Seen | None] = asyncio.Queue()
+        self.work: asyncio.Task[Any] | None = None
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    async def result(self) -> Any:
+        assert self.work is not None
+        return await asyncio.shield(self.work)
+
+    async def rounds(self) -> AsyncIterator[Seen]:
+        while (seen := await self.news.get()) is not None:
+            yield seen
+
+
+@dataclass
+class Status:
+    queued: int = 0
+    running: int = 0
+    lanes: int = 2
+    lanes_in_use: int = 0
+    lanes_failed: int = 0
+    expected_wait_ms: float = 0.0
+
+
+class Engine:
+    """`driffusion_trt.server.service.Service` with levers: requests are made one after another.
+
+    gate: while it is not set, no round goes on. refuse, fail: raised by the next `submit`, or by `result`.
+    """
+
+    def __init__(self, pipe: Pipeline, observer: Metrics, most: int = 8) -> None:
+        self.pipe, self.observer, self.most = pipe, observer, most
+        self.gate = threading.Event()
+        self.gate.set()
+        self.refuse: Exception | None = None
+        self.fail: Exception | None = None
+        self.tickets: list[Ticket] = []
+        self.asked: list[dict[str, Any]] = []
+        self.lanes = 2
+        self.draining = False
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        client: str = "",
+        deadline_ms: float | None = None,
+        previews: bool = False,
+        **settings: Any,
+    ) -> Ticket:
+        self.asked.append({"prompt": prompt, "client": client, "deadline_ms": deadline_ms, **settings})
+        if self.draining:
+            raise DrainingError("the engine ends")
+        if self.refuse is not None:
+            raise self.refuse
+        if len(self.under_way) >= self.most:
+            raise QueueFullError("all places are taken", 1.5)
+        self.pipe.plan(prompt, **settings)  # checks them
+        ticket = Ticket(self, previews)
+        ticket.work = asyncio.ensure_future(self._make(ticket, prompt, settings))
+        ticket.work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.tickets.append(ticket)
+        self.observer.on_queued(ticket)
+        return ticket
+
+    @property
+    def under_way(self) -> list[Ticket]:
+        return [ticket for ticket in self.tickets if ticket.work and not ticket.work.done()]
+
+    async def _make(self, ticket: Ticket, prompt: str, settings: dict[str, Any]) -> Any:
+        loop, start = asyncio.get_running_loop(), time.perf_counter()
+        ticket.timeline = replace(ticket.timeline, lanes=2)
+        self.observer.on_started(ticket)
+
+        def told(done: Any) -> None:
+            while not self.gate.wait(0.01):
+                if ticket.cancelled.is_set():
+                    return
+            preview = self.pipe.preview(done.latents())[0] if ticket.previews else None
+            ms = 1e3 * (time.perf_counter() - start)
+            seen = Seen(done.round, done.rounds, done.state, done.steps, ms, preview)
+            loop.call_soon_threadsafe(ticket.news.put_nowait, seen)
+
+        try:
+            if self.fail is not None:
+                raise self.fail
+            result = await self.pipe.generate(
+                prompt, **settings, cancel=ticket.cancelled, callback_on_round_end=told
+            )
+        except BaseException as error:
+            self.observer.on_failed(ticket, error)
+            raise
+        finally:
+            ticket.news.put_nowait(None)
+        self.observer.on_finished(ticket, result)
+        return result
+
+    def status(self) -> Status:
+        going = len(self.under_way)
+        return Status(max(0, going - 1), min(1, going), self.lanes, 2 * min(1, going), 2 - self.lanes)
+
+    async def drain(self, timeout_s: float | None = None) -> None:
+        self.draining = True
+        works = [ticket.work for ticket in self.under_way if ticket.work]
+        if works:
+            await asyncio.wait(works, timeout=timeout_s)
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for ticket in self.under_way:
+            ticket.cancel()
+        await self.drain()
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Service:
+    """A service that listens; `call` asks it."""
+
+    port: int
+    engine: Engine
+    app: App
+    store: Store
+    metrics: Metrics
+    server: uvicorn.Server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def open_connections(self) -> int:
+        return len(self.server.server_state.connections)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+
+    def call(self, method: str, path: str, body: bytes | str | None = None, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            connection.request(method, path, body, named)
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def generate(self, **fields: Any) -> Answer:
+        """POST /v1/images/generations; few steps where none are given."""
+        body = json.dumps({"prompt": "a red fox", "steps": 4, **fields})
+        return self.call("POST", "/v1/images/generations", body, content_type="application/json")
+
+    def edit(self, files: dict[str, bytes], **fields: Any) -> Answer:
+        """POST /v1/images/edits."""
+        kind, body = multipart({"prompt": "a red fox", "steps": "4", **fields}, files)
+        return self.call("POST", "/v1/images/edits", body, content_type=kind)
+
+    def metric(self, name: str) -> float:
+        """A sample of /metrics, by its name and labels as they are written there; 0 where there is none."""
+        lines = self.call("GET", "/metrics").body.decode().splitlines()
+        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+
+def multipart(fields: dict[str, Any], files: dict[str, bytes]) -> tuple[str, bytes]:
+    """Content type and body of a form."""
+    parts = [
+        f'--edge\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    for name, data in files.items():
+        head = f'--edge\r\nContent-Disposition: form-data; name="{name}"; filename="a.png"\r\n'
+        parts.append(head.encode() + b"Content-Type: image/png\r\n\r\n" + data + b"\r\n")
+    return "multipart/form-data; boundary=edge", b"".join(parts) + b"--edge--\r\n"
+
+
+@contextlib.contextmanager
+def serving(
+    pipe: Pipeline,
+    *,
+    limits: Limits | None = None,
+    folder: Path | None = None,
+    queue: int = 8,
+    **options: Any,
+) -> Iterator[Service]:
+    """A service in a thread of its own, until the block ends."""
+    limits = limits or Limits()
+    metrics = Metrics()
+    engine = Engine(pipe, metrics, queue)
+    store = Store(limits.stored_bytes, limits.stored_s, folder)
+    app = make_app(engine, Options(names=("tiny",), limits=limits, **options), store, metrics)
+    listener = bound("127.0.0.1", 0)
+    config = uvicorn.Config(
+        app, http=timed_protocol(limits), ws="none", lifespan="on", log_config=None, access_log=False,
+        timeout_graceful_shutdown=5, limit_concurrency=limits.connections,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), name="httpd")
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield Service(listener.getsockname()[1], engine, app, store, metrics, server)
+    finally:
+        engine.gate.set()
+        server.should_exit = True
+        thread.join(DEADLINE_S)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], object], within_s: float = DEADLINE_S) -> None:
+    """Wait for it. Raises AssertionError where it does not come."""
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def nearly_full(most_bytes: int) -> Iterator[None]:
+    """The kernel lets no file of this process grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,0 +1,35 @@
+"""What the tests of the service share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import tiny
+from httpd import Service, serving
+
+from driffusion_trt import Pipeline
+
+
+@pytest.fixture(scope="package")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A small model with an encoder, on two lanes."""
+    folder = tiny.make_model_folder(tmp_path_factory.mktemp("served") / "tiny", encoder=True)
+    with Pipeline.load(folder, devices=2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared_service(pipe: Pipeline) -> Iterator[Service]:
+    with serving(pipe) as found:
+        yield found
+
+
+@pytest.fixture
+def service(shared_service: Service) -> Iterator[Service]:
+    """One that all tests of a module share; its levers are put back."""
+    engine = shared_service.engine
+    engine.asked.clear()
+    yield shared_service
+    engine.gate.set()
+    engine.refuse = engine.fail = None

@@ -1,0 +1,157 @@
+"""The web page in a real Chromium: what is clicked, shown and drawn, under its strict policy."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpd import Service, serving, until
+
+from driffusion_trt import Pipeline
+from driffusion_trt.server.edge import Keys
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra `test`")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+    pytest.mark.filterwarnings("ignore::driffusion_trt.pipeline.PromptWarning"),
+]
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Any, service: Service) -> Iterator[Any]:
+    """The page, once it knows the model. Nothing may be said on the console, nor fetched from elsewhere."""
+    found = browser.new_page()
+    said: list[str] = []
+    fetched: list[str] = []
+    found.on("console", lambda message: said.append(message.text))
+    found.on("pageerror", lambda error: said.append(str(error)))
+    found.on("request", lambda request: fetched.append(request.url))
+    found.set_default_timeout(WAIT_MS)
+    found.goto(service.url)
+    says(found, "#about", "tiny")
+    yield found
+    found.close()
+    assert [text for text in said if "status of 4" not in text] == []  # refusals are told of on the page
+    assert [url for url in fetched if not url.startswith((service.url, "data:"))] == []
+
+
+def says(page: Any, selector: str, words: str) -> None:
+    """Wait until it does; without evaluating code, which the page's policy forbids."""
+    sync_api.expect(page.locator(selector)).to_contain_text(words, timeout=WAIT_MS)
+
+
+def test_both_pictures_are_made_side_by_side(page: Any) -> None:
+    page.fill("#prompt", "a red star")
+    page.fill("#seed", "7")
+    page.fill("#steps", "12")
+    page.select_option("#mode", "aggressive")
+    assert page.is_disabled("#quality"), "it is of mode auto"
+    page.click("#make")
+    page.wait_for_selector("#verdict:not(:empty)")
+    assert re.search(r"7 rounds in \d+ ms, for 12 in \d+ ms", page.inner_text("#verdict"))
+    for panel, state in (
+        ("#parallel", "mode aggressive, 7 rounds for 12 steps, seed 7"),
+        ("#sequential", "mode sequential, 12 rounds for 12 steps, seed 7"),
+    ):
+        assert page.inner_text(f"{panel} .state") == state
+        shown = "e => e.complete && e.naturalWidth === 64 && e.classList.contains('whole')"
+        assert page.eval_on_selector(f"{panel} img", shown)
+        assert "made in" in page.inner_text(f"{panel} .times")
+    # A box for each prediction, on the lanes that made them.
+    assert page.locator("#parallel svg rect:not(.ground)").count() == 12
+    assert page.locator("#parallel svg > text").all_text_contents()[:2] == ["lane 0", "lane 1"]
+    assert page.locator("#sequential svg rect:not(.ground)").count() == 12
+    assert page.is_enabled("#make") and page.is_disabled("#stop")
+
+
+def test_previews_show_before_the_picture_is_there(page: Any, service: Service) -> None:
+    page.fill("#steps", "8")
+    page.uncheck("#both")
+    service.engine.gate.clear()
+    page.click("#make")
+    says(page, "#parallel .state", "waiting")
+    assert page.is_enabled("#stop") and page.is_disabled("#make")
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            const image = document.querySelector('#parallel img');
+            const look = new MutationObserver(() => window.seen.push(image.className));
+            look.observe(image, {attributeFilter: ['src']});
+        }"""
+    )
+    service.engine.gate.set()
+    page.wait_for_selector("#parallel img.whole")
+    assert page.evaluate("window.seen.length") >= 2, "previews, and then the picture"
+    assert page.inner_text("#sequential .state") == "not asked for"
+
+
+def test_stop_gives_the_request_up(page: Any, service: Service) -> None:
+    service.engine.gate.clear()
+    page.click("#make")
+    says(page, "#parallel .state", "waiting")
+    until(lambda: service.engine.under_way)
+    (ticket,) = service.engine.under_way
+    page.click("#stop")
+    says(page, "#message", "stopped")
+    assert ticket.cancelled.wait(60)
+    assert page.is_enabled("#make")
+
+
+def test_what_goes_wrong_is_said(page: Any) -> None:
+    page.fill("#steps", "1000")
+    page.click("#make")
+    says(page, "#message", "from 1 to 200")
+    page.fill("#steps", "")
+    page.fill("#prompt", "<img src=x onerror=alert(1)>")
+    page.fill("#size", "16x17")
+    page.click("#make")
+    says(page, "#message", "multiple of 16")
+
+
+def test_texts_are_never_markup(page: Any, service: Service) -> None:
+    """What a model says of an unknown word has the word in it."""
+    page.fill("#prompt", "<b>bold</b>")
+    page.fill("#steps", "2")
+    page.uncheck("#both")
+    page.click("#make")
+    page.wait_for_selector("#parallel img.whole")
+    assert "does not know" in page.inner_text("#parallel .times")
+    assert page.locator("#parallel .times b").count() == 0
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+def test_it_fits_the_window(page: Any, width: int, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for label in ("Prompt", "Seed", "Mode", "Quality of auto"):
+        assert page.get_by_label(label).first.is_visible()
+
+
+def test_a_key_is_asked_for_and_used(browser: Any, pipe: Pipeline) -> None:
+    with serving(pipe, keys=Keys(["secret"])) as service:
+        page = browser.new_page()
+        page.goto(service.url)
+        says(page, "#about", "no API key")
+        page.fill("#key", "secret")
+        page.fill("#steps", "2")
+        page.uncheck("#both")
+        page.click("#make")
+        page.wait_for_selector("#parallel img.whole", timeout=WAIT_MS)
+        page.close()

@@ -1,0 +1,236 @@
+"""`driffusion-trt serve` as a process: what it refuses, and that its end loses no request."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from httpd import DEADLINE_S, until
+
+from driffusion_trt.cli import main
+
+COMMAND = [sys.executable, "-m", "driffusion_trt", "serve"]
+needs_engine = pytest.mark.skipif(
+    find_spec("driffusion_trt.server.engine") is None, reason="the engine is not there yet"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+# Misuse
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--max-images 0", "the limit images must be a positive number, not 0"),
+        ("--body-timeout nan", "the limit body_s must be a positive number, not nan"),
+        ("--drain-timeout 0", "--drain-timeout must be above 0"),
+        ("--cors-origin example.org", "--cors-origin takes origins such as https://example.org"),
+        ("--cors-origin https://example.org/path", "not 'https://example.org/path'"),
+        ("--public-url ftp://x", "--public-url must begin with http:// or https://"),
+        ("--api-key-file missing.txt", "the file of API keys missing.txt cannot be read"),
+        ("--api-key-file empty.txt", "empty.txt has no API keys"),
+        ("--api-key-file spaces.txt", "an API key must be printable ASCII without spaces"),
+        ("--output-dir missing", "pictures cannot be kept in missing"),
+        ("--served-name a,,b", "has an empty name in it"),
+        ("--port 99999", "the service cannot listen at 127.0.0.1:99999"),
+        ("--host no.such.host.invalid", "the service cannot listen at no.such.host.invalid"),
+        ("--prot 1", "serve has no option --prot; did you mean '--port'?"),
+        ("demo-xl", "serve takes no 'demo-xl'"),
+    ],
+    ids=lambda value: value if value.startswith("--") else "",
+)
+def test_misuse_is_refused_before_any_work(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("# none\n\n")
+    Path("spaces.txt").write_text("two words\n")
+    assert main(["serve", *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and out == ""
+
+
+def test_an_address_that_is_taken_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
+    assert "Address already in use" in capsys.readouterr().err
+
+
+def test_a_model_that_is_missing_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--model", "./missing"]) == 1
+    assert "there is no folder missing" in capsys.readouterr().err
+
+
+def test_the_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("driffusion_trt.commands._serving.find_spec", lambda name: None)
+    assert main(["serve"]) == 1
+    assert "pip install 'driffusion-trt[serve]'" in capsys.readouterr().err
+
+
+# The process
+
+
+class Process:
+    """The service, on a port of its own; its lines as they are written."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen([*COMMAND, "--port", "0", *words], stderr=subprocess.PIPE, text=True)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        until(lambda: self.port or self.process.poll() is not None)
+        until(self._ready)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+
+    @property
+    def port(self) -> int:
+        found = (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in list(self.lines))
+        return next((int(match[1]) for match in found if match), 0)
+
+    def _ready(self) -> bool:
+        assert self.process.poll() is None, "".join(self.lines)
+        try:
+            return self.call("GET", "/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def call(self, method: str, path: str, **fields: Any) -> tuple[int, Any]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        try:
+            body = json.dumps(fields) if fields else None
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def generate(self, **fields: Any) -> tuple[int, Any]:
+        return self.call("POST", "/v1/images/generations", **{"prompt": "a red fox", "steps": 4, **fields})
+
+    def end(self) -> int:
+        status = self.process.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+
+@contextmanager
+def running(*words: str) -> Iterator[Process]:
+    found = Process(list(words))
+    try:
+        yield found
+    finally:
+        found.process.kill()
+        found.end()
+
+
+class Client(threading.Thread):
+    """One request in a thread of its own, and what came of it."""
+
+    def __init__(self, process: Process, **fields: Any) -> None:
+        super().__init__()
+        self.process, self.fields = process, fields
+        self.status: int | None = None
+        self.value: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.status, self.value = self.process.generate(**self.fields)
+        except OSError as error:
+            self.value = error
+
+
+@needs_engine
+def test_sigterm_under_load_loses_no_request(model: str) -> None:
+    with running("--model", model, "--devices", "2") as service:
+        assert service.call("GET", "/v1/models")[1]["data"][0]["id"] == "tiny"
+        clients = [Client(service, steps=150, mode="sequential", seed=seed) for seed in range(12)]
+        until(lambda: sum(service.call("GET", "/readyz")[1][name] for name in ("queued", "running")) >= 4)
+        os.kill(service.process.pid, signal.SIGTERM)
+        late: list[Any] = []
+        while service.process.poll() is None:
+            try:
+                late.append((service.generate()[0], service.call("GET", "/readyz")))
+            except OSError as error:
+                late.append(error)
+            time.sleep(0.02)
+        for client in clients:
+            client.join(DEADLINE_S)
+        assert service.end() == 0
+    statuses = [client.status for client in clients]
+    assert set(statuses) <= {200, 503, None}
+    made = [client for client in clients if client.status == 200]
+    assert len(made) >= 4, statuses
+    for client in clients:
+        if client.status == 503:
+            assert client.value["error"]["code"] == "draining"
+    told = [one for one in late if isinstance(one, tuple)]
+    assert all(status == 503 for status, _ in told)
+    assert all(ready[0] == 503 and ready[1]["status"] == "draining" for _, ready in told)
+    lines = [json.loads(line) for line in service.lines if line.startswith("{")]
+    tickets = [line["ticket"] for line in lines if "ticket" in line and line["status"] == 200]
+    assert len(tickets) == len(set(tickets)) == len(made), "every accepted request was answered, once"
+    assert {client.value["details"]["id"] for client in made} == set(tickets)
+    assert not [line for line in service.lines if "Traceback" in line]
+
+
+@needs_engine
+def test_an_end_has_an_end(model: str) -> None:
+    """What is not there by --drain-timeout is given up, and told so."""
+    with running("--model", model, "--devices", "1", "--drain-timeout", "0.3") as service:
+        clients = [Client(service, steps=200, n=8, mode="sequential") for _ in range(6)]
+        until(lambda: service.call("GET", "/readyz")[1]["running"])
+        os.kill(service.process.pid, signal.SIGTERM)
+        for client in clients:
+            client.join(DEADLINE_S)
+        assert service.end() == 0
+    assert any(client.status == 503 for client in clients), [client.status for client in clients]
+
+
+@needs_engine
+def test_keys_from_a_file_and_pictures_in_a_folder(model: str, tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("# ours\nsecret\n")
+    (tmp_path / "pictures").mkdir()
+    words = ("--api-key-file", str(tmp_path / "keys.txt"), "--output-dir", str(tmp_path / "pictures"))
+    with running("--model", model, "--devices", "1", "--served-name", "mine,demo", *words) as service:
+        assert service.generate()[0] == 401
+        connection = HTTPConnection("127.0.0.1", service.port, timeout=DEADLINE_S)
+        body = json.dumps({"prompt": "a fox", "steps": 2, "model": "demo", "response_format": "url"})
+        headers = {"Content-Type": "application/json", "Authorization": "Bearer secret"}
+        connection.request("POST", "/v1/images/generations", body, headers)
+        url = json.loads(connection.getresponse().read())["data"][0]["url"]
+        (file,) = (tmp_path / "pictures").iterdir()
+        connection.request("GET", "/" + url.split("/", 3)[3])
+        assert connection.getresponse().read() == file.read_bytes()
+        connection.close()
+        os.kill(service.process.pid, signal.SIGTERM)
+        assert service.end() == 0
+    assert "secret" not in "".join(service.lines)

@@ -1,0 +1,122 @@
+"""Pictures behind links: bounds, an end, and a disk that is full."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from httpd import nearly_full
+
+from driffusion_trt._errors import InputError
+from driffusion_trt.server.answers import ApiError
+from driffusion_trt.server.store import Store
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(params=["memory", "folder"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path if request.param == "folder" else None
+
+
+def files(folder: Path | None) -> list[str]:
+    return [] if folder is None else sorted(os.listdir(folder))
+
+
+def test_what_was_put_is_there_under_a_name_of_its_own(folder: Path | None) -> None:
+    store = Store(100, 60, folder)
+    one, other = store.put([b"one", b"other"], "png")
+    assert one != other and len(one) == 32
+    assert store.get(one) == (b"one", "image/png") and store.get(other) == (b"other", "image/png")
+    assert store.size_bytes == 8
+    assert len(files(folder)) == (0 if folder is None else 2)
+
+
+@pytest.mark.parametrize("name", ["", "0" * 32, "../../etc/passwd", "driffusion-x.png"])
+def test_other_names_lead_nowhere(folder: Path | None, name: str) -> None:
+    store = Store(100, 60, folder)
+    store.put([b"one"], "png")
+    assert store.get(name) is None
+
+
+def test_they_are_gone_after_their_time(folder: Path | None) -> None:
+    clock = Clock()
+    store = Store(100, 60, folder, clock)
+    (name,) = store.put([b"one"], "png")
+    clock.now += 59
+    assert store.get(name)
+    clock.now += 1
+    assert store.get(name) is None
+    assert store.size_bytes == 0 and files(folder) == []
+
+
+def test_the_oldest_make_room(folder: Path | None) -> None:
+    store = Store(10, 60, folder)
+    first, second = (store.put([b"12345"], "png")[0] for _ in range(2))
+    third = store.put([b"1"], "webp")[0]
+    assert store.get(first) is None and store.get(second)
+    assert store.get(third) == (b"1", "image/webp")
+    assert store.size_bytes == 6 and len(store) == 2
+
+
+def test_more_than_there_can_be_room_for_is_refused(folder: Path | None) -> None:
+    store = Store(10, 60, folder)
+    (kept,) = store.put([b"1"], "png")
+    with pytest.raises(ApiError, match="11 bytes of pictures do not fit") as refused:
+        store.put([b"123456", b"12345"], "png")
+    assert refused.value.status == 507
+    assert store.get(kept)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    store = Store(1 << 20, 60, tmp_path)
+    (kept,) = store.put([b"kept"], "png")
+    before = files(tmp_path)
+    with (
+        nearly_full(1000),
+        pytest.raises(ApiError, match="disk that pictures are kept on is full") as refused,
+    ):
+        store.put([b"small", b"x" * 2000], "png")
+    assert (refused.value.status, refused.value.code) == (507, "disk_full")
+    assert files(tmp_path) == before, "of several pictures none is left"
+    assert store.get(kept) == (b"kept", "image/png") and store.size_bytes == 4
+    assert store.put([b"x" * 2000], "png"), "and goes on when there is room"
+
+
+def test_another_process_finds_the_pictures_and_tidies_up(tmp_path: Path) -> None:
+    (name,) = Store(100, 60, tmp_path).put([b"one"], "jpeg")
+    (tmp_path / ".driffusion-1.png.partial").write_bytes(b"half")
+    (tmp_path / "of-somebody-else.png").write_bytes(b"else")
+    store = Store(100, 60, tmp_path)
+    assert store.get(name) == (b"one", "image/jpeg")
+    assert files(tmp_path) == sorted([f"driffusion-{name}.jpeg", "of-somebody-else.png"])
+    assert store.get("of-somebody-else") is None
+
+
+def test_old_pictures_of_another_process_go(tmp_path: Path) -> None:
+    (name,) = Store(100, 60, tmp_path).put([b"one"], "png")
+    path = tmp_path / f"driffusion-{name}.png"
+    os.utime(path, (1, 1))
+    assert Store(100, 60, tmp_path).get(name) is None
+    assert not path.exists()
+
+
+def test_a_file_that_somebody_took_away_is_no_failure(tmp_path: Path) -> None:
+    store = Store(100, 60, tmp_path)
+    (name,) = store.put([b"one"], "png")
+    (tmp_path / f"driffusion-{name}.png").unlink()
+    assert store.get(name) is None and store.size_bytes == 0
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pictures cannot be kept in .*missing"):
+        Store(100, 60, tmp_path / "missing")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="give --output-dir a folder"):
+        Store(100, 60, tmp_path / "file")
