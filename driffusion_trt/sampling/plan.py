@@ -92,12 +92,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WindowPlan(Plan):
-    """A plan of mode `window` or `tolerance`, whose tables depend on what the rounds show."""
+    """A plan of mode `window` or `tolerance`, whose tables depend on what the rounds show.
+
+    Those that do not are kept: a plan makes many pictures.
+    """
 
     settings: window.Settings
+    _places: window.Places = field(init=False, repr=False, default_factory=window.Places)
 
     def walk(self) -> Walk:
-        return window.walk(self.schedule, self.lanes, self.settings)
+        return window.walk(self.schedule, self.lanes, self.settings, self._places)
 
     @property
     def sequential_calls(self) -> int:
