@@ -19,7 +19,17 @@ from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
 from .traced import Tape, TapedTable
 
-__all__ = ["Places", "Settings", "Window", "as_tables", "least_rounds", "near_ones", "sizes_of", "strides", "walk"]
+__all__ = [
+    "Places",
+    "Settings",
+    "Window",
+    "as_tables",
+    "least_rounds",
+    "near_ones",
+    "sizes_of",
+    "strides",
+    "walk",
+]
 
 OBSERVED_ROWS = 4  # of one table; more the kernel of GPU lanes does not take
 PLACES_KEPT = 256  # of one plan: a picture is at one place a round, and most pictures at the same ones
