@@ -169,9 +169,7 @@ class Window:
         )
         drafts = TapedTable(tape, self._drafts(differences, Theta(first, second)))
         asked = self._observed(differences)
-        item = Round(
-            tuple(self._predict), drafts.plain, Table.of(self._refined()), observe=asked.tables
-        )
+        item = Round(tuple(self._predict), drafts.plain, Table.of(self._refined()), observe=asked.tables)
         kept = {Column(kind, i) for i in known for kind in ("input", "output")}
         item = replace(item, keep=frozenset(item.reads() | kept))
         return _Place(item, asked, drafts if drafts else None, sizes_of(self._schedule, asked.drafted))

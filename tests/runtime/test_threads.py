@@ -67,6 +67,13 @@ def test_a_lane_that_has_work_is_left_to_its_thread(lanes: LaneThreads) -> None:
     assert got == [[lanes._threads[0].ident]]
 
 
+def test_whoever_asks_does_not_overtake_what_waits(lanes: LaneThreads) -> None:
+    """Between two calls of its queue a lane's thread lets go of the lane, which is not idle then."""
+    lanes._state.waiting[:] = [1, 1]
+    assert lanes.run([ident] * 2) == [thread.ident for thread in lanes._threads]
+    lanes._state.waiting[:] = [0, 0]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_no_lane_runs_two_calls_at_once_in_a_storm(count: int) -> None:
     """Users with more and fewer calls than lanes, that fail now and then; all get their own results."""
@@ -167,7 +174,9 @@ def test_a_call_cannot_close_its_own_lanes(lanes: LaneThreads, where: int) -> No
     """On the thread that asks, or on a lane's: it would wait for itself."""
     calls: list[Callable[[int], object]] = [lambda lane: None, lambda lane: None]
     calls[where] = lambda lane: lanes.close()
-    with pytest.raises(LaneError, match=f"lane {where} of 2 failed: LaneError: a call that runs on the lanes"):
+    with pytest.raises(
+        LaneError, match=f"lane {where} of 2 failed: LaneError: a call that runs on the lanes"
+    ):
         lanes.run(calls)
     assert lanes.run([lambda lane: lane] * 2) == [0, 1]
 
