@@ -37,8 +37,8 @@ _Queue = queue.SimpleQueue[_Task | None]  # None ends the thread
 class _State:
     """What the lanes' threads share with those that ask; it holds no users, so that they can be collected.
 
-    lock: for `waiting`, the calls that each lane has not finished, and `callers`, the threads of users that
-    work a lane, by lane. working: held by whoever runs a call on that lane, for good once its thread has ended.
+    lock: for `waiting`, the calls that each lane has not finished, and `callers`, the users' threads that
+    work a lane, by lane. working: held by whoever runs a call on that lane, for good once its thread ended.
     """
 
     waiting: list[int]

@@ -80,7 +80,7 @@ class TapedTable:
         width = len(self.plain.columns)
         place = {column: at for at, column in enumerate(self.plain.columns)}
         self._traced = [
-            (row * width + place[column], value.at)
+            (row * width + place[column], value.at)  # type: ignore[union-attr]
             for row, form in enumerate(forms.values())
             for column, value in form.items()
             if isinstance(value, Traced)

@@ -1,4 +1,4 @@
-"""The lanes' threads, and the threads that ask and work an idle lane themselves: one call a lane at a time."""
+"""The lanes' threads, and users' that work an idle lane themselves: one call a lane at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan keeps of its rounds, and θ by tape: the rounds, and the latents, of forms that are made anew."""
+"""What a plan keeps of its rounds, and θ by tape, against forms that are made anew every round."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Literal(window.Window):
         self._sizes = window.sizes_of(self._schedule, self._asked.drafted)
         draft, refine = Table.of(drafts), Table.of(self._refined())
         item = Round(tuple(self._predict), draft, refine, observe=self._asked.tables)
-        kept = {Column(kind, i) for i in known for kind in ("input", "output")}  # type: ignore[arg-type]
+        kept = {Column(kind, i) for i in known for kind in ("input", "output")}
         keep = frozenset(item.reads() | kept)
         return Round(item.predict, draft, refine, keep, item.observe)
 
