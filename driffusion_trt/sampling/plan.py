@@ -12,6 +12,7 @@ from . import window
 from .blocks import checked_blocks
 from .carry import CARRIES
 from .checks import check_tolerance, check_whole, is_auto
+from .places import Places
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
 
@@ -98,7 +99,7 @@ class WindowPlan(Plan):
     """
 
     settings: window.Settings
-    _places: window.Places = field(init=False, repr=False, default_factory=window.Places)
+    _places: Places = field(init=False, repr=False, default_factory=Places)
 
     def walk(self) -> Walk:
         return window.walk(self.schedule, self.lanes, self.settings, self._places)

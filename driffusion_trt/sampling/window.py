@@ -8,31 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from .carry import Carried, Carry, Theta, fit_rows, fitted
+from .places import Asked, Place, Places
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
 from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
 from .traced import Tape, TapedTable
 
-__all__ = [
-    "Places",
-    "Settings",
-    "Window",
-    "as_tables",
-    "least_rounds",
-    "near_ones",
-    "sizes_of",
-    "strides",
-    "walk",
-]
+__all__ = ["Settings", "Window", "as_tables", "least_rounds", "near_ones", "sizes_of", "strides", "walk"]
 
 OBSERVED_ROWS = 4  # of one table; more the kernel of GPU lanes does not take
-PLACES_KEPT = 256  # of one plan: a picture is at one place a round, and most pictures at the same ones
 
 # A distance is the root mean square of draft − refined state, over that of the state, √(a² + s²), and over
 # the signal's share a/√(a² + s²) to this power: errors near the noise decide what the picture becomes, and
@@ -83,50 +72,6 @@ def walk(schedule: Schedule, lanes: int, settings: Settings, places: Places | No
     return window.drift
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a round observes, in this order: sums for θ, then distances.
-
-    fitted: how far behind the last known prediction each was that had to be extrapolated.
-    drafted: states whose drafts are compared with the refined ones.
-    """
-
-    fitted: tuple[int, ...]
-    drafted: tuple[int, ...]
-    tables: tuple[Table, ...]
-
-
-class _Place(NamedTuple):
-    """All of a round that does not depend on the picture: in `item` the drafts may be for no θ in particular.
-
-    drafts: those for any θ, where they depend on it. sizes: what distances are relative to.
-    """
-
-    item: Round
-    asked: _Asked
-    drafts: TapedTable | None
-    sizes: Float64
-
-
-class Places:
-    """The rounds of a plan by where they are: at, known, steps to take, and which shares have been fitted.
-
-    Any number of walks may use them at once: a place is the same whoever makes it.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[object, _Place] = {}
-
-    def get(self, key: object) -> _Place | None:
-        return self._found.get(key)
-
-    def add(self, key: object, place: _Place) -> _Place:
-        if len(self._found) >= PLACES_KEPT:
-            self._found.clear()
-        self._found[key] = place
-        return place
-
-
 class Window:
     """The rounds of one walk: each is made by `next_round`, and told by `ended` what it observed."""
 
@@ -139,19 +84,18 @@ class Window:
         self._theta = Theta()
         self._round = self.at = 0
         self._predict = range(0)
-        self._asked = _Asked((), (), ())
+        self._asked = Asked((), (), ())
         self._sizes = np.zeros(0)
         self.drift: Float64 | None = None
 
     def next_round(self) -> Round:
         """Draft from what is known, predict, refine as far as may be needed."""
-        known, strides = self._carried.known, self._settings.strides
-        exact = strides is None and not self._settings.tolerance
+        known, exact = self._carried.known, self._settings.strides is None and not self._settings.tolerance
         ahead = self._lanes if known and not exact else 1  # at first there is nothing to draft with
         self._predict = range(self.at, min(self.at + ahead, self._schedule.steps))
         shares = (self._theta.first, self._theta.second)
         fitted = tuple(isinstance(share, np.ndarray) for share in shares)
-        key = (self.at, frozenset(known), strides and strides[self._round], fitted)
+        key = (self.at, frozenset(known), fitted)
         place = self._places.get(key) or self._places.add(key, self._place(fitted))
         self._asked, self._sizes = place.asked, place.sizes
         if place.drafts is None:
@@ -159,7 +103,7 @@ class Window:
         given = [share for share in shares if isinstance(share, np.ndarray)]
         return replace(place.item, draft=place.drafts.table(given))
 
-    def _place(self, fitted: tuple[bool, ...]) -> _Place:
+    def _place(self, fitted: tuple[bool, ...]) -> Place:
         """What there is to do here, with shares as they are where they were not fitted, else any."""
         known, tape = self._carried.known, Tape()
         differences = self._carried.differences() if known else []
@@ -172,7 +116,7 @@ class Window:
         item = Round(tuple(self._predict), drafts.plain, Table.of(self._refined()), observe=asked.tables)
         kept = {Column(kind, i) for i in known for kind in ("input", "output")}
         item = replace(item, keep=frozenset(item.reads() | kept))
-        return _Place(item, asked, drafts if drafts else None, sizes_of(self._schedule, asked.drafted))
+        return Place(item, asked, drafts if drafts else None, sizes_of(self._schedule, asked.drafted))
 
     def _memory(self) -> Form | None:
         """x̂0 of the step before, where the next one is of second order."""
@@ -212,18 +156,18 @@ class Window:
                     targets[Column("x0", i)] = before
         return targets
 
-    def _observed(self, differences: list[Form]) -> _Asked:
+    def _observed(self, differences: list[Form]) -> Asked:
         fit = self._fit(differences)
         drafted = tuple(self._predict[1:]) if self._settings.strides is None else ()
         gaps: list[Form] = [{Column("state", i): 1.0, Column("input", i): -1.0} for i in drafted]
         return replace(fit, drafted=drafted, tables=(*fit.tables, *as_tables(gaps)))
 
-    def _fit(self, differences: list[Form]) -> _Asked:
+    def _fit(self, differences: list[Form]) -> Asked:
         """Sums for θ, where something was extrapolated by differences."""
         last = self._carried.last
         new = [i for i in self._predict if i > last] if len(differences) > 1 else []
         tables = as_tables(fit_rows(self._carried, differences, new)) if new else ()
-        return _Asked(tuple(i - last for i in new), (), tables)
+        return Asked(tuple(i - last for i in new), (), tables)
 
     def ended(self, observation: Observation) -> None:
         """Learn from what was observed, and go on from the last state that can be trusted."""

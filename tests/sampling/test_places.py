@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_window import CONFIGS, Floats, Network, run, start
 
 import driffusion_trt as dt
-from driffusion_trt.sampling import window
+from driffusion_trt.sampling import places, window
 from driffusion_trt.sampling.carry import Theta, fitted, weights
 from driffusion_trt.sampling.plan import WindowPlan
 from driffusion_trt.sampling.rounds import Observation, Round
@@ -192,7 +192,7 @@ def test_what_is_kept_is_bounded_and_used_again(monkeypatch: pytest.MonkeyPatch)
     plan = dt.make_plan(schedule, mode="tolerance", lanes=3)
     assert isinstance(plan, WindowPlan)
     sizes, wanted = [], run(schedule, mode="tolerance", lanes=3)
-    monkeypatch.setattr(window, "PLACES_KEPT", 2)
+    monkeypatch.setattr(places, "PLACES_KEPT", 2)
     made = dt.sample(
         plan, Network(schedule), start(), on_round=lambda done: sizes.append(len(plan._places._found))
     )
