@@ -12,13 +12,11 @@ from typing import Any
 import gpulanes
 import numpy as np
 import pytest
-import tiny
 
 import driffusion_trt as dt
 from driffusion_trt.benchmark.memory import peaks
 from driffusion_trt.benchmark.stages import split
 from driffusion_trt.cli import main
-from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.sampling.recording import LEAD, Recorder, Span
 
 pytest_plugins = ("cudasim.fixtures",)
@@ -30,9 +28,7 @@ SLACK_S = 5e-3  # until the host of a busy machine notices that an event came, w
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.make_model_folder(tmp_path_factory.mktemp("planned") / "model")
-    gpulanes.add_plans(ModelFolder.open(folder))
-    return folder
+    return gpulanes.planned_model(tmp_path_factory.mktemp("planned") / "model")
 
 
 @pytest.fixture(autouse=True)
