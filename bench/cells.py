@@ -122,10 +122,7 @@ def foresee(machine: Machine, pipe: dt.Pipeline, cell: Cell, call: Mapping[str, 
     plan = pipe.plan(**settings)
     scale = settings.get("guidance_scale")
     scale = pipe.spec.guidance_scale if scale is None else float(scale)
-    rounds = None
-    if plan.lanes > 1 and plan.mode == "tolerance":
-        expected = Expectations(pipe.folder).of(plan.schedule, scale)
-        rounds = max(expected(plan.lanes, plan.asked()["tolerance"]), float(plan.sequential_calls))
+    rounds = Expectations(pipe.folder).of(plan.schedule, scale).of_plan(plan)
     work, costs = Work.of(plan, rounds), machine.costs(cell.devices)
     total = latency_ms(costs, work, guided=scale > 1, split=cell.split)
     terms = terms_ms(costs, work, guided=scale > 1, split=cell.split)
@@ -175,10 +172,10 @@ def table(rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, str]) -> str:
                 row["cell"],
                 f"{row['rounds']['median']:.3g}",
                 _number(row["predicted_ms"], ".1f"),
-                _words(row["measured_ms"], ".1f"),
+                report.words(row["measured_ms"], ".1f"),
                 _number(row["predicted_speedup"], ".2f"),
-                _words(row["speedup"], ".2f"),
-                *(_words(row[name], ".3f") for name in ratios),
+                report.words(row["speedup"], ".2f"),
+                *(report.words(row[name], ".3f") for name in ratios),
             ]
             for row in rows
         ],
@@ -187,9 +184,3 @@ def table(rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, str]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
-
-
-def _words(spread: Mapping[str, float] | None, form: str) -> str:
-    if spread is None:
-        return "-"
-    return f"{spread['median']:{form}} ({spread['low']:{form}}–{spread['high']:{form}})"

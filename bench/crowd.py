@@ -86,7 +86,7 @@ class Demo:
         given, without = self.embeddings([index for _, _, index in rows])
         if scale != 1:
             sample, timestep = np.concatenate([sample] * 2), np.concatenate([timestep] * 2)
-            given = {name: np.concatenate([without[name], value]) for name, value in given.items()}
+            given = both(without, given)
         names = self.folder.spec.denoiser_inputs
         (out,) = self._session.run(None, {names[0]: sample, names[1]: timestep, **given})
         if scale != 1:
@@ -108,6 +108,11 @@ def _conditions(folder: ModelFolder, prompts: Sequence[int]) -> dict[int, tuple[
             assert without is not None
             found[index] = (given, without)
     return found
+
+
+def both(without: Conditioning, given: Conditioning) -> Conditioning:
+    """What guidance needs in one batch: without the prompts, then with them."""
+    return {name: np.concatenate([without[name], value]) for name, value in given.items()}
 
 
 def _stacked(conditions: Sequence[Conditioning]) -> Conditioning:

@@ -21,9 +21,10 @@ import driffusion_trt as dt
 from driffusion_trt.sampling.window import least_rounds
 
 from . import report
-from .crowd import Demo, make_pictures
+from .crowd import Demo, Made, make_pictures
 
 STEPS, CROWD = 50, 25
+Arrays = dict[str, np.ndarray]
 FIRST = 1300  # prompts and seeds from here on; the defaults were chosen on 1000 to 1031 and 1197
 MODES: dict[str, dict[str, Any]] = {
     "direct skip": {"mode": "skip"},
@@ -48,25 +49,18 @@ class Cells:
         self.demo = Demo(pairs)
         work.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, guidance: float, **options: Any) -> dict[str, np.ndarray]:
+    def __call__(self, guidance: float, **options: Any) -> Arrays:
         """latents (pictures, ...), rounds and predictions (pictures,)."""
         words = "-".join(f"{key}={_short(value)}" for key, value in sorted(options.items()))
         return self.stored(
             f"g{guidance:g}-{words}", lambda: self._made(guidance, options, f"guidance {guidance:g}, {words}")
         )
 
-    def stored(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def stored(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """The arrays of this name, made where they are not there."""
-        path = self._work / f"{name}-{self.pairs[0]}-{len(self.pairs)}.npz"
-        if not path.exists():
-            partial = path.with_suffix(".partial.npz")
-            arrays: dict[str, Any] = make()
-            np.savez_compressed(partial, **arrays)
-            partial.replace(path)
-        with np.load(path) as stored:
-            return dict(stored)
+        return stored(self._work / f"{name}-{self.pairs[0]}-{len(self.pairs)}.npz", make)
 
-    def _made(self, guidance: float, options: dict[str, Any], title: str) -> dict[str, np.ndarray]:
+    def _made(self, guidance: float, options: dict[str, Any], title: str) -> Arrays:
         plan = dt.make_plan(self.demo.schedule(STEPS), **options)
         task = self._progress.add_task(title, total=len(self.pairs))
         made = []
@@ -74,11 +68,33 @@ class Cells:
             some = self.pairs[k : k + CROWD]
             made += make_pictures(self.demo, plan, some, guidance, lambda: self._progress.advance(task))
         self._progress.remove_task(task)
-        return {
-            "latents": np.stack([one.latents for one in made]),
-            "rounds": np.array([one.stats.rounds for one in made]),
-            "predictions": np.array([one.stats.predictions for one in made]),
-        }
+        return arrays(made)
+
+
+def stored(path: Path, make: Callable[[], Arrays]) -> Arrays:
+    """The arrays in an .npz, made where it is not there, whole or not at all."""
+    if not path.exists():
+        partial = path.with_suffix(".partial.npz")
+        made: dict[str, Any] = make()
+        np.savez_compressed(partial, **made)
+        partial.replace(path)
+    with np.load(path) as found:
+        return dict(found)
+
+
+def arrays(made: Sequence[Made]) -> Arrays:
+    """latents (pictures, ...), rounds and predictions (pictures,)."""
+    return {
+        "latents": np.stack([one.latents for one in made]),
+        "rounds": np.array([one.stats.rounds for one in made]),
+        "predictions": np.array([one.stats.predictions for one in made]),
+    }
+
+
+def errors_of(latents: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Relative L2 (pictures,) of latents (pictures, ...) from the sequential ones."""
+    got, right = (x.reshape(len(x), -1).astype(np.float64) for x in (latents, wanted))
+    return np.asarray(np.linalg.norm(got - right, axis=1) / np.linalg.norm(right, axis=1))
 
 
 def _short(value: object) -> str:
@@ -87,8 +103,7 @@ def _short(value: object) -> str:
 
 def compared(made: dict[str, np.ndarray], wanted: np.ndarray) -> dict[str, Any]:
     """Distances from the sequential pictures, and what was spent."""
-    flat, right = (x.reshape(len(x), -1).astype(np.float64) for x in (made["latents"], wanted))
-    errors = np.linalg.norm(flat - right, axis=1) / np.linalg.norm(right, axis=1)
+    errors = errors_of(made["latents"], wanted)
     resampled = np.random.default_rng(0).choice(errors, (2000, len(errors))).mean(1)
     low, high = np.quantile(resampled, (0.025, 0.975))
     return {

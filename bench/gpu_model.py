@@ -12,13 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import driffusion_trt as dt
 from driffusion_trt.cli import main as command
-from driffusion_trt.commands import COMMANDS
 from driffusion_trt.engines.gpus import Gpu
 from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.pictures import relative_l2
 from driffusion_trt.planning.machine import Machine
 
 from . import cells, gpu_figures, report
@@ -136,10 +134,6 @@ class Model:
     def _command(self, count: int) -> Any:
         """`driffusion-trt bench` of the same, with its table, CSV and plot in the folder."""
         name = f"bench-{count}"
-        if "bench" not in COMMANDS:
-            if count == 1:
-                self._parts.skip(f"{self.name}-bench", "this version has no command `driffusion-trt bench`")
-            return None
         return self.part(name, partial(self._benched, self._options.out / f"{self.name}-{name}", count))
 
     def _benched(self, stem: Path, count: int) -> Any:
@@ -195,7 +189,4 @@ class Model:
 
 def _drift(exact: Sequence[cells.Took], other: Sequence[cells.Took]) -> list[float]:
     """Relative L2 of the latents from the sequential ones, seed by seed."""
-    return [
-        float(np.linalg.norm(b.latents - a.latents) / np.linalg.norm(a.latents))
-        for a, b in zip(exact, other, strict=True)
-    ]
+    return [relative_l2(b.latents, a.latents) for a, b in zip(exact, other, strict=True)]

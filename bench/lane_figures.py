@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 import driffusion_trt as dt
-from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.planning.machine import Machine
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.sample import Sampled
 
 from .cells import beside_ms, host_pair, request_of
-from .speed import at_once
+from .speed import Instant, at_once
 
 __all__ = ["LaneFigures"]
 
@@ -51,7 +50,7 @@ class LaneFigures:
             for run in runs:
                 run.inputs[self._stages.lanes._latents][:] = np.float32(0.1)
                 run.inputs["timestep"][:] = 500
-        instant = lambda: _Instant(pipe.folder.network("denoiser"))  # noqa: E731
+        instant = lambda: Instant(pipe.folder.network("denoiser"))  # noqa: E731
         self._instant = {
             lanes: stack.enter_context(HostLanes(instant, lanes)).job(
                 given, self._request.guidance_scale, without
@@ -102,20 +101,3 @@ class LaneFigures:
 
 
 _HOW = (("sequential", 1), ("aggressive", _TWO), ("tolerance", _TWO))
-
-
-class _Instant(OnnxSession):
-    """A session whose network costs nothing and predicts zeros."""
-
-    def bind(self, inputs: Any, outputs: Any = None) -> Any:
-        run = super().bind(inputs, outputs)
-        for value in run.outputs.values():
-            value[:] = 0
-
-        class Nothing:
-            inputs, outputs = run.inputs, run.outputs
-
-            def __call__(self) -> None:
-                pass
-
-        return Nothing()

@@ -26,24 +26,23 @@ from rich.progress import Progress
 
 import driffusion_trt as dt
 from driffusion_trt.baselines.asyncdiff import AsyncDiffLanes
-from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.engines.manifest import BUNDLED, ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.evaluation.heldout import Checker
+from driffusion_trt.evaluation.making import MOST_PSNR_DB
 from driffusion_trt.pictures import psnr, to_images
 from driffusion_trt.sampling.noise import noise_streams
 
 from . import drift, quality_table
 from .baselines import shapes_of
 from .crowd import Demo, make_pictures
+from .drift import Arrays
 
-MODELS = ("demo", "demo-xl", "demo-sd3")
 METHODS = (
     "direct skip", "paradigms", "asyncdiff", "aggressive", "conservative", "window", "tolerance 0.01",
 )  # fmt: skip
 CHUNK = 25
 FIRST = 2000  # prompts and seeds from here on, which no default was chosen on
-_SEEN_DB = 96.0  # of equal pictures, whose ratio is infinite
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +73,13 @@ class Maker:
         self._resources = ExitStack()
         self._decoder = self._resources.enter_context(OnnxSession(folder.network("vae_decoder")))
         self._demo: Demo | None = None
+        self._base: tuple[int, np.ndarray, list[Image.Image]] | None = None
         self._async: dict[int, AsyncDiffLanes] = {}
 
     def chunk(self, cell: Cell, first: int) -> Arrays:
         """Of CHUNK pictures from `first` on: labels, features, rounds, predictions, distances."""
         path = self._work / f"{cell.method.replace(' ', '-')}-{cell.lanes}-{first}.npz"
-        if not path.exists():
-            partial = path.with_suffix(".partial.npz")
-            made: dict[str, Any] = self._judged(cell, first)
-            np.savez_compressed(partial, **made)
-            partial.replace(path)
-        with np.load(path) as stored:
-            return dict(stored)
+        return drift.stored(path, lambda: self._judged(cell, first))
 
     def _judged(self, cell: Cell, first: int) -> Arrays:
         made = self._latents(cell, range(first, first + CHUNK))
@@ -94,12 +88,18 @@ class Maker:
         out: Arrays = {"labels": read.astype(np.int8), "features": features.astype(np.float32), **made}
         if cell.method == "sequential":
             return out
-        base = self.chunk(Cell("sequential", 1), first)["latents"]
-        wanted, got = (x.reshape(CHUNK, -1).astype(np.float64) for x in (base, out.pop("latents")))
-        out["relative_l2"] = np.linalg.norm(got - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
-        pairs = zip(pictures, self._pictures(base), strict=True)
-        out["psnr_db"] = np.array([min(psnr(one, other), _SEEN_DB) for one, other in pairs])
+        base, exact = self._sequential(first)
+        out["relative_l2"] = drift.errors_of(out.pop("latents"), base)
+        pairs = zip(pictures, exact, strict=True)
+        out["psnr_db"] = np.array([min(psnr(one, other), MOST_PSNR_DB) for one, other in pairs])
         return out
+
+    def _sequential(self, first: int) -> tuple[np.ndarray, list[Image.Image]]:
+        """Latents and pictures, which all cells of a chunk are compared with, one after another."""
+        if self._base is None or self._base[0] != first:
+            latents = self.chunk(Cell("sequential", 1), first)["latents"]
+            self._base = (first, latents, self._pictures(latents))
+        return self._base[1:]
 
     def _pictures(self, latents: np.ndarray) -> list[Image.Image]:
         # The autoencoders of the bundled models have a scaling factor of 1 and no shift.
@@ -115,12 +115,7 @@ class Maker:
         if cell.method == "asyncdiff":
             return self._asyncdiff(demo, cell.lanes, indices)
         plan = dt.make_plan(demo.schedule(), **cell.options(demo.folder.spec.steps))
-        made = make_pictures(demo, plan, indices, self.guidance)
-        return {
-            "latents": np.stack([one.latents for one in made]),
-            "rounds": np.array([one.stats.rounds for one in made]),
-            "predictions": np.array([one.stats.predictions for one in made]),
-        }
+        return drift.arrays(make_pictures(demo, plan, indices, self.guidance))
 
     def _asyncdiff(self, demo: Demo, components: int, indices: range) -> Arrays:
         """With a warm-up of one step and a stride of one, as many lanes as components."""
@@ -167,7 +162,7 @@ def gathered(parts: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make what is missing, print a table for each model and guidance, write bench/results/quality.json."""
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(BUNDLED))
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0, 7.5])
     parser.add_argument("--lanes", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--pictures", type=int, default=200, help=f"of each cell, in chunks of {CHUNK}")

@@ -21,7 +21,8 @@ from driffusion_trt.evaluation.intervals import mean_interval, share_difference_
 from . import report
 
 if TYPE_CHECKING:
-    from .quality import Arrays, Cell
+    from .drift import Arrays
+    from .quality import Cell
 
 
 def report_all(
@@ -119,13 +120,18 @@ def _words(row: dict[str, Any]) -> list[str]:
     cells.append(_interval(row["right"], "{:.1f}", 100))
     if "relative_l2" not in row:
         return [*cells, f"{row['frechet']['mean']:.1f}", "–", "–"]
-    l2, ratio = row["relative_l2"], row["psnr_db"]
+    ratio = row["psnr_db"]
     return [
         *cells,
         _interval(row["frechet_minus_sequential"], "{:+.2f}"),
-        f"{l2['mean']:.4f} ({l2['worst']:.3f})",
+        l2(row),
         f"{ratio['mean']:.1f} ({ratio['worst']:.1f})",
     ]
+
+
+def l2(row: dict[str, Any]) -> str:
+    """A row's drift: mean, and worst."""
+    return f"{row['relative_l2']['mean']:.4f} ({row['relative_l2']['worst']:.3f})"
 
 
 def _interval(found: dict[str, Any], form: str, times: float = 1) -> str:

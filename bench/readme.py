@@ -36,7 +36,7 @@ def speed() -> str:
     rows = []
     for model, shown in found["models"].items():
         for mode, ratios in shown["loop_over_ideal_and_rivals_over_loop"].items():
-            cells = [_spread(ratios[name]) for name in _RIVALS]
+            cells = [report.words(ratios[name]) for name in _RIVALS]
             rows.append([model, mode, f"{shown['rounds'][mode]} of {shown['steps']}", *cells])
     head = [
         "model",
@@ -49,10 +49,6 @@ def speed() -> str:
     ]
     about = f"median and quartiles of {found['repeats']} interleaved repeats"
     return f"{_where(found)}: {about}.\n\n{report.table(head, rows)}"
-
-
-def _spread(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
 
 
 def quality_short() -> str:
@@ -75,11 +71,7 @@ def quality_short() -> str:
 def _cell(rows: list[dict[str, Any]], method: str, lanes: int) -> str:
     (row,) = (one for one in rows if one["method"] == method and one["lanes"] in (1, lanes))
     words = f"{row['calls']:.3g}, {100 * row['right']['mean']:.1f} %"
-    return words if method == "sequential" else f"{words}, {_l2(row)}"
-
-
-def _l2(row: dict[str, Any]) -> str:
-    return f"{row['relative_l2']['mean']:.4f} ({row['relative_l2']['worst']:.3f})"
+    return words if method == "sequential" else f"{words}, {quality_table.l2(row)}"
 
 
 def quality_full() -> str:
@@ -113,7 +105,9 @@ def performance() -> str:
 
 
 def _foreseen(row: dict[str, Any]) -> str:
-    return f"{_spread(row['predicted_over_measured'])}, {_spread(row['predicted_over_measured_loop'])}"
+    return (
+        f"{report.words(row['predicted_over_measured'])}, {report.words(row['predicted_over_measured_loop'])}"
+    )
 
 
 def _where(found: dict[str, Any]) -> str:

@@ -34,6 +34,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high}
 
 
+def words(spread: Mapping[str, float] | None, form: str = ".2f") -> str:
+    """A median with its quartiles; "-" where there is none."""
+    if spread is None:
+        return "-"
+    return f"{spread['median']:{form}} ({spread['low']:{form}}–{spread['high']:{form}})"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

@@ -7,6 +7,7 @@ open as a lifeline, so that a child whose parent was killed ends too and writes 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -124,10 +126,11 @@ class Children:
 
     def _forget(self, name: str) -> None:
         process, thread, words = self._running.pop(name)
-        thread.join()
+        _join(thread)
         for pipe in (process.stdin, process.stdout, words):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # an order that a child did not live to read
+                pipe.close()
 
     def close(self) -> None:
         """End every child at once; a second call does nothing."""
@@ -143,6 +146,15 @@ class Children:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread's end; of one that Ctrl-C overtook as it began, which runs in a moment or never."""
+    for _ in range(100):
+        try:
+            return thread.join()
+        except RuntimeError:  # it has not begun
+            time.sleep(0.01)
 
 
 def _event(name: str, data: dict[str, Any]) -> Event:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .calibration import Calibration, CalibrationWarning, Entry
 from .engines.manifest import ModelFolder
+from .sampling.plan import Plan
 from .sampling.schedule import Schedule
 
 __all__ = ["Expectations", "Expected"]
@@ -46,6 +47,12 @@ class Expected:
         above = int(np.searchsorted(known, min(lanes, known[-1])))
         between = fewest[-1] * float(np.interp(lanes, known, times))
         return float(np.clip(between, at[above], at[max(above - 1, 0)]))
+
+    def of_plan(self, plan: Plan) -> float | None:
+        """Rounds of a plan with a tolerance; None for others, whose rounds are known."""
+        if plan.lanes == 1 or plan.mode != "tolerance":
+            return None
+        return max(self(plan.lanes, plan.asked()["tolerance"]), float(plan.sequential_calls))
 
     def _times(self, entry: Entry, tolerance: float) -> float:
         """How many times the fewest rounds an entry's pictures took, at the nearest tolerance measured."""

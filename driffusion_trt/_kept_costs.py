@@ -39,7 +39,7 @@ class KeptCosts:
             "engines": engines,
             "graphs": options.cuda_graphs,
             "peer_copies": options.peer_copies,
-            **({} if options.threads_per_lane == 1 else {"threads_per_lane": options.threads_per_lane}),
+            "threads_per_lane": options.threads_per_lane,
         }
 
     def read(self, size: Size) -> Costs | None:

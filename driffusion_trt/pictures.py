@@ -27,6 +27,11 @@ def to_images(decoded: NDArray[np.float32]) -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))) for picture in pixels]
 
 
+def relative_l2(latents: NDArray[np.floating[Any]], exact: NDArray[np.floating[Any]]) -> float:
+    """‖latents − exact‖ / ‖exact‖, in the precision that they have."""
+    return float(np.linalg.norm(latents - exact) / np.linalg.norm(exact))
+
+
 def psnr(one: Image.Image, other: Image.Image) -> float:
     """Peak signal-to-noise ratio of two pictures in dB; infinite where they are equal.
 

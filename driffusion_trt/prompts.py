@@ -42,19 +42,15 @@ class PromptEncoder:
         self._network = network
         self.skips_layers = "clip_skip" in network.inputs
 
-    def encode(self, prompt: str, clip_skip: int = 0) -> Embedded:
-        """One prompt a call, so that its bits depend on nothing else.
-
-        clip_skip: layers to stop before the usual one; an encoder that does not skip is run as ever.
-        """
-        return self.embed(self.tokens(prompt), clip_skip)
-
     def tokens(self, prompt: str) -> Int64:
         """What the network reads of one prompt: (1, L)."""
         return np.array([self._tokenizer.encode(prompt).ids], np.int64)
 
     def embed(self, tokens: Int64, clip_skip: int = 0) -> Embedded:
-        """What `encode` does with them."""
+        """Of the tokens of one prompt, so that its bits depend on nothing else.
+
+        clip_skip: layers to stop before the usual one; an encoder that does not skip is run as ever.
+        """
         inputs = {"input_ids": tokens}
         if self.skips_layers:
             inputs["clip_skip"] = np.array([clip_skip], np.int64)

@@ -17,7 +17,7 @@ from ..models import MODELS, ModelSpec, get_spec
 __all__ = ["BUNDLED", "ModelFolder", "resolve_model", "write_manifest"]
 
 BUNDLED = ("demo", "demo-xl", "demo-sd3")
-_NAMES = "{}, {} and {}".format(*map(repr, BUNDLED))
+_NAMES = ", ".join(map(repr, BUNDLED))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from unittest import mock
 
 import cudasim
 import standin
+import tiny
 
 from driffusion_trt.engines.flavours import FLAVOURS
 from driffusion_trt.engines.manifest import ModelFolder
@@ -92,6 +93,13 @@ def add_plans(folder: ModelFolder, *, batch_size: int = 8, targets: Sequence[str
         data = stand_in_plan(folder, request.key.network, profile)
         store.temporary(request.key).write_bytes(data)
         store.commit(request.key, {"seconds": 0.0, "warnings": []})
+
+
+def planned_model(folder: Path, *, encoder: bool = False) -> Path:
+    """A tiny model folder with plans of the stand-in for sm89."""
+    made = tiny.make_model_folder(folder, encoder=encoder)
+    add_plans(ModelFolder.open(made))
+    return made
 
 
 @contextmanager

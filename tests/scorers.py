@@ -11,7 +11,9 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from driffusion_trt import scenes
+from driffusion_trt.evaluation.frechet import Gaussian
 from driffusion_trt.evaluation.heldout import HELD_OUT
+from driffusion_trt.evaluation.inception import Inception
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -125,12 +127,17 @@ def pictures(count: int, height: int, width: int, seed: int = 6) -> list[Image.I
 
 def held_out_pictures(count: int) -> np.ndarray:
     """Drawn pictures of the bundled models' held-out prompts, uint8 (count, 64, 64, 3)."""
-    drawn = []
-    for index in range(count):
-        rng = np.random.default_rng([HELD_OUT, index])
-        scene, ground = scenes.draw_scene(rng)
-        drawn.append(scenes.paint(scene, ground, rng))
-    return np.stack(drawn)
+    return np.stack([scenes.example(index, HELD_OUT)[0] for index in range(count)])
+
+
+def save_statistics(path: Path) -> None:
+    """Statistics of Inception's features, in the form that `Gaussian.read` reads."""
+    Gaussian(np.zeros(2048), np.eye(2048)).save(path)
+
+
+def save_inception(path: Path) -> None:
+    """Random weights of Inception, in their real form."""
+    torch.save(inception_state(Inception().state_dict()), path)
 
 
 def as_images(pixels: np.ndarray) -> list[Image.Image]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,30 @@ def test_whoever_leaves_the_block_ends_the_children(tmp_path: Path) -> None:
         pid = children.wait().report["pid"]
         raise KeyboardInterrupt
     assert not alive(pid)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_ctrl_c_as_a_child_begins_is_not_another_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    """Whether its thread comes to run a moment later, or never does."""
+    begin, made = threading.Thread.start, list[subprocess.Popen[str]]()
+
+    def interrupted(thread: threading.Thread) -> None:
+        if begins:
+            later = threading.Timer(0.05, begin, [thread])
+            begin(later)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Children() as children:
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", interrupted)
+                children.start("one", "test_child:linger", {"file": str(tmp_path / "beat")})
+        finally:
+            made += [process for process, _, _ in children._running.values()]
+    assert len(made) == 1 and not len(children)
+    assert made[0].wait(timeout=10) == -signal.SIGKILL
 
 
 PARENT = """

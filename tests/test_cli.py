@@ -23,8 +23,9 @@ from PIL import Image
 
 import driffusion_trt
 from driffusion_trt import Pipeline
+from driffusion_trt.benchmark.compare import JUDGED
 from driffusion_trt.cli import main, parse
-from driffusion_trt.commands import COMMANDS, _options, _pictures
+from driffusion_trt.commands import COMMANDS, _options, _pictures, bench
 from driffusion_trt.commands._output import places, slug
 from driffusion_trt.engines.manifest import BUNDLED, ModelFolder
 from driffusion_trt.pictures import psnr, read_settings, save_png
@@ -90,6 +91,7 @@ def test_help_fits_a_terminal_and_names_every_command(
 def test_names_in_the_help_are_those_of_the_library() -> None:
     assert (_options.MODES, _options.BASELINES) == (MODES, BASELINES)
     assert _options.DEMOS == BUNDLED
+    assert bench.JUDGED == JUDGED
     assert set(_options.SCHEDULERS) == set(CLASSES)
 
 

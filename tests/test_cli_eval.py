@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import scorers
 import tiny
-import torch
 from PIL import Image
 
 from driffusion_trt import Pipeline
@@ -27,8 +26,6 @@ from driffusion_trt.cli import main
 from driffusion_trt.commands import _evaluating as evaluating
 from driffusion_trt.commands import eval as command
 from driffusion_trt.evaluation import metrics
-from driffusion_trt.evaluation.frechet import Gaussian
-from driffusion_trt.evaluation.inception import Inception
 from driffusion_trt.evaluation.metrics import METRICS
 from driffusion_trt.pictures import psnr, read_settings
 
@@ -52,8 +49,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     scorers.save_hps(hps / "HPS_v2.1_compressed.pt")
     scorers.tokenizer().save_pretrained(hps)
     inception = folder / "pt_inception-2015-12-05-6726825d.pth"
-    torch.save(scorers.inception_state(Inception().state_dict()), inception)
-    Gaussian(np.zeros(2048), np.eye(2048)).save(folder / "real.npz")
+    scorers.save_inception(inception)
+    scorers.save_statistics(folder / "real.npz")
     given = {"clip": clip, "pickscore": pick, "hpsv2": hps, "inception": inception}
     words = [word for name, path in given.items() for word in (f"--{name}", str(path))]
     return [*words, "--reference", str(folder / "real.npz"), "--score-device", "cpu"]

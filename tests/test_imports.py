@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "_machine": RUNTIME | {"runtime"},
     "pictures": {"_errors"},
     "_tiles": set(),
+    "_tables": set(),
     "autoencoder": ENGINES | {"engines", "_tiles"},
     "previews": {"_errors", "models", "pictures"},
     "_call": {"_errors", "sampling"},
@@ -74,8 +75,8 @@ ROOMS: dict[str, set[str]] = {
     ),
     "baselines": RUNTIME | {"runtime"},
     "server": PIPELINE | {"pipeline"},
-    "evaluation": PIPELINE | {"pipeline", "scenes", "_machine"},
-    "benchmark": PIPELINE | {"pipeline", "_machine", "_foreign"},
+    "evaluation": PIPELINE | {"pipeline", "scenes", "_machine", "_tables"},
+    "benchmark": PIPELINE | {"pipeline", "_machine", "_tables", "_foreign"},
     "commands": PIPELINE
     | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"}
     | {"_machine", "benchmark"},

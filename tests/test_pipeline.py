@@ -492,7 +492,7 @@ def test_a_cancelled_task_leaves_the_lanes_free(pipe: Pipeline, own: bool) -> No
         with pytest.raises(asyncio.CancelledError):
             await task
         ended = len(told)
-        assert pipe._lanes._threads._waiting == [0, 0]
+        assert pipe._lanes._threads._state.waiting == [0, 0]
         await asyncio.sleep(0.1)
         assert len(told) == ended < 500, "nothing goes on behind the task's back"
         assert same(expected, await pipe.generate(PROMPT, steps=STEPS))

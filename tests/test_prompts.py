@@ -32,7 +32,8 @@ def test_a_prompt_is_tokenized_then_encoded(tmp_path: Path, session: OnnxSession
     ids = [words.index(word) for word in (tiny.SPECIAL[1], "a", "red", "fox", tiny.SPECIAL[2])]
     padded = np.array([ids + [0] * (tiny.LENGTH - len(ids))], np.int64)
     (expected,) = session.run({"input_ids": padded}).values()
-    embeddings, pooled = encoder(tmp_path, session).encode("A red, FOX!")
+    prompts = encoder(tmp_path, session)
+    embeddings, pooled = prompts.embed(prompts.tokens("A red, FOX!"))
     assert pooled is None
     assert embeddings.shape == (1, tiny.LENGTH, tiny.WIDTH) and embeddings.dtype == np.float32
     assert np.array_equal(embeddings, expected)

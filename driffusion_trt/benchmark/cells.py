@@ -109,11 +109,9 @@ def _positive(text: str) -> int:
 
 
 def _switch(text: str) -> bool:
-    return {"yes": True, "no": False}[text] if text in ("yes", "no") else _refuse()
-
-
-def _refuse() -> bool:
-    raise ValueError
+    if text not in ("yes", "no"):
+        raise ValueError
+    return text == "yes"
 
 
 def _order(text: str) -> int | str:

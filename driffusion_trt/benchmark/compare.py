@@ -11,8 +11,8 @@ import numpy as np
 
 from .._errors import InputError
 from .._foreign import plain
+from .._tables import aligned
 from .figures import ratio_interval
-from .tables import table
 
 __all__ = ["JUDGED", "Change", "compare", "differences", "missing", "shown"]
 
@@ -170,7 +170,7 @@ def _short(value: object) -> str:
 
 def shown(changes: list[Change]) -> str:
     """A table with a row for each cell."""
-    return table(_HEAD, [_row(one) for one in changes])
+    return aligned(_HEAD, [_row(one) for one in changes])
 
 
 def _row(one: Change) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .._call import Result
-from ..pictures import psnr
+from ..pictures import psnr, relative_l2
 
 __all__ = ["NO_SSIM", "Drift", "summary"]
 
@@ -39,7 +39,7 @@ class Drift:
         latents, wanted = result.latents[k], sequential.latents[k]
         image, exact = result.images[k], sequential.images[k]
         found = {
-            "relative_l2": float(np.linalg.norm(latents - wanted) / np.linalg.norm(wanted)),
+            "relative_l2": relative_l2(latents, wanted),
             "psnr_db": psnr(image, exact),
         }
         if self.has_ssim:

@@ -36,7 +36,7 @@ def split(recorder: Recorder, latency_ms: float) -> Split:
     totals: defaultdict[str, float] = defaultdict(float)
     for one in recorder.spans:
         totals[one.name] += one.ms
-    rounds_ms = tuple(busiest.values()) if (busiest := _busiest(recorder.spans)) else ()
+    rounds_ms = tuple(_busiest(recorder.spans).values())
     network = sum(rounds_ms)
     stages = {name: totals[name] for name in STAGES}
     stages |= {"network": network, "exchange": totals["wait"] - network}

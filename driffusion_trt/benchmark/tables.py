@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from .._tables import aligned
 from .report import at
 from .stages import STAGES
 
-__all__ = ["table", "tables"]
+__all__ = ["tables"]
 
 _SPEED = ("mode", "lanes", "rounds", "p50 ms", "p90", "p99", "speed-up (95 %)", "rel. L2 mean, worst", "PSNR")
 _STAGED = ("p50 ms", "lanes", *STAGES, "network/round")
@@ -18,13 +19,13 @@ _HELD = ("process memory", "lanes", "peak MB", "over sequential")
 def tables(found: Mapping[str, Any]) -> str:
     """What a terminal shows: speed and drift of every cell, then its time by stage, then its memory."""
     cells = found["cells"]
-    parts = [table(_SPEED, [_speed(cell) for cell in cells])]
-    parts.append(table(_STAGED, [_staged(cell) for cell in cells]))
+    parts = [aligned(_SPEED, [_speed(cell) for cell in cells])]
+    parts.append(aligned(_STAGED, [_staged(cell) for cell in cells]))
     if any(at(cell, ("memory", "process_peak_resident_bytes")) is not None for cell in cells):
-        parts.append(table(_HELD, [_held(cell) for cell in cells]))
+        parts.append(aligned(_HELD, [_held(cell) for cell in cells]))
     for title in {title: None for cell in cells for title in at(cell, ("memory", "gpus")) or ()}:
         head = (title, "buffers, peak MB", "in use MB", "over sequential")
-        parts.append(table(head, [_on_gpu(cell, title) for cell in cells]))
+        parts.append(aligned(head, [_on_gpu(cell, title) for cell in cells]))
     return "\n\n".join(parts)
 
 
@@ -80,16 +81,3 @@ def _decibels(value: float | None) -> str:
 
 def _megabytes(value: int | None, sign: str = "") -> str:
     return "" if value is None else f"{value / 1e6:{sign}.1f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the first one to the left, all others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(width) if not k else text.rjust(width)
-            for k, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]
-    return "\n".join(lines)

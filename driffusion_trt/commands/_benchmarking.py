@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from .._errors import InputError
 from .._machine import memory_bytes
 from .._planner import Planner, planned
 from .._request import Request
-from .._source import resolved
 from ..benchmark.cells import DEFAULT_MODES, Cell, cells
 from ..benchmark.drift import NO_SSIM, Drift
 from ..benchmark.figures import LEAST
@@ -27,6 +26,7 @@ from ..benchmark.report import as_csv, document
 from ..benchmark.tables import tables
 from ..benchmark.trace import trace
 from ..engines.manifest import BUNDLED, ModelFolder
+from ..models import ModelSpec
 from ..runtime.devices import Devices, choose_devices
 from ..runtime.networks import GpuOptions
 from ..sampling.noise import noise_streams
@@ -99,8 +99,7 @@ def _lpips(args: argparse.Namespace, job: Job) -> Any:
         return None
     from ..evaluation.lpips import LEAST, Lpips
 
-    _, *own = job.folder.shape("picture")
-    size = [job.settings.get(name, side) for name, side in zip(("height", "width"), own, strict=True)]
+    size = _size(job.folder, job.settings)
     if min(size) < LEAST:
         raise InputError(
             f"--lpips was given, and pictures are {size}; it takes {LEAST} pixels a side or more"
@@ -119,8 +118,9 @@ def _checked(args: argparse.Namespace) -> Job:
     lanes = [max(2, devices.count)] if args.lanes is None else args.lanes
     wanted = cells(args.modes or DEFAULT_MODES, lanes)
     _check_memory(folder, settings, batch)
+    planner = Planner(folder)
     for cell in wanted:
-        _check(cell, folder, settings, devices, batch)
+        _check(cell, folder.spec, planner, settings, devices, batch)
     if asked == "auto":  # no more than are needed: another that idles would count with those that failed
         count = min(devices.count, max(cell.devices for cell in wanted))
         devices = Devices(count, devices.gpus[:count])
@@ -142,32 +142,38 @@ def _at_least_one(name: str, given: int | None, default: int) -> int:
     return value
 
 
-def _check(cell: Cell, folder: ModelFolder, common: dict[str, Any], devices: Devices, batch: int) -> None:
+def _check(
+    cell: Cell, spec: ModelSpec, planner: Planner, common: dict[str, Any], devices: Devices, batch: int
+) -> None:
     """Raises InputError for a cell whose calls would be refused."""
     if cell.threads > 1 and devices.gpus:
         raise InputError(
             f"{cell.spelt} was asked, and these are GPUs; threads are of CPU lanes: --devices cpu"
         )
-    settings = resolved(folder.spec, {**common, **cell.settings})
-    planner = Planner(folder)
+    settings = {**common, **cell.settings}
     check_auto(settings)
-    Request.check(folder.spec, planner.own_size, "", {**settings, "num_images": batch})
+    Request.check(spec, planner.own_size, "", {**settings, "num_images": batch})
     if settings["mode"] == "auto":
         planner.schedule(**{k: v for k, v in common.items() if k != "guidance_scale"})
     else:
         planner.plan(devices.count, **planned(settings))
     if cell.settings.get("split_guidance"):
-        scale = settings.get("guidance_scale", folder.spec.guidance_scale)
+        scale = settings.get("guidance_scale", spec.guidance_scale)
         if devices.count < 2:
             raise InputError(f"{cell.spelt} was asked: it splits guidance over two devices, and there is one")
         if isinstance(scale, int | float) and scale <= 1:
             raise InputError(f"{cell.spelt} was asked, and guidance {scale:g} is none that could be split")
 
 
+def _size(folder: ModelFolder, settings: Mapping[str, Any]) -> list[int]:
+    """Height and width of the pictures."""
+    _, *own = folder.shape("picture")
+    return [settings.get(name, side) for name, side in zip(("height", "width"), own, strict=True)]
+
+
 def _check_memory(folder: ModelFolder, settings: dict[str, Any], batch: int) -> None:
     """Raises InputError where the pictures of one call alone, without any network, are more than there is."""
-    _, *own = folder.shape("picture")
-    height, width = (settings.get(name, side) for name, side in zip(("height", "width"), own, strict=True))
+    height, width = _size(folder, settings)
     there, needed = memory_bytes(), _PIXEL_BYTES * batch * height * width
     if there is not None and needed > there:
         raise InputError(

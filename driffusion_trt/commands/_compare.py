@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._call import Result
-from ..pictures import psnr, save_png, side_by_side
+from ..pictures import psnr, relative_l2, save_png, side_by_side
 
 # What one comparison is worth as a measurement; it goes with every figure.
 HOW_MEASURED = "one run each, after a warm-up prediction on every lane"
@@ -54,11 +54,10 @@ def compare(result: Result, sequential: Result, paths: Sequence[Path]) -> list[C
     found = []
     for k, path in enumerate(paths):
         image, exact = result.images[k], sequential.images[k]
-        difference = np.linalg.norm(result.latents[k] - sequential.latents[k])
         item = Comparison(
             path,
             psnr(image, exact),
-            float(difference / np.linalg.norm(sequential.latents[k])),
+            relative_l2(result.latents[k], sequential.latents[k]),
             result.timings.denoise_ms,
             sequential.timings.denoise_ms,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ _MODES, _LANES, _HELD_OUT = ("aggressive", "conservative"), (2, 3, 4), 200
 class _Checked:
     """An evaluation with everything checked, and the weights of its metrics found."""
 
-    folder: ModelFolder
+    load: Callable[[], Pipeline]
     work: Path
     job: Job
     metrics: list[Metric]
@@ -56,7 +57,7 @@ def evaluate(args: argparse.Namespace, console: Console) -> None:
     with console.warnings():
         checked = _check(args)
         with Work.opened(checked.work, checked.settings) as work:
-            report = _run(args, checked, work, console)
+            report = _run(checked, work, console)
             write_json(checked.work / "results.json", report)
             write_text(checked.work / "results.csv", as_csv(report["rows"]))
     if args.json:
@@ -72,7 +73,8 @@ def _check(args: argparse.Namespace) -> _Checked:
     model = args.model or "demo"
     folder = ModelFolder.open(model)
     prompts = _prompts(args, folder)
-    devices = choose_devices("auto" if args.devices is None else args.devices, folder)
+    asked = "auto" if args.devices is None else args.devices
+    devices = choose_devices(asked, folder)
     job = _job(args, folder, prompts, devices)
     places = Places(
         args.reference, args.inception, args.clip, args.pickscore, args.hpsv2, device=args.score_device
@@ -89,7 +91,8 @@ def _check(args: argparse.Namespace) -> _Checked:
         "batch_size": job.batch_size,
         **job.settings,
     }
-    return _Checked(folder, Path(args.work), job, found, known.DRIFT in wanted, settings)
+    load = partial(Pipeline.load, model, devices=asked)
+    return _Checked(load, Path(args.work), job, found, known.DRIFT in wanted, settings)
 
 
 def _prompts(args: argparse.Namespace, folder: ModelFolder) -> Prompts:
@@ -128,7 +131,7 @@ def _job(args: argparse.Namespace, folder: ModelFolder, prompts: Prompts, device
     return Job(rows, prompts, seed, size, settings)
 
 
-def _run(args: argparse.Namespace, checked: _Checked, work: Work, console: Console) -> dict[str, Any]:
+def _run(checked: _Checked, work: Work, console: Console) -> dict[str, Any]:
     """The three stages; what the first two made is kept in the work folder, and so is what was reported."""
     job, count = checked.job, len(checked.job.prompts.texts)
     others, short = other_rows(work, [row.name for row in job.rows], count, job.batch_size)
@@ -137,11 +140,8 @@ def _run(args: argparse.Namespace, checked: _Checked, work: Work, console: Conso
         f"{count} pictures of {job.prompts.source}, {len(job.rows)} rows: "
         f"{', '.join(row.name for row in job.rows)}"
     )
-    load = partial(
-        Pipeline.load, args.model or "demo", devices="auto" if args.devices is None else args.devices
-    )
     with console.progress(count * len(job.rows)) as tick:
-        rows = make_pictures(job, load, work, tick)
+        rows = make_pictures(job, checked.load, work, tick)
     with console.progress(count * len(job.rows) * max(1, len(checked.metrics))) as tick:
         scores = figures(checked.metrics, work, rows, job.prompts.texts, tick)
     drift = checked.drift or reported.drift
@@ -151,4 +151,4 @@ def _run(args: argparse.Namespace, checked: _Checked, work: Work, console: Conso
         console.note(f"not of these {count} pictures, and left out: {', '.join(short)}; add them by --modes")
     if lost := [name for name in reported.other if name not in {metric.name for metric in checked.metrics}]:
         console.note(f"not of these {count} pictures, and left out: {', '.join(lost)}; ask by --metrics")
-    return as_json(checked.settings, checked.metrics, facts, job.seed, drift, reported)
+    return as_json(checked.settings, checked.metrics, facts, drift, reported)

@@ -37,7 +37,7 @@ class Forecast:
 
     def row(self, plan: Plan) -> dict[str, Any]:
         """Rounds, milliseconds, times as fast as sequential on one device, error; None for the unknown."""
-        rounds, ms, exact = self._rounds(plan), None, None
+        rounds, ms, exact = self._expected.of_plan(plan), None, None
         if self._costs is not None:
             ms = self._ms(self._costs, plan, rounds)
             exact = self._costs.picture_ms + self._schedule.steps * self._round_ms(1)
@@ -47,12 +47,6 @@ class Forecast:
             "expected_speedup": None if ms is None or exact is None else exact / ms,
             "expected_error": self._error(plan),
         }
-
-    def _rounds(self, plan: Plan) -> float | None:
-        """Of a plan with a tolerance; of others they are known."""
-        if plan.lanes == 1 or plan.mode != "tolerance":
-            return None
-        return max(self._expected(plan.lanes, plan.asked()["tolerance"]), float(plan.sequential_calls))
 
     def choice(self) -> Choice | None:
         """What mode auto takes, where costs are known."""

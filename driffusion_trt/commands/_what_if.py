@@ -13,7 +13,7 @@ from ..planning.candidates import Wanted
 from ..planning.choice import choose
 from ..planning.latency import TERMS, Work, latency_ms, pays_up_to, terms_ms
 from ..planning.machine import Machine
-from ..sampling.plan import WINDOW_LANES, Plan
+from ..sampling.plan import WINDOW_LANES
 from ._console import Console
 from ._options import BASELINES, MODES
 from ._planning import Plans
@@ -131,16 +131,10 @@ class WhatIf:
             if len(self._modes) == 1 and devices == self._most and not split:
                 raise
             return None
-        work = Work.of(plan, self._rounds(plan))
+        work = Work.of(plan, None if self._expected is None else self._expected.of_plan(plan))
         ms = latency_ms(costs, work, guided=self._guided, split=split)
         terms = terms_ms(costs, work, guided=self._guided, split=split)
         return _Row(devices, mode, split, work.count, ms, ms - terms["beside"], terms)
-
-    def _rounds(self, plan: Plan) -> float | None:
-        if plan.mode != "tolerance" or self._expected is None:
-            return None
-        rounds = self._expected(plan.lanes, plan.asked()["tolerance"])
-        return min(max(rounds, float(plan.sequential_calls)), float(plan.steps))
 
     def _speedup(self, one: _Row) -> float:
         return self._sequential.ms / one.ms
@@ -198,11 +192,7 @@ def show(args: argparse.Namespace, plans: Plans, console: Console) -> None:
     schedule = plans.schedule
     if args.json:
         facts = {"scheduler": schedule.solver, "steps": schedule.steps, "plans": found.facts()}
-        console.out_json(facts | {"pays_up_to_devices": found.pays(), "auto": _keys(found.chosen())})
+        console.out_json(facts | {"pays_up_to_devices": found.pays(), "auto": found.chosen()})
         return
     console.out(f"{schedule.steps} steps of {schedule.solver}\n\n{found.table()}\n")
     console.out("\n".join(found.footnotes()))
-
-
-def _keys(chosen: dict[int, str]) -> dict[str, str]:
-    return {str(devices): words for devices, words in chosen.items()}

@@ -38,6 +38,8 @@ example:
   driffusion-trt bench --lanes 2,4 --iterations 20 --json new.json --plot new.svg --trace t.json
   driffusion-trt bench --compare old.json new.json --fail-above 5"""
 
+# Repeated here, since its module loads more than help needs; a test holds the copies together.
+JUDGED = ("speed-up", "latency")
 _OF_COMPARING = ("compare", "fail_above", "judge_by", "quiet", "verbose")
 
 
@@ -50,13 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(
         group, "--fail-above", "PERCENT", "fail where NEW is slower by more, beyond the noise", type=number
     )
-    judged = ("speed-up", "latency")
     option(
         group,
         "--judge-by",
         "NAME",
         "speed-up over the run's own sequential, or latency (default: speed-up)",
-        names=judged,
+        names=JUDGED,
     )
 
 

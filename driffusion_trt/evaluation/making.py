@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .._errors import InputError, did_you_mean
-from ..pictures import psnr, save_png
+from ..pictures import psnr, relative_l2, save_png
 from ..pipeline import Pipeline
 from ..sampling.plan import MODES
 from ..sampling.window import least_rounds
@@ -101,28 +101,25 @@ def make_pictures(job: Job, load: Callable[[], Pipeline], work: Work, tick: Tick
     """
     folders = {row.name: work.row(row.name, row.asked) for row in job.rows}
     count, size = len(job.prompts.texts), job.batch_size
-
-    def there() -> int:
-        return sum(count - len(folder.missing(count, size)) for folder in folders.values())
-
-    if there() == count * len(folders):
+    missing = {name: set(folder.missing(count, size)) for name, folder in folders.items()}
+    there = count * len(folders) - sum(map(len, missing.values()))
+    if not any(missing.values()):
         return folders
     with load() as pipe:
         for row in job.rows:
-            folder, base = folders[row.name], folders[SEQUENTIAL]
-            missing = folder.missing(count, size)
-            for indices in _batches(count, size, missing):
-                tick(there(), f"{row.name}: picture {indices[0] + 1} of {count}")
-                _make(pipe, job, row, indices, set(missing), folder, base)
+            lacking = missing[row.name]
+            for indices in _batches(count, size, lacking):
+                tick(there, f"{row.name}: picture {indices[0] + 1} of {count}")
+                _make(pipe, job, row, indices, lacking, folders[row.name], folders[SEQUENTIAL])
+                there += len(lacking.intersection(indices))
     return folders
 
 
-def _batches(count: int, size: int, missing: Sequence[int]) -> Iterator[list[int]]:
+def _batches(count: int, size: int, lacking: set[int]) -> Iterator[list[int]]:
     """Whole batches that lack a picture: a picture has the same neighbours, however often it was stopped."""
-    lacking = set(missing)
     for at in range(0, count, size):
         indices = list(range(at, min(at + size, count)))
-        if lacking & set(indices):
+        if not lacking.isdisjoint(indices):
             yield indices
 
 
@@ -157,4 +154,4 @@ def _drift(latents: NDArray[np.float32], image: Image.Image, base: RowFolder, in
     exact = base.latents(index).astype(np.float64)
     with Image.open(base.picture(index)) as other:
         decibel = min(psnr(image, other), MOST_PSNR_DB)
-    return {"relative_l2": float(np.linalg.norm(latents - exact) / np.linalg.norm(exact)), "psnr_db": decibel}
+    return {"relative_l2": relative_l2(latents, exact), "psnr_db": decibel}

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from .._machine import circumstances
+from .._tables import aligned
 from .intervals import LEAST, mean_interval
 from .kept import Reported
 from .making import MOST_PSNR_DB, SEQUENTIAL, Row
 from .metrics import Metric
-from .scoring import Figure
+from .scoring import Figure, plain
 from .work import RowFolder
 
 __all__ = ["as_csv", "as_json", "as_tables", "row_facts"]
@@ -42,13 +43,7 @@ def _drift(records: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     found = {}
     for name, worst in (("relative_l2", max), ("psnr_db", min)):
         values = np.array([record[name] for record in records])
-        interval = mean_interval(values)
-        found[name] = {
-            "value": interval.value,
-            "low": interval.low,
-            "high": interval.high,
-            "worst": float(worst(values)),
-        }
+        found[name] = {**plain(mean_interval(values)), "worst": float(worst(values))}
     equal = [record["psnr_db"] >= MOST_PSNR_DB for record in records]
     found["psnr_db"]["equal_pictures"] = sum(equal)
     return found
@@ -58,7 +53,6 @@ def as_json(
     settings: dict[str, Any],
     metrics: Sequence[Metric],
     rows: Sequence[Figure],
-    seed: int,
     drift: bool,
     reported: Reported,
 ) -> dict[str, Any]:
@@ -80,7 +74,7 @@ def as_json(
         "settings": settings,
         "intervals": f"95 %: bootstrap over pictures for means, of {LEAST} or more; Wilson's score for "
         "shares, and Newcombe's of pairs for their differences; a jackknife of 20 groups for distances; "
-        f"differences are from {SEQUENTIAL} with the same prompts and seeds (from {seed} on)",
+        f"differences are from {SEQUENTIAL} with the same prompts and seeds (from {settings['seed']} on)",
         **reported.added_to(columns, rows),
     }
 
@@ -127,7 +121,7 @@ def as_tables(columns: Mapping[str, dict[str, Any]], rows: Sequence[Figure]) -> 
             ]
             differences.append([row["name"], *apart])
     tables = [values] + ([differences] if scored and len(differences) > 1 else [])
-    return "\n\n".join(_aligned(table) for table in tables)
+    return "\n\n".join(aligned(head, body) for head, *body in tables)
 
 
 def _drift_cells(row: Figure) -> list[str]:
@@ -153,12 +147,3 @@ def _spread(figure: Figure | None, digits: int, sign: str = "") -> str:
     numbers = [figure[name] for name in ("value", "low", "high") if figure[name] is not None]
     value, *ends = (f"{number:{sign}.{digits}f}" for number in numbers)
     return value if not ends else f"{value} [{ends[0]}, {ends[1]}]"
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for first, *rest in table:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)

@@ -123,7 +123,7 @@ def _compared(values: dict[str, Array], target: Gaussian | None, metric: Metric)
     for name, scores in values.items():
         apart = Interval(0.0, 0.0, 0.0) if scores is base else _apart(metric, scores, base)
         own = share_interval(scores) if metric.share else mean_interval(scores)
-        found[name] = {**_plain(own, metric.scale), "difference": _plain(apart, metric.scale)}
+        found[name] = {**plain(own, metric.scale), "difference": plain(apart, metric.scale)}
     return found
 
 
@@ -142,10 +142,10 @@ def _distances(values: dict[str, Array], target: Gaussian) -> dict[str, Figure]:
         interval, left = distance_interval(features, target)
         base = base or (interval.value, left)
         difference = difference_interval(interval.value, left, *base)
-        found[name] = {**_plain(interval), "difference": _plain(difference)}
+        found[name] = {**plain(interval), "difference": plain(difference)}
     return found
 
 
-def _plain(interval: Interval, scale: float = 1.0) -> Figure:
+def plain(interval: Interval, scale: float = 1.0) -> Figure:
     numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
     return {name: None if number is None else scale * number for name, number in numbers.items()}

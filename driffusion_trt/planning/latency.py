@@ -47,19 +47,17 @@ class Work:
         return sum(count for _, count in self.rounds)
 
 
-def latency_ms(costs: Costs, work: Work, *, guided: bool, split: bool = False, pictures: int = 1) -> float:
-    """From the prompt to the picture, or the batch of pictures.
+def latency_ms(costs: Costs, work: Work, *, guided: bool, split: bool = False) -> float:
+    """From the prompt to the picture.
 
     Raises InputError where guidance is split over fewer than two devices.
     """
     how = {"guided": guided, "split": split, "looked": work.looks}
-    rounds = sum(count * costs.round_ms(drafts, pictures=pictures, **how) for drafts, count in work.rounds)
-    return costs.picture_ms * pictures + rounds
+    rounds = sum(count * costs.round_ms(drafts, **how) for drafts, count in work.rounds)
+    return costs.picture_ms + rounds
 
 
-def terms_ms(
-    costs: Costs, work: Work, *, guided: bool, split: bool = False, pictures: int = 1
-) -> dict[str, float]:
+def terms_ms(costs: Costs, work: Work, *, guided: bool, split: bool = False) -> dict[str, float]:
     """What of a latency is what, by the names in `TERMS`; the terms add up to it.
 
     Each is what the latency falls by without it, one after another: where the host works ahead, or an
@@ -72,13 +70,13 @@ def terms_ms(
         "crowding": {"crowded": 1.0},
         "beside": {"picture_ms": 0.0},
     }
-    left = latency_ms(costs, work, guided=guided, split=split, pictures=pictures)
+    left = latency_ms(costs, work, guided=guided, split=split)
     work = replace(work, looks=False)
-    ms = latency_ms(costs, work, guided=guided, split=split, pictures=pictures)
+    ms = latency_ms(costs, work, guided=guided, split=split)
     terms, left = {"looks": left - ms}, ms
     for name in TERMS[1:-1]:
         costs = replace(costs, **without[name])  # type: ignore[arg-type]
-        ms = latency_ms(costs, work, guided=guided, split=split, pictures=pictures)
+        ms = latency_ms(costs, work, guided=guided, split=split)
         terms[name], left = left - ms, ms
     return {**terms, "network": left}
 

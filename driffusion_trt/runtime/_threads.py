@@ -1,4 +1,7 @@
-"""Persistent threads, one a lane: work for a lane is done there, in the order in which it was asked for."""
+"""Persistent threads, one a lane: work for a lane is done in the order in which it was asked for.
+
+A lane that is idle is worked by the thread that asks, which would only wait: that spares a wake-up.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .._errors import LaneError
@@ -30,18 +33,37 @@ class _Task:
 _Queue = queue.SimpleQueue[_Task | None]  # None ends the thread
 
 
+@dataclass(slots=True, eq=False)
+class _State:
+    """What the lanes' threads share with those that ask; it holds no users, so that they can be collected.
+
+    lock: for `waiting`, the calls that each lane has not finished, and `callers`, the users' threads that
+    work a lane, by lane. working: held by whoever runs a call on that lane, for good once its thread ended.
+    """
+
+    waiting: list[int]
+    working: list[threading.Lock]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    callers: dict[int, int] = field(default_factory=dict)
+
+    def finished(self, lane: int) -> None:
+        with self.lock:
+            self.waiting[lane] -= 1
+
+
 class LaneThreads:
     """Threads that run calls for any number of users at once."""
 
     def __init__(self, lanes: int, at_end: Callable[[], object]) -> None:
         """Start `lanes` threads; `at_end` is called once, when the last of them has ended."""
         self._queues: list[_Queue] = [queue.SimpleQueue() for _ in range(lanes)]
+        self._state = _State([0] * lanes, [threading.Lock() for _ in range(lanes)])
         self._threads = [
-            threading.Thread(target=_work, args=(tasks,), name=f"driffusion-lane-{lane}", daemon=True)
+            threading.Thread(
+                target=_work, args=(tasks, self._state, lane), name=f"driffusion-lane-{lane}", daemon=True
+            )
             for lane, tasks in enumerate(self._queues)
         ]
-        self._waiting = [0] * lanes  # calls that each lane has not finished
-        self._lock = threading.Lock()
         self._closed = False
         # Threads that nobody closed are stopped when this object is collected, or at exit: a
         # daemon thread inside ONNX Runtime while the interpreter goes down could crash it.
@@ -61,51 +83,94 @@ class LaneThreads:
         """Run every call on a lane, with its lane as argument, and wait for all of them.
 
         They go to the lanes in turn, beginning with the one that has the least to do, so
-        that several users with one call each do not queue up on the first lane.
+        that several users with one call each do not queue up on the first lane. If that one
+        has nothing to do at all, this thread runs its calls, as the lane's own would.
 
         Raises:
             LaneError: a call failed (that of the lowest lane, if several did) and its error is
                 the cause; or the lanes are closed. No call of this round still runs then.
+            KeyboardInterrupt, SystemExit: they reached this thread; other lanes end what they have.
         """
         done: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-        # Under the lock that close() takes: a task is either ahead of the end mark or refused.
-        with self._lock:
-            self.check_open()
-            first = self._waiting.index(min(self._waiting))
-            tasks = [_Task(call, (first + k) % len(self), done) for k, call in enumerate(calls)]
-            for task in tasks:
-                self._waiting[task.lane] += 1
-                self._queues[task.lane].put(task)
-        for _ in tasks:
-            finished = done.get()
-            with self._lock:
-                self._waiting[finished.lane] -= 1
+        state, alone, own = self._state, False, list[_Task]()
+        try:
+            # Under the lock that close() takes: a task is either ahead of the end mark or refused.
+            with state.lock:
+                self.check_open()
+                first = state.waiting.index(min(state.waiting))
+                tasks = [_Task(call, (first + k) % len(self), done) for k, call in enumerate(calls)]
+                # Where nothing waits nobody is overtaken, and the lane's thread is idle.
+                if tasks and not state.waiting[first]:
+                    alone = state.working[first].acquire(blocking=False)
+                    own = tasks[:: len(self)] if alone else own
+                self._hand_over(tasks, first if alone else None)
+            for k in range(len(own)):
+                try:
+                    own[k].result = own[k].call(first)
+                except Exception as error:  # raised below, once the other lanes are done
+                    own[k].error = error
+        finally:
+            if alone:
+                state.working[first].release()
+                with state.lock:
+                    state.callers.pop(first, None)
+                    state.waiting[first] -= len(own)
+        for _ in range(len(tasks) - len(own)):
+            done.get()
         failed = min((task for task in tasks if task.error), key=lambda task: task.lane, default=None)
         if failed is not None:
-            kind = type(failed.error).__name__
-            raise LaneError(
-                f"lane {failed.lane} of {len(self)} failed: {kind}: {failed.error}"
-            ) from failed.error
+            lane, cause = failed.lane, failed.error
+            # An error of a call made here holds this frame, which is not to hold the error: nobody would
+            # let go of the buffers that the call was about.
+            del tasks[:], own[:], failed
+            try:
+                name = f"{type(cause).__name__}: {cause}"
+                raise LaneError(f"lane {lane} of {len(self)} failed: {name}") from cause
+            finally:
+                del cause
         return [task.result for task in tasks]
 
+    def _hand_over(self, tasks: Sequence[_Task], mine: int | None) -> None:
+        """Give the tasks to the lanes' threads, but for those of the lane that this thread works itself."""
+        for task in tasks:
+            self._state.waiting[task.lane] += 1
+            if task.lane != mine:
+                self._queues[task.lane].put(task)
+        if mine is not None:
+            self._state.callers[mine] = threading.get_ident()
+
+    def _working(self) -> set[int | None]:
+        """Threads in which calls run."""
+        return {*self._state.callers.values(), *(thread.ident for thread in self._threads)}
+
     def close(self) -> None:
-        """Finish what was asked for, then end the threads; later calls only wait for that."""
-        with self._lock:
+        """Finish what was asked for, then end the threads; later calls only wait for that.
+
+        Raises:
+            LaneError: it was called by a call on these lanes, which would wait for itself.
+        """
+        with self._state.lock:
+            if threading.get_ident() in self._working():
+                raise LaneError("a call that runs on the lanes cannot close them; close them after it")
             self._closed = True
         self._stop()
         for thread in self._threads:
             thread.join()
 
 
-def _work(tasks: _Queue) -> None:
+def _work(tasks: _Queue, state: _State, lane: int) -> None:
     """A lane's thread. While it waits it holds nothing of its users, so that they can be collected."""
     while (task := tasks.get()) is not None:
-        try:
-            task.result = task.call(task.lane)
-        except BaseException as error:  # handed over whole: the thread that asked raises it
-            task.error = error
+        with state.working[lane]:
+            try:
+                task.result = task.call(lane)
+            except BaseException as error:  # handed over whole: the thread that asked raises it
+                task.error = error
+        state.finished(lane)
         task.done.put(task)
         del task
+    # Whoever asked may still be at work here, with what `at_end` closes; nobody will be any more.
+    state.working[lane].acquire()
 
 
 def _stop(queues: list[_Queue], threads: list[threading.Thread], at_end: Callable[[], object]) -> None:

@@ -42,9 +42,9 @@ class HostLanes:
     """`lanes` persistent worker threads over one denoiser network.
 
     Requests go to the lanes in turn, where guidance is split each to two of them; a lane works
-    through what it is given in order. Any number of jobs may be alive, and any number of threads
-    may call them: their requests queue up, and every job has buffers of its own. A request gives
-    the same bits on every lane.
+    through what it is given in order, and one that is idle is worked by the thread that asks. Any
+    number of jobs may be alive, and any number of threads may call them: their requests queue up,
+    and every job has buffers of its own. A request gives the same bits on every lane.
     """
 
     def __init__(

@@ -145,7 +145,7 @@ class HostJob:
         return first | {name: value.shape for name, value in told.items()}
 
     def _bound(self, lane: int, call: int, shape: tuple[int, ...]) -> BoundRun:
-        """The lane's buffers for latents of this shape, made at first use; on the lane's thread only."""
+        """The lane's buffers for latents of this shape, made at first use by whoever works the lane."""
         runs, key = self._runs[lane], (call, shape)
         if key not in runs:
             runs[key] = self._lanes._sessions[lane].bind({**self._shapes(shape), **self._told[call]})

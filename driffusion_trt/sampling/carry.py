@@ -8,6 +8,7 @@ x̂0 = (x − s·G)/(a + s). Extrapolated over the states not predicted yet:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -109,23 +110,43 @@ def fitted(gram: Float64, distances: Collection[int], before: Theta) -> Theta:
 
     Residuals r_i on f1 = d·∇ and f2 = (d(d+1)/2)·∇²; first θ2, clamped to [0, 1], then θ1 for that θ2.
     """
-    pairs = np.array([weights(d) for d in distances])
-    (w11, w12), (_, w22) = pairs.T @ pairs
+    w11, w12, w22 = _products(tuple(distances))
     count = gram.shape[-1] // 2
-    a11, b1 = w11 * gram[:, 0, 0], gram[:, 0, count]
-    second: Float64 = np.zeros(len(gram))
-    a12 = second
-    if count > 1:
-        a12, a22, b2 = w12 * gram[:, 0, 1], w22 * gram[:, 1, 1], gram[:, 1, 3]
-        determinant = a11 * a22 - a12 * a12
-        solvable = determinant > 1e-9 * a11 * a22
-        second = np.where(solvable, (a11 * b2 - a12 * b1) / np.where(solvable, determinant, 1.0), 0.0)
-        second = second.clip(0.0, 1.0)
-    first = np.where(a11 > 0, (b1 - second * a12) / np.where(a11 > 0, a11, 1.0), before.first).clip(0.0, 1.0)
-    return Theta(_coarse(first), _coarse(second) if count > 1 else before.second)
+    shares = []
+    # In plain floats: arrays of a few numbers take ten times as long.
+    for k, rows in enumerate(gram.tolist()):
+        a11, b1, a12, second = w11 * rows[0][0], rows[0][count], 0.0, 0.0
+        if count > 1:
+            a12, a22, b2 = w12 * rows[0][1], w22 * rows[1][1], rows[1][3]
+            determinant = a11 * a22 - a12 * a12
+            solvable = determinant > 1e-9 * a11 * a22
+            second = _clamped((a11 * b2 - a12 * b1) / determinant) if solvable else 0.0
+        first = (b1 - second * a12) / a11 if a11 > 0 else _of(before.first, k)
+        shares.append((_coarse(_clamped(first)), _coarse(second)))
+    found = np.array(shares)
+    return Theta(found[:, 0], found[:, 1] if count > 1 else before.second)
 
 
-def _coarse(theta: Float64) -> Float64:
+@functools.lru_cache(maxsize=256)
+def _products(distances: tuple[int, ...]) -> tuple[float, float, float]:
+    """Sums over the distances of f1·f1, f1·f2 and f2·f2 in units of ∇ and ∇²; halves, so exact."""
+    pairs = [weights(distance) for distance in distances]
+    return (
+        sum((first * first for first, _ in pairs), 0.0),
+        sum((first * second for first, second in pairs), 0.0),
+        sum((second * second for _, second in pairs), 0.0),
+    )
+
+
+def _of(share: Number, picture: int) -> float:
+    return share if isinstance(share, float) else float(share[picture if len(share) > 1 else 0])
+
+
+def _clamped(share: float) -> float:
+    """To [0, 1]; a NaN stays one."""
+    return 0.0 if share < 0 else 1.0 if share > 1 else share
+
+
+def _coarse(theta: float) -> float:
     """In steps of 1/1024, so that sums which devices add up in another order make the same picture."""
-    rounded: Float64 = np.rint(1024 * theta) / 1024
-    return rounded
+    return round(1024 * theta) / 1024 if theta == theta else theta

@@ -12,6 +12,7 @@ from . import window
 from .blocks import checked_blocks
 from .carry import CARRIES
 from .checks import check_tolerance, check_whole, is_auto
+from .places import Places
 from .rounds import Round, Walk, aggressive_rounds, conservative_rounds, sequential_rounds
 from .schedule import Schedule
 
@@ -92,12 +93,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WindowPlan(Plan):
-    """A plan of mode `window` or `tolerance`, whose tables depend on what the rounds show."""
+    """A plan of mode `window` or `tolerance`, whose tables depend on what the rounds show.
+
+    Those that do not are kept: a plan makes many pictures.
+    """
 
     settings: window.Settings
+    _places: Places = field(init=False, repr=False, default_factory=Places)
 
     def walk(self) -> Walk:
-        return window.walk(self.schedule, self.lanes, self.settings)
+        return window.walk(self.schedule, self.lanes, self.settings, self._places)
 
     @property
     def sequential_calls(self) -> int:

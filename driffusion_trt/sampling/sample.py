@@ -261,7 +261,10 @@ class _Latents:
         return tuple(self._gram(table) for table in item.observe) or None
 
     def _gram(self, table: Table) -> Float64:
-        rows = np.stack([row.reshape(len(row), -1) for row in table.apply(self.held)], 1).astype(np.float64)
+        made = table.apply(self.held)
+        rows = np.empty((len(made[0]), len(made), made[0][0].size))
+        for k, row in enumerate(made):
+            rows[:, k] = row.reshape(len(row), -1)
         gram: Float64 = np.einsum("brd,bsd->brs", rows, rows) / rows.shape[-1]
         return gram if self._known is None else gram / self._known.share
 
@@ -281,6 +284,8 @@ class _Latents:
 
     def _draw_for(self, columns: Sequence[Column]) -> None:
         """Draw step noises in the order of the steps up to the last one that is needed now."""
+        if self._drawn == len(self._noisy_steps):
+            return
         last = max((column.number for column in columns if column.kind == "noise"), default=-1)
         while self._drawn < len(self._noisy_steps) and self._noisy_steps[self._drawn] <= last:
             step = self._noisy_steps[self._drawn]

@@ -44,6 +44,9 @@ def total(*parts: tuple[Number, Mapping[Column, Number]]) -> Form:
     return {column: value for column, value in out.items() if not isinstance(value, float) or value != 0.0}
 
 
+_Term = tuple[Column, Float32, int]  # how much of a column, and 1 or −1 where it is that
+
+
 _ORDER: dict[Kind, int] = {"state": 0, "input": 1, "output": 2, "x0": 3, "noise": 4}
 
 
@@ -58,24 +61,29 @@ class Table:
     targets: tuple[Column, ...]
     columns: tuple[Column, ...]
     coefficients: Float64
-    _terms: list[list[tuple[Column, Float32]]] | None = field(init=False, repr=False, default=None)
+    _terms: list[list[_Term]] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         assert self.coefficients.shape[-2:] == (len(self.targets), len(self.columns))
         self.coefficients.setflags(write=False)
 
-    def _rows(self) -> list[list[tuple[Column, Float32]]]:
+    def _rows(self) -> list[list[_Term]]:
         """For each row the columns that it has, and how much of each; kept, as a plan is run many times.
 
         GPU lanes, which may get another table every round, read `coefficients` and have no use for it.
         """
         if self._terms is None:
-            single = self.coefficients.astype(np.float32)
-            used = self.coefficients != 0
+            coefficients = self.coefficients
+            if coefficients.ndim == 3 and len(coefficients) == 1:
+                coefficients = coefficients[0]  # a number in place of an array of one
+            single = coefficients.astype(np.float32)
+            used = coefficients != 0
             used = used.any(0) if used.ndim == 3 else used
-            terms: list[list[tuple[Column, Float32]]] = [[] for _ in self.targets]
+            terms: list[list[_Term]] = [[] for _ in self.targets]
             for row, at in zip(*map(np.ndarray.tolist, np.nonzero(used)), strict=True):
-                terms[row].append((self.columns[at], single[..., row, at]))
+                factor = single[..., row, at]
+                sign = int(factor) if not factor.ndim and abs(factor) == 1 else 0
+                terms[row].append((self.columns[at], factor, sign))
             object.__setattr__(self, "_terms", terms)
         assert self._terms is not None
         return self._terms
@@ -103,22 +111,27 @@ class Table:
         return [_weighted_sum(terms, latents) for terms in self._rows()]
 
 
-def _weighted_sum(terms: Iterable[tuple[Column, Float32]], latents: Mapping[Column, Float32]) -> Float32:
+def _weighted_sum(terms: Iterable[_Term], latents: Mapping[Column, Float32]) -> Float32:
     out: Float32 | None = None
     scratch: Float32 | None = None
-    terms = tuple(terms)
-    if len(terms) == 1 and terms[0][1].ndim == 0 and terms[0][1] == 1:
-        return latents[terms[0][0]]
-    for column, factor in terms:
+    own = False  # whether `out` is ours to write into
+    for column, factor, sign in terms:
         latent = latents[column]
-        if factor.ndim:
-            factor = factor.reshape(-1, *([1] * (latent.ndim - 1)))
         if out is None:
-            out = latent * factor
+            out, own = (latent, False) if sign == 1 else (latent * _spread(factor, latent), True)
             continue
-        if scratch is None:
-            scratch = np.empty_like(out)
-        np.multiply(latent, factor, out=scratch)
-        np.add(out, scratch, out=out)
+        if sign:  # x + 1·y and x + (−1)·y to the bit, in one pass
+            out = (np.add if sign == 1 else np.subtract)(out, latent, out=out if own else None)
+        else:
+            if scratch is None:
+                scratch = np.empty_like(out)
+            np.multiply(latent, _spread(factor, latent), out=scratch)
+            out = np.add(out, scratch, out=out if own else None)
+        own = True
     assert out is not None, "a row without terms"
     return out
+
+
+def _spread(factor: Float32, latent: Float32) -> Float32:
+    """A factor of each picture's own, as it is to be multiplied with latents."""
+    return factor.reshape(-1, *([1] * (latent.ndim - 1))) if factor.ndim else factor

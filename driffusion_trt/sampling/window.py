@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .carry import Carried, Carry, Theta, fit_rows, fitted
+from .places import Asked, Place, Places
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
 from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
+from .traced import Tape, TapedTable
 
 __all__ = ["Settings", "Window", "as_tables", "least_rounds", "near_ones", "sizes_of", "strides", "walk"]
 
@@ -58,38 +60,32 @@ def strides(steps: int, rounds: int, *, short_last: bool) -> tuple[int, ...]:
     return (1, *(reversed(even) if short_last else even))
 
 
-def walk(schedule: Schedule, lanes: int, settings: Settings) -> Walk:
-    """The rounds, one after another; returns how far drafts were off that were taken, per picture."""
-    window = Window(schedule, lanes, settings)
+def walk(schedule: Schedule, lanes: int, settings: Settings, places: Places | None = None) -> Walk:
+    """The rounds, one after another; returns how far drafts were off that were taken, per picture.
+
+    places: what earlier walks with the same arguments have found, and this one adds to.
+    """
+    window = Window(schedule, lanes, settings, places)
     while window.at < schedule.steps:
         observation = yield window.next_round()
         window.ended(observation or ())
     return window.drift
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a round observes, in this order: sums for θ, then distances.
-
-    fitted: how far behind the last known prediction each was that had to be extrapolated.
-    drafted: states whose drafts are compared with the refined ones.
-    """
-
-    fitted: tuple[int, ...]
-    drafted: tuple[int, ...]
-    tables: tuple[Table, ...]
-
-
 class Window:
     """The rounds of one walk: each is made by `next_round`, and told by `ended` what it observed."""
 
-    def __init__(self, schedule: Schedule, lanes: int, settings: Settings) -> None:
+    def __init__(
+        self, schedule: Schedule, lanes: int, settings: Settings, places: Places | None = None
+    ) -> None:
         self._schedule, self._lanes, self._settings = schedule, lanes, settings
+        self._places = Places() if places is None else places
         self._carried = Carried(schedule, settings.carry, settings.order)
         self._theta = Theta()
         self._round = self.at = 0
         self._predict = range(0)
-        self._asked = _Asked((), (), ())
+        self._asked = Asked((), (), ())
+        self._sizes = np.zeros(0)
         self.drift: Float64 | None = None
 
     def next_round(self) -> Round:
@@ -97,28 +93,44 @@ class Window:
         known, exact = self._carried.known, self._settings.strides is None and not self._settings.tolerance
         ahead = self._lanes if known and not exact else 1  # at first there is nothing to draft with
         self._predict = range(self.at, min(self.at + ahead, self._schedule.steps))
+        shares = (self._theta.first, self._theta.second)
+        fitted = tuple(isinstance(share, np.ndarray) for share in shares)
+        key = (self.at, frozenset(known), fitted)
+        place = self._places.get(key) or self._places.add(key, self._place(fitted))
+        self._asked, self._sizes = place.asked, place.sizes
+        if place.drafts is None:
+            return place.item
+        given = [share for share in shares if isinstance(share, np.ndarray)]
+        return replace(place.item, draft=place.drafts.table(given))
+
+    def _place(self, fitted: tuple[bool, ...]) -> Place:
+        """What there is to do here, with shares as they are where they were not fitted, else any."""
+        known, tape = self._carried.known, Tape()
         differences = self._carried.differences() if known else []
-        drafts = self._drafts(differences)
-        self._asked = self._observed(differences)
-        item = Round(
-            tuple(self._predict), Table.of(drafts), Table.of(self._refined()), observe=self._asked.tables
+        first, second = (
+            tape.input() if one else share
+            for one, share in zip(fitted, (self._theta.first, self._theta.second), strict=True)
         )
+        drafts = TapedTable(tape, self._drafts(differences, Theta(first, second)))
+        asked = self._observed(differences)
+        item = Round(tuple(self._predict), drafts.plain, Table.of(self._refined()), observe=asked.tables)
         kept = {Column(kind, i) for i in known for kind in ("input", "output")}
-        return replace(item, keep=frozenset(item.reads() | kept))
+        item = replace(item, keep=frozenset(item.reads() | kept))
+        return Place(item, asked, drafts if drafts else None, sizes_of(self._schedule, asked.drafted))
 
     def _memory(self) -> Form | None:
         """x̂0 of the step before, where the next one is of second order."""
         second = self.at > 0 and self._schedule.orders[self.at] == 2
         return {Column("x0", self.at - 1): 1.0} if second else None
 
-    def _drafts(self, differences: list[Form]) -> dict[Column, Form]:
+    def _drafts(self, differences: list[Form], theta: Theta) -> dict[Column, Form]:
         """Chained solver steps from the state reached, with what was predicted before, or is expected."""
         carried = self._carried
         x: Form = {Column("state", self.at): 1.0}
         before, made = self._memory(), {}
         for i in self._predict[:-1]:
             known = i in carried.known
-            quantity = carried.quantity(i) if known else carried.extrapolated(i, differences, self._theta)
+            quantity = carried.quantity(i) if known else carried.extrapolated(i, differences, theta)
             now = carried.at(i, x, quantity)
             x, before = solver_step(self._schedule, i, x, now, before), now.x0
             made[Column("input", i + 1)] = x
@@ -144,18 +156,18 @@ class Window:
                     targets[Column("x0", i)] = before
         return targets
 
-    def _observed(self, differences: list[Form]) -> _Asked:
+    def _observed(self, differences: list[Form]) -> Asked:
         fit = self._fit(differences)
         drafted = tuple(self._predict[1:]) if self._settings.strides is None else ()
         gaps: list[Form] = [{Column("state", i): 1.0, Column("input", i): -1.0} for i in drafted]
         return replace(fit, drafted=drafted, tables=(*fit.tables, *as_tables(gaps)))
 
-    def _fit(self, differences: list[Form]) -> _Asked:
+    def _fit(self, differences: list[Form]) -> Asked:
         """Sums for θ, where something was extrapolated by differences."""
         last = self._carried.last
         new = [i for i in self._predict if i > last] if len(differences) > 1 else []
         tables = as_tables(fit_rows(self._carried, differences, new)) if new else ()
-        return _Asked(tuple(i - last for i in new), (), tables)
+        return Asked(tuple(i - last for i in new), (), tables)
 
     def ended(self, observation: Observation) -> None:
         """Learn from what was observed, and go on from the last state that can be trusted."""
@@ -178,7 +190,7 @@ class Window:
         squares = [np.diagonal(gram, axis1=1, axis2=2) for gram in observation]
         if not squares:
             return np.zeros((1, 0))
-        found: Float64 = np.sqrt(np.concatenate(squares, 1)) / sizes_of(self._schedule, self._asked.drafted)
+        found: Float64 = np.sqrt(np.concatenate(squares, 1)) / self._sizes
         return found
 
     def _accepted(self, distances: Float64) -> int:
@@ -211,8 +223,12 @@ def sizes_of(schedule: Schedule, states: Sequence[int], power: float = SIGNAL_PO
 
 def near_ones(distances: Float64, tolerance: float) -> int:
     """How many leading states (B, states) are within the tolerance in every picture."""
-    worst = np.maximum.accumulate(np.nan_to_num(distances, nan=np.inf).max(0, initial=0.0))
-    return int((worst <= tolerance).sum())
+    near = 0
+    for state in distances.T.tolist():
+        if not all(distance <= tolerance for distance in state):  # nor is a NaN
+            break
+        near += 1
+    return near
 
 
 def as_tables(rows: Sequence[Form]) -> tuple[Table, ...]:

@@ -17,7 +17,16 @@ from rich.progress import track
 from ... import scenes
 from ...scenes.labels import HEADS, IGNORED, labels
 from ..families import SD2Denoiser, SD3Denoiser, SDXLDenoiser
-from .networks import LATENT, TEXT_WIDTH, make_scheduler, make_text_encoder, make_tokenizer, make_unet
+from .networks import (
+    END,
+    LATENT,
+    TEXT_WIDTH,
+    after_words,
+    make_scheduler,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+)
 from .objective import Objective, diffusion, flow
 from .pairs import DemoSD3, DemoXL, make_euler_scheduler, make_flow_scheduler
 from .vae import load_vae, pictures
@@ -27,7 +36,6 @@ CAPTIONS_DROPPED = 0.1  # what guidance needs: some steps with the empty caption
 # Weight of reading the scene's labels off the text encoder. Without it the network learns what and
 # which colour, but for a long time not which of two objects is on which side: 20 of 49 pairs were swapped.
 READING = 0.02
-PAD, END = 0, 2
 _BATCH = 16
 _CHUNK = 250
 
@@ -47,8 +55,7 @@ class TextToLatents(torch.nn.Module):
         """The prediction, and the scene's labels as read from the tokens after the last word."""
         words = self.text_encoder(input_ids=tokens).last_hidden_state
         predicted: torch.Tensor = self.unet(latents, timesteps, encoder_hidden_states=words).sample
-        after = ((tokens == PAD) | (tokens == END)).unsqueeze(-1)
-        return predicted, self.reader((words * after).sum(1) / after.sum(1))
+        return predicted, self.reader(after_words(words, tokens, END))
 
 
 def tokens_of(captions: list[str], end_last: bool = False) -> torch.Tensor:

@@ -13,11 +13,12 @@ import torch
 from onnxruntime import InferenceSession  # type: ignore[import-untyped]
 
 from ..._errors import ModelError
+from ...models import get_spec
 from ..graph import store_half, strip
+from ..parts import parts_of
 from .checker import load_checker
-from .denoiser import load_denoiser
-from .networks import save_checkpoint
-from .pairs import save_pair
+from .denoiser import DEMOS, load_denoiser
+from .networks import make_tokenizer, save_checkpoint
 from .to_onnx import export_demo
 from .vae import load_vae
 
@@ -29,12 +30,12 @@ def finish(folder: Path, output: Path, family: str = "demo", name: str | None = 
 
     Raises ModelError where a network that was written does not compute what torch does.
     """
-    networks, vae = load_denoiser(folder, family, name), load_vae(folder)
+    demo, networks = DEMOS[family], load_denoiser(folder, family, name)
+    held = {part.name: getattr(networks, part.name, None) for part in parts_of(get_spec(family))}
+    parts = {name: part for name, part in held.items() if part is not None}
     checkpoint = folder / f"checkpoint-{family}"
-    if family == "demo":
-        save_checkpoint(checkpoint, networks.unet, networks.text_encoder, vae)
-    else:
-        save_pair(checkpoint, networks, vae)
+    tokenizer = make_tokenizer(demo.end_last)
+    save_checkpoint(checkpoint, {**parts, "vae": load_vae(folder)}, demo.scheduler(), tokenizer)
     written = export_demo(checkpoint, output, family)
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     print(f"{written}: {size / 1e6:.1f} MB", flush=True)

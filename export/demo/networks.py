@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ... import scenes
 TEXT_LENGTH = 16
 TEXT_WIDTH = 96
 LATENT = (4, 16, 16)
+PAD, END = 0, 2  # END where it is not the last
 SPECIAL = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unknown|>")
 
 
@@ -78,13 +80,23 @@ def make_unet() -> UNet2DConditionModel:
         use_linear_projection=True,
         norm_num_groups=16,
     )
-    # The fused attention's backward pass is slower than plain matrix products at this size.
+    return for_training(unet)
+
+
+def for_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The UNet as it starts: attention without fusion, whose backward pass is slower at this size."""
     unet.set_attn_processor(AttnProcessor())
-    start_as_identity(unet, ("conv2", "conv_out"))
+    _start_as_identity(unet, ("conv2", "conv_out"))
     return unet
 
 
-def start_as_identity(network: torch.nn.Module, last_of_block: tuple[str, ...]) -> None:
+def after_words(words: torch.Tensor, tokens: torch.Tensor, end: int) -> torch.Tensor:
+    """The mean (B, C) of hidden states (B, L, C) over the tokens after a text's last word."""
+    after = ((tokens == PAD) | (tokens == end)).unsqueeze(-1)
+    return (words * after).sum(1) / after.sum(1)
+
+
+def _start_as_identity(network: torch.nn.Module, last_of_block: tuple[str, ...]) -> None:
     """Zero the last convolution of every residual block: deep networks then learn from the first step."""
     for name, module in network.named_modules():
         if name.endswith(last_of_block):
@@ -104,7 +116,7 @@ def make_vae() -> AutoencoderKL:
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
-    start_as_identity(vae, ("conv2",))
+    _start_as_identity(vae, ("conv2",))
     return vae
 
 
@@ -123,11 +135,14 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def save_checkpoint(folder: Path, unet: Any, text_encoder: Any, vae: Any) -> None:
-    """A diffusers folder: what `to_onnx` exports and what diffusers itself can load."""
-    unet.save_pretrained(folder / "unet")
-    text_encoder.save_pretrained(folder / "text_encoder")
-    vae.save_pretrained(folder / "vae")
-    make_scheduler().save_pretrained(folder / "scheduler")
-    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-    make_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
+def save_checkpoint(folder: Path, parts: Mapping[str, Any], scheduler: Any, tokenizer: Tokenizer) -> None:
+    """A diffusers folder: what `to_onnx` exports and what diffusers itself can load.
+
+    parts: networks by the names that their folders have; every text encoder gets the tokenizer.
+    """
+    for name, part in {**parts, "scheduler": scheduler}.items():
+        part.save_pretrained(folder / name)
+        if name.startswith("text_encoder"):
+            path = folder / name.replace("text_encoder", "tokenizer") / "tokenizer.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +11,13 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
-from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ... import scenes
 from ...scenes.labels import HEADS
-from .networks import LATENT, clip_config, make_tokenizer, start_as_identity
+from .networks import LATENT, after_words, clip_config, for_training, make_tokenizer
 
-__all__ = ["DemoSD3", "DemoXL", "make_euler_scheduler", "make_flow_scheduler", "save_pair"]
+__all__ = ["DemoSD3", "DemoXL", "make_euler_scheduler", "make_flow_scheduler"]
 
 WIDTHS = (64, 96)  # of the two text encoders
 SIZES = (
@@ -57,8 +55,7 @@ class _Pair(torch.nn.Module):
 
     def labels(self, words: torch.Tensor, pooled: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The scene's labels as read from the pooled embedding and the tokens after the last word."""
-        after = ((tokens == 0) | (tokens == self.end)).unsqueeze(-1)
-        read: torch.Tensor = self.reader(torch.cat([(words * after).sum(1) / after.sum(1), pooled], -1))
+        read: torch.Tensor = self.reader(torch.cat([after_words(words, tokens, self.end), pooled], -1))
         return read
 
 
@@ -91,9 +88,7 @@ class DemoXL(_Pair):
             addition_time_embed_dim=16,
             projection_class_embeddings_input_dim=len(SIZES) * 16 + self.pooled_width,
         )
-        # The fused attention's backward pass is slower than plain matrix products at this size.
-        self.unet.set_attn_processor(AttnProcessor())
-        start_as_identity(self.unet, ("conv2", "conv_out"))
+        for_training(self.unet)
 
     def forward(
         self, latents: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor, dropped: torch.Tensor
@@ -179,16 +174,3 @@ def make_euler_scheduler() -> EulerDiscreteScheduler:
 def make_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """SD3's own configuration."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
-
-
-def save_pair(folder: Path, model: DemoXL | DemoSD3, vae: Any) -> None:
-    """A diffusers folder of either."""
-    for name in ("text_encoder", "text_encoder_2", "unet", "transformer"):
-        if hasattr(model, name):
-            getattr(model, name).save_pretrained(folder / name)
-    vae.save_pretrained(folder / "vae")
-    scheduler = make_euler_scheduler() if isinstance(model, DemoXL) else make_flow_scheduler()
-    scheduler.save_pretrained(folder / "scheduler")
-    for name in ("tokenizer", "tokenizer_2"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        make_tokenizer(end_last=True).save(str(folder / name / "tokenizer.json"))

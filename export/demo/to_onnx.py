@@ -42,7 +42,6 @@ class _Traced:
 
     network: Network
     module: torch.nn.Module
-    config: Any
 
     def inputs(self, small: bool) -> dict[str, torch.Tensor]:
         """Random ones; the latents have the trained size or, small, a flat one."""
@@ -56,7 +55,7 @@ def _networks(checkpoint: Checkpoint) -> list[_Traced]:
         module.requires_grad_(False)
         for parameter in module.parameters():
             parameter.copy_(parameter.half().float())
-        traced.append(_Traced(network, network.wrap(module, torch.float32).eval(), module.config))
+        traced.append(_Traced(network, network.wrap(module, torch.float32).eval()))
     return traced
 
 

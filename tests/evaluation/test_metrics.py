@@ -13,9 +13,7 @@ import torch
 from driffusion_trt import InputError
 from driffusion_trt.evaluation import metrics
 from driffusion_trt.evaluation.captions import held_out, prompts_of_file
-from driffusion_trt.evaluation.frechet import Gaussian
 from driffusion_trt.evaluation.heldout import draw_real
-from driffusion_trt.evaluation.inception import Inception
 from driffusion_trt.evaluation.metrics import Places, prepared
 
 PROMPTS = prompts_of_file("prompts.txt", ["a cat", "a dog"])
@@ -24,7 +22,7 @@ PROMPTS = prompts_of_file("prompts.txt", ["a cat", "a dog"])
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "pt_inception-2015-12-05-6726825d.pth"
-    torch.save(scorers.inception_state(Inception().state_dict()), path)
+    scorers.save_inception(path)
     return str(path)
 
 
@@ -41,7 +39,7 @@ def test_fid_is_from_a_folder_of_pictures_or_from_statistics(tmp_path: Path, inc
     assert metric.reference is not None
     assert [path.name for path in metric.reference.files] == ["000000000139.jpg", "000000000285.PNG"]
     assert metric.load()([one], [""], 0).shape == (1, 2048)
-    Gaussian(np.zeros(2048), np.eye(2048)).save(tmp_path / "real.npz")
+    scorers.save_statistics(tmp_path / "real.npz")
     (metric,) = prepared(["fid"], PROMPTS, Places(str(tmp_path / "real.npz"), inception, device="cpu"))
     assert metric.reference is not None and metric.reference.known is not None
     assert np.array_equal(metric.reference.known().covariance, np.eye(2048))
@@ -79,7 +77,7 @@ def test_an_option_whose_metric_was_not_asked_for_is_refused(option: str) -> Non
 
 
 def test_weights_of_something_else_are_refused_before_any_picture(tmp_path: Path, inception: str) -> None:
-    Gaussian(np.zeros(2048), np.eye(2048)).save(tmp_path / "real.npz")
+    scorers.save_statistics(tmp_path / "real.npz")
     hps = scorers.save_hps(tmp_path / "HPS_v2.1_compressed.pt")
     scorers.tokenizer().save_pretrained(tmp_path)
     good = Places(str(tmp_path / "real.npz"), inception, hpsv2=str(hps), device="cpu")
@@ -99,7 +97,7 @@ def test_weights_of_something_else_are_refused_before_any_picture(tmp_path: Path
 
 
 def test_a_device_that_holds_no_numbers_is_refused(inception: str, tmp_path: Path) -> None:
-    Gaussian(np.zeros(2048), np.eye(2048)).save(tmp_path / "real.npz")
+    scorers.save_statistics(tmp_path / "real.npz")
     for device in ("meta", "bogus"):
         with pytest.raises(InputError, match=f"--score-device '{device}' cannot be used by torch here"):
             prepared(["fid"], PROMPTS, Places(str(tmp_path / "real.npz"), inception, device=device))

@@ -74,7 +74,8 @@ def make_text_encoder() -> CLIPTextModel:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
-    networks.save_checkpoint(folder, make_unet(), make_text_encoder(), make_vae())
+    parts = {"unet": make_unet(), "text_encoder": make_text_encoder(), "vae": make_vae()}
+    networks.save_checkpoint(folder, parts, networks.make_scheduler(), networks.make_tokenizer())
     return folder
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import gpulanes
 import numpy as np
 import pytest
-import tiny
 
 import driffusion_trt as dt
 from driffusion_trt._call import LaneWarning
@@ -27,10 +26,7 @@ PROMPT, STEPS = "a red fox left of a blue star", 8
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with plans of the stand-in for sm89."""
-    folder = tiny.make_model_folder(tmp_path_factory.mktemp("planned") / "model")
-    gpulanes.add_plans(ModelFolder.open(folder))
-    return folder
+    return gpulanes.planned_model(tmp_path_factory.mktemp("planned") / "model")
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +37,7 @@ def machine(gpu_machine: Any) -> Any:
 @pytest.fixture(scope="module")
 def encoding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that can start from pictures, with its plans."""
-    folder = tiny.make_model_folder(tmp_path_factory.mktemp("encoding") / "model", encoder=True)
-    gpulanes.add_plans(ModelFolder.open(folder))
-    return folder
+    return gpulanes.planned_model(tmp_path_factory.mktemp("encoding") / "model", encoder=True)
 
 
 def picture(pipe: dt.Pipeline, **options: Any) -> dt.pipeline.Result:  # type: ignore[name-defined]
