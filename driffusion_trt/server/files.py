@@ -1,7 +1,7 @@
-"""Files of pictures as strangers send them: taken apart, so that a decoder sees what makes pixels and no more.
+"""Files of pictures as strangers send them: taken apart, so that a decoder sees what makes pixels alone.
 
-Pillow reads what else is in a file too, chunk by chunk in Python: millions of empty chunks, directories of Exif whose
-entries overlap and scans without end each take minutes, in files of a few megabytes.
+Pillow reads what else is in a file too, chunk by chunk in Python, and libjpeg every scan: files of a few
+megabytes with millions of empty chunks, or of scans, take minutes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _NOT_KEPT = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # applications' segments but JFIF'
 class Plain:
     """A file with one picture and nothing beside it.
 
-    kind: Pillow's name of its format. orientation: how to turn it, from 1 to 8, as Exif has it; of a WebP it is
-    not looked for.
+    kind: Pillow's name of its format. orientation: how to turn it, from 1 to 8, as Exif has it; not looked
+    for in a WebP.
     """
 
     kind: str

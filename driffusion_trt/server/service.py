@@ -74,10 +74,14 @@ class Status(Protocol):
 
 
 class Service(Protocol):
-    """A queue before a pipeline; `submit` checks everything at once and raises from `_errors`."""
+    """A queue before a pipeline; `submit` checks everything at once and raises from `_errors`.
+
+    admit: raises what `submit` would whatever the request is, so that nothing is read in vain.
+    """
 
     @property
     def pipe(self) -> Pipeline: ...
+    def admit(self, client: str = "") -> None: ...
     def submit(
         self,
         prompt: str,

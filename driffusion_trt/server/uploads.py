@@ -15,7 +15,8 @@ from .files import orientation_of, plain
 
 __all__ = ["decoded", "starting_picture"]
 
-_OPENED = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WEBP": WebPImageFile}
+_Image = PngImageFile | JpegImageFile | WebPImageFile
+_OPENED: dict[str, type[_Image]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WEBP": WebPImageFile}
 _OPAQUE = 128  # alpha below it is transparent
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
