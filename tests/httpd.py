@@ -96,22 +96,28 @@ class Engine:
         self.lanes = 2
         self.draining = False
 
-    def submit(
-        self,
-        prompt: str,
-        *,
-        client: str = "",
-        deadline_ms: float | None = None,
-        previews: bool = False,
-        **settings: Any,
-    ) -> Ticket:
-        self.asked.append({"prompt": prompt, "client": client, "deadline_ms": deadline_ms, **settings})
+    def admit(self, client: str = "", user: str = "") -> None:
         if self.draining:
             raise DrainingError("the engine ends")
         if self.refuse is not None:
             raise self.refuse
         if len(self.under_way) >= self.most:
             raise QueueFullError("all places are taken", 1.5)
+
+    async def submit(
+        self,
+        prompt: str,
+        *,
+        client: str = "",
+        user: str = "",
+        deadline_ms: float | None = None,
+        since_s: float | None = None,
+        previews: bool = False,
+        **settings: Any,
+    ) -> Ticket:
+        asked = {"prompt": prompt, "client": client, "user": user, "deadline_ms": deadline_ms}
+        self.asked.append({**asked, **settings})
+        self.admit(client, user)
         self.pipe.plan(prompt, **settings)  # checks them
         ticket = Ticket(self, previews)
         ticket.work = asyncio.ensure_future(self._make(ticket, prompt, settings))

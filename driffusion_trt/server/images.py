@@ -69,7 +69,7 @@ class Images:
         return Wish.check(desk.service.pipe.spec, desk.own_size, desk.names, desk.limits, fields, given)
 
     async def _made(self, request: Request, wish: Wish, kind: str) -> Response:
-        order = self._desk.submit(request, wish, _client(request, wish.user))
+        order = await self._desk.submit(request, wish, *_client(request, wish.user))
         if wish.stream:
             return Events(order, kind)
         result = await order.result()
@@ -95,9 +95,9 @@ def _uploads(files: Mapping[str, list[bytes]]) -> tuple[bytes, bytes | None]:
     return images[0], masks[0] if masks else None
 
 
-def _client(request: Request, user: str) -> str:
-    """Who takes turns with others: the users of a key, and without keys addresses."""
+def _client(request: Request, user: str) -> tuple[str, str]:
+    """Who takes turns with others: keys, and within them their users; without keys addresses."""
     key = request.scope.get("driffusion_key")
     if key is not None:
-        return f"{key}/{user}"
-    return request.client.host if request.client else ""
+        return str(key), user
+    return (request.client.host if request.client else ""), user
