@@ -96,23 +96,26 @@ class Engine:
         self.lanes = 2
         self.draining = False
 
-    def admit(self, client: str = "") -> None:
+    def admit(self, client: str = "", user: str = "") -> None:
         if self.draining:
             raise DrainingError("the engine ends")
         if len(self.under_way) >= self.most:
             raise QueueFullError("all places are taken", 1.5)
 
-    def submit(
+    async def submit(
         self,
         prompt: str,
         *,
         client: str = "",
+        user: str = "",
         deadline_ms: float | None = None,
+        since_s: float | None = None,
         previews: bool = False,
         **settings: Any,
     ) -> Ticket:
-        self.asked.append({"prompt": prompt, "client": client, "deadline_ms": deadline_ms, **settings})
-        self.admit(client)
+        asked = {"prompt": prompt, "client": client, "user": user, "deadline_ms": deadline_ms}
+        self.asked.append({**asked, "since_s": since_s, **settings})
+        self.admit(client, user)
         if self.refuse is not None:
             raise self.refuse
         self.pipe.plan(prompt, **settings)  # checks them

@@ -104,14 +104,16 @@ class Desk:
         _, height, width = self.service.pipe.folder.manifest.shapes["picture"]
         return height, width
 
-    def submit(self, request: Request, wish: Wish, client: str) -> Order:
+    async def submit(self, request: Request, wish: Wish, client: str, user: str) -> Order:
         """Into the queue, or refused at once. Raises ApiError and what the engine raises."""
         recorder = Recorder() if wish.timeline else None
         settings = {**wish.settings, **({} if recorder is None else {"recorder": recorder})}
-        ticket = self.service.submit(
+        ticket = await self.service.submit(
             wish.prompt,
             client=client,
+            user=user,
             deadline_ms=wish.deadline_ms,
+            since_s=request.scope["driffusion_since_s"],
             previews=wish.stream and wish.partial_images > 0,
             **settings,
         )

@@ -63,7 +63,8 @@ class Edge:
     no keys are asked for, which pages of other sites have not. Questions about health are always answered.
 
     The scope of a request may have `driffusion_beyond`: its connection is one too many. It gets
-    `driffusion_id`, `driffusion_key` where keys are asked for, and `driffusion`, facts for the log.
+    `driffusion_id`, `driffusion_since_s`, of `time.perf_counter`, `driffusion_key` where keys are asked for,
+    and `driffusion`, facts for the log.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Edge:
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         scope["driffusion_id"], facts = request_id, scope.setdefault("driffusion", {})
         sent = _Sent(send, request_id)
-        start = time.perf_counter()
+        start = scope["driffusion_since_s"] = time.perf_counter()
         try:
             refused = self._refused(scope)
             if refused is not None:

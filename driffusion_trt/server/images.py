@@ -33,7 +33,7 @@ class Images:
 
     async def generations(self, request: Request) -> Response:
         """POST /v1/images/generations."""
-        self._desk.service.admit(_client(request))
+        self._desk.service.admit(*_client(request))
         async with self._desk.bodies.read(request, "application/json") as body:
             wish = self._wish(self._generation, object_of(body))
         return await self._made(request, wish, "image_generation")
@@ -41,7 +41,7 @@ class Images:
     async def edits(self, request: Request) -> Response:
         """POST /v1/images/edits: the form has the picture, and maybe a mask."""
         desk, limits = self._desk, self._desk.limits
-        desk.service.admit(_client(request))
+        desk.service.admit(*_client(request))
         if "vae_encoder" not in desk.service.pipe.folder.networks:
             why = "this model has no encoder, which makes a start of a picture; see `edits` of /v1/models"
             raise ApiError(400, why, "not_supported_by_model")
@@ -70,7 +70,7 @@ class Images:
         return Wish.check(desk.service.pipe.spec, desk.own_size, desk.names, desk.limits, fields, given)
 
     async def _made(self, request: Request, wish: Wish, kind: str) -> Response:
-        order = self._desk.submit(request, wish, _client(request, wish.user))
+        order = await self._desk.submit(request, wish, *_client(request, wish.user))
         if wish.stream:
             return Events(order, kind)
         result = await order.result()
@@ -104,9 +104,9 @@ def _uploads(files: Mapping[str, list[bytes]]) -> tuple[bytes, bytes | None]:
     return images[0], masks[0] if masks else None
 
 
-def _client(request: Request, user: str = "") -> str:
-    """Who takes turns with others: the users of a key, and without keys addresses."""
+def _client(request: Request, user: str = "") -> tuple[str, str]:
+    """Who takes turns with others: keys, and within them their users; without keys addresses."""
     key = request.scope.get("driffusion_key")
     if key is not None:
-        return f"{key}/{user}"
-    return request.client.host if request.client else ""
+        return str(key), user
+    return (request.client.host if request.client else ""), user
