@@ -206,7 +206,7 @@ def test_sigterm_under_load_loses_no_request(model: str) -> None:
 def test_an_end_has_an_end(model: str) -> None:
     """What is not there by --drain-timeout is given up, and told so."""
     with running("--model", model, "--devices", "1", "--drain-timeout", "0.3") as service:
-        clients = [Client(service, steps=200, n=8, mode="sequential") for _ in range(6)]
+        clients = [Client(service, steps=200, n=8, mode="sequential") for _ in range(40)]
         until(lambda: service.call("GET", "/readyz")[1]["running"])
         os.kill(service.process.pid, signal.SIGTERM)
         for client in clients:
