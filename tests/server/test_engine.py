@@ -3,74 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
-from functools import wraps
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from fakeengine import GO, Notes, engine, in_loop, until
 from fakeshop import FakeShop
 
 import driffusion_trt as dt
-from driffusion_trt.server.engine import Engine
 from driffusion_trt.server.observer import Unobserved
 from driffusion_trt.server.ticket import Ticket
-
-GO = 1000
-
-
-class Notes(Unobserved):
-    """Takes down what an observer is told."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, Any]] = []
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.seen]
-
-    def on_queued(self, ticket: Ticket) -> None:
-        self.seen.append(("queued", ticket.order.prompt))
-
-    def on_started(self, ticket: Ticket) -> None:
-        self.seen.append(("started", (ticket.order.prompt, ticket.timeline.lanes)))
-
-    def on_finished(self, ticket: Ticket, result: Any) -> None:
-        self.seen.append(("finished", ticket.order.prompt))
-
-    def on_refused(self, error: dt.DriffusionError) -> None:
-        self.seen.append(("refused", type(error).__name__))
-
-    def on_failed(self, ticket: Ticket, error: BaseException) -> None:
-        self.seen.append(("failed", type(error).__name__))
-
-    def on_lane_lost(self, left: int) -> None:
-        self.seen.append(("lane lost", left))
-
-
-def engine(shop: FakeShop, **options: Any) -> Engine:
-    pipe: Any = None
-    return Engine(pipe, shop=shop, **options)
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run in an event loop, and end where it hangs."""
-
-    @wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
-
-    return run
-
-
-async def until(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end, "it does not come about"
-        await asyncio.sleep(0.001)
 
 
 @in_loop
@@ -211,6 +160,117 @@ async def test_a_deadline_counts_from_the_arrival() -> None:
         for wrong in (time.perf_counter() + 60, float("nan"), "now", True):
             with pytest.raises(dt.InputError, match="since_s must be"):
                 await served.submit("one", since_s=wrong)  # type: ignore[arg-type]
+
+
+@in_loop
+async def test_the_last_places_are_for_clients_below_their_share() -> None:
+    shop = FakeShop(1)
+    async with engine(shop, queue=16) as served:
+        gate = shop.hold("held")
+        tickets = [await served.submit("held", client="flood") for _ in range(1 + 14)]
+        with pytest.raises(dt.QueueFullError, match="14 requests of this client wait, and the last 2 places"):
+            await served.submit("held", client="flood", user="another name")
+        served.admit("quiet")
+        tickets += [await served.submit("held", client=client) for client in ("quiet", "calm")]
+        with pytest.raises(dt.QueueFullError, match="16 requests wait"):
+            served.admit("third")
+        gate.release(GO)
+        await asyncio.gather(*(ticket.result() for ticket in tickets))
+        assert served.status().queued == 0
+
+
+@in_loop
+async def test_a_user_leaves_places_to_other_users_of_its_key() -> None:
+    shop = FakeShop(1)
+    async with engine(shop, queue=16) as served:
+        gate = shop.hold("held")
+        tickets = [await served.submit("held", client="key", user="flood") for _ in range(1 + 12)]
+        with pytest.raises(dt.QueueFullError, match="12 requests of this user wait"):
+            await served.submit("held", client="key", user="flood")
+        tickets += [await served.submit("held", client="key", user=user) for user in ("quiet", "calm")]
+        with pytest.raises(dt.QueueFullError, match="14 requests of this client wait"):
+            await served.submit("held", client="key", user="fourth")
+        tickets.append(await served.submit("held", client="other key", user="flood"))
+        gate.release(GO)
+        await asyncio.gather(*(ticket.result() for ticket in tickets))
+
+
+@in_loop
+async def test_requests_that_are_checked_count_for_their_client() -> None:
+    shop = FakeShop(1)
+    async with engine(shop, queue=16) as served:
+        gate, let = shop.hold("held"), shop.checks.setdefault("slow", threading.Event())
+        held = await served.submit("held", client="flood")
+        slow = [asyncio.ensure_future(served.submit("slow", client="flood")) for _ in range(20)]
+        await asyncio.sleep(0)
+        served.admit("quiet")
+        let.set()
+        gate.release(GO)
+        found = await asyncio.gather(*slow, return_exceptions=True)
+        assert [type(one) for one in found].count(dt.QueueFullError) == 6
+        await held.result()
+
+
+@in_loop
+async def test_keys_take_turns_whatever_their_users_are_called() -> None:
+    shop = FakeShop(1)
+    async with engine(shop) as served:
+        gate = shop.hold("first")
+        first = await served.submit("first")
+        flood = [await served.submit(f"a{k}", client="a", user=f"name {k}") for k in range(6)]
+        quiet = [await served.submit(f"b{k}", client="b") for k in range(3)]
+        gate.release(GO)
+        await asyncio.gather(*(one.result() for one in (first, *flood, *quiet)))
+    assert [prompt[0] for prompt, _ in shop.made[1:7]].count("b") == 3
+
+
+@in_loop
+async def test_calls_run_in_the_context_of_who_submits_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, trace, seen = FakeShop(2), contextvars.ContextVar("trace", default="none"), set()
+    make, order = shop.make, shop.order
+
+    def traced(call: Callable[..., Any], name: str, *args: Any) -> Any:
+        seen.add((name, str(args[0].prompt if name == "make" else args[0]), trace.get()))
+        return call(*args)
+
+    monkeypatch.setattr(shop, "make", partial(traced, make, "make"))
+    monkeypatch.setattr(shop, "order", partial(traced, order, "order"))
+
+    async def client(name: str) -> None:
+        trace.set(name)
+        await served.generate(name)
+
+    async with engine(shop) as served:
+        seen.clear()
+        await asyncio.gather(*(asyncio.create_task(client(f"r{k}")) for k in range(6)))
+    assert seen == {(step, f"r{k}", f"r{k}") for k in range(6) for step in ("make", "order")}
+
+
+@in_loop
+async def test_others_pass_a_request_that_waits_for_more_lanes_than_are_free() -> None:
+    """Of four lanes one is in use, for 100 s; the head takes 500 s on four, and 667 s on three of them."""
+    shop = FakeShop(4, step_ms=1000.0)
+    async with engine(shop) as served:
+        gates = [shop.hold(prompt) for prompt in ("long", "head", "short")]
+        long = await served.submit("long", steps=400)
+        scheduler: Any = served._scheduler
+        lease, settings = scheduler.leases._of[long], {"steps": 2000, "quality": "high"}
+        settings["deadline_ms"] = 640_000
+        lease.keeps, lease.expected_ms = 1, 400_000.0
+        with pytest.raises(dt.DeadlineError) as refused:
+            await served.submit("head", **settings, client="a")
+        assert refused.value.expected_ms == pytest.approx(900_750, rel=0.01), "when the lane is given back"
+        lease.expected_ms = 100_000.0
+        head = await served.submit("head", **settings, client="a")
+        assert head.position == 1, "it waits for the fourth lane"
+        short = await served.submit("short", steps=2, client="b")
+        large = await served.submit("large", steps=1000, client="b")
+        assert short.position == 0, "it is over before the head can begin"
+        assert [head.position, large.position] == [1, 2], "it would delay the head"
+        large.cancel()
+        for gate in gates:
+            gate.release(GO)
+        await asyncio.gather(long.result(), head.result(), short.result())
 
 
 @in_loop
@@ -390,67 +450,6 @@ async def test_without_any_lane_all_fail_and_it_is_not_ready() -> None:
             await served.submit("one more")
         assert notes.seen.count(("lane lost", 0)) == 1
     assert shop.made == []
-
-
-@in_loop
-async def test_draining_finishes_what_was_taken() -> None:
-    shop = FakeShop(1)
-    async with engine(shop) as served:
-        gate = shop.hold("held")
-        tickets = [await served.submit("held"), await served.submit("other")]
-        drained = asyncio.ensure_future(served.drain())
-        await asyncio.sleep(0)
-        assert served.status().draining and not served.status().ready
-        with pytest.raises(dt.DrainingError):
-            await served.submit("late")
-        assert not drained.done()
-        gate.release(GO)
-        await drained
-        assert all(ticket.done for ticket in tickets)
-        await served.drain()
-    assert len(shop.made) == 2
-
-
-@in_loop
-async def test_draining_cancels_what_takes_too_long() -> None:
-    shop = FakeShop(1)
-    async with engine(shop) as served:
-        gate = shop.hold("held")
-        runs, waits, hangs = await served.submit("held"), await served.submit("other"), shop.hold("hangs")
-        drained = asyncio.ensure_future(served.drain(0.05))
-        await until(lambda: waits.done)
-        gate.release()
-        await drained
-        for one in (runs, waits):
-            with pytest.raises(dt.CancelledError, match="since the engine ends"):
-                await waits.result()
-            assert one.done
-        hangs.release()
-
-
-@in_loop
-async def test_draining_does_not_wait_for_what_hangs() -> None:
-    shop = FakeShop(1)
-    async with engine(shop) as served:
-        gate = shop.hold("hangs")
-        ticket = await served.submit("hangs")
-        await served.drain(0.05)
-        with pytest.raises(dt.CancelledError, match="did not end in time"):
-            await ticket.result()
-        gate.release(GO)
-
-
-@in_loop
-async def test_an_error_in_its_block_cancels_all() -> None:
-    shop = FakeShop(1)
-    with pytest.raises(ZeroDivisionError):
-        async with engine(shop) as served:
-            tickets = [await served.submit("long", steps=20_000), await served.submit("other")]
-            raise ZeroDivisionError
-    for ticket in tickets:
-        with pytest.raises(dt.CancelledError):
-            await ticket.result()
-    assert shop.closed == 1
 
 
 @in_loop
