@@ -251,10 +251,10 @@ def test_previews_and_rounds(folder: Path) -> None:
 
 
 def test_a_client_that_leaves_frees_the_lanes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_calls(monkeypatch, 0.002)
+    slow_calls(monkeypatch, 0.02)
 
     async def work(engine: dt.Engine) -> None:
-        task = asyncio.ensure_future(engine.generate(PROMPT, steps=500, mode="sequential"))
+        task = asyncio.ensure_future(engine.generate(PROMPT, steps=900, mode="sequential"))
         while not engine.status().running:
             await asyncio.sleep(0.001)
         task.cancel()
@@ -263,7 +263,7 @@ def test_a_client_that_leaves_frees_the_lanes(folder: Path, monkeypatch: pytest.
         begun = time.perf_counter()
         while engine.status().running:
             await asyncio.sleep(0.001)
-        assert time.perf_counter() - begun < 0.9, "500 steps take a second"
+        assert time.perf_counter() - begun < 9, "900 steps take 18 s"
 
     serve(folder, work)
 
