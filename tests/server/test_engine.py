@@ -513,6 +513,36 @@ async def test_an_observer_that_fails_loses_nothing(caplog: pytest.LogCaptureFix
 
 
 @in_loop
+async def test_an_observer_may_cancel_whatever_it_is_told_of() -> None:
+    """In the middle of a step too: each request ends once, and none is started only to be cancelled."""
+
+    class Canceller(Notes):
+        def on_failed(self, ticket: Ticket, error: BaseException) -> None:
+            super().on_failed(ticket, error)
+            for one in tickets:
+                one.cancel()
+
+        def on_started(self, ticket: Ticket) -> None:
+            super().on_started(ticket)
+            if ticket.order.prompt == "cancelled":
+                ticket.cancel()
+
+    shop, notes = FakeShop(1), Canceller()
+    async with engine(shop, observer=notes) as served:
+        gate, tickets = shop.hold("held"), list[Ticket]()
+        held = await served.submit("held")
+        for prompt, deadline_ms in (("late", 150), ("late", 150), ("waits", None), ("waits", None)):
+            tickets.append(await served.submit(prompt, deadline_ms=deadline_ms))
+        await until(lambda: all(ticket.done for ticket in tickets))
+        gate.release(GO)
+        await held.result()
+        assert notes.names().count("failed") == 4 and notes.names().count("started") == 1
+        with pytest.raises(dt.CancelledError):
+            await served.generate("cancelled")
+    assert notes.names().count("failed") == 5
+
+
+@in_loop
 async def test_nothing_grows_with_the_requests_served() -> None:
     shop = FakeShop(2, step_ms=0.01)
     async with engine(shop) as served:
