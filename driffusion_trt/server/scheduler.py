@@ -26,7 +26,7 @@ __all__ = ["Scheduler"]
 _log = logging.getLogger("driffusion_trt.engine")
 _TRIES = 2  # of a call whose lane failed
 _LOOK_AGAIN_S = 0.005
-_LET_PAST = 8  # requests, at most, that wait for more lanes than are free while others start
+_LET_PAST = 4  # requests, at most, that wait for more lanes than are free while others start
 
 
 class Scheduler:
