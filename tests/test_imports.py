@@ -74,11 +74,12 @@ ROOMS: dict[str, set[str]] = {
         PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "_precision", "planning", "previews"}
     ),
     "baselines": RUNTIME | {"runtime"},
-    "server": PIPELINE | {"pipeline"},
+    "remote": ENGINES | {"engines", "_cache"},
+    "server": PIPELINE | {"pipeline", "remote"},
     "evaluation": PIPELINE | {"pipeline", "scenes", "_machine", "_tables"},
     "benchmark": PIPELINE | {"pipeline", "_machine", "_tables", "_foreign"},
     "commands": PIPELINE
-    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"}
+    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export", "remote"}
     | {"_machine", "benchmark"},
     "cli": {"_errors", "commands"},
     "__main__": {"cli"},
@@ -110,7 +111,11 @@ PLACES: dict[str, set[str]] = {
     "benchmark.drift": {"skimage"},
     "engines": {"polygraphy", "tensorrt", "tensorrt_rtx"},
     "runtime._driver": {"cuda"},
+    "remote": {"fsspec"},
     "server": {"prometheus_client", "starlette", "uvicorn"},
+    "server.ray_app": {"ray"},
+    "server.ray_cluster": {"ray"},
+    "server.ray_scale": {"ray"},
 }
 
 MODULE_LINES = 300
