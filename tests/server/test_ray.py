@@ -82,9 +82,18 @@ class Cluster:
         return {one["ticket"] for one in told if one["status"] == 200 and "ticket" in one}
 
     def processes(self) -> list[psutil.Process]:
-        """What belongs to it; Ray's workers name themselves and not their folder."""
-        found = [(one, _line(one)) for one in psutil.process_iter()]
-        return [one for one, line in found if str(self.folder) in line or line.startswith("ray::")]
+        """What belongs to it. Ray's workers do not name their folder, but have their logs open in it."""
+        found = []
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(one.cmdline())
+                names = [line] if not line.startswith("ray::") else [file.path for file in one.open_files()]
+                if any(str(self.folder) in name for name in names):
+                    found.append(one)
+        return found
+
+    def replicas(self) -> list[psutil.Process]:
+        return [one for one in self.processes() if one.cmdline()[0].startswith("ray::ServeReplica")]
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +116,6 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder)
         os.environ.clear()
         os.environ |= before
-
-
-def _line(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def until(holds: Any, within_s: float = WAIT_S) -> None:
@@ -415,7 +418,7 @@ def test_the_load_decides_how_many_there_are(cluster: Cluster) -> None:
 def test_without_a_replica_requests_wait_for_one(cluster: Cluster) -> None:
     """Up to --queue of them; more are told to come later."""
     with running(cluster, "--replicas", "1", "--queue", "2") as service:
-        (replica,) = (one for one in psutil.process_iter() if _line(one).startswith("ray::ServeReplica"))
+        (replica,) = cluster.replicas()
         replica.kill()
         until(lambda: "running" not in service.lines[-1])  # all have heard of it then
         with ThreadPoolExecutor(8) as clients:
