@@ -53,6 +53,7 @@ class Cluster:
 
         self.folder, self.inside = folder, Inside()
         self.other: Any = None
+        self.serving: Process | None = None
         self._start(temp_dir=str(folder), include_dashboard=False)
 
     def _start(self, **how: Any) -> Any:
@@ -193,12 +194,14 @@ class Process:
         if self.process.poll() is None:
             self.end()
         assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.process.stdout.close()  # may be done twice
 
 
 @contextlib.contextmanager
 def running(cluster: Cluster, *words: str) -> Iterator[Process]:
-    found = Process(cluster, *words)
+    if cluster.serving is not None:  # of a test that was not there to end it
+        cluster.serving.kill()
+    found = cluster.serving = Process(cluster, *words)
     try:
         until(lambda: found.said("http://"))
         yield found
