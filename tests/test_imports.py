@@ -74,11 +74,12 @@ ROOMS: dict[str, set[str]] = {
         PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "_precision", "planning", "previews"}
     ),
     "baselines": RUNTIME | {"runtime"},
-    "server": PIPELINE | {"pipeline"},
+    "remote": ENGINES | {"engines", "_cache"},
+    "server": PIPELINE | {"pipeline", "remote"},
     "evaluation": PIPELINE | {"pipeline", "scenes", "_machine", "_tables"},
     "benchmark": PIPELINE | {"pipeline", "_machine", "_tables", "_foreign"},
     "commands": PIPELINE
-    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export"}
+    | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export", "remote"}
     | {"_machine", "benchmark"},
     "cli": {"_errors", "commands"},
     "__main__": {"cli"},
@@ -111,6 +112,10 @@ PLACES: dict[str, set[str]] = {
     "engines": {"polygraphy", "tensorrt", "tensorrt_rtx"},
     "runtime._driver": {"cuda"},
     "server": {"prometheus_client", "python_multipart", "starlette", "uvicorn"},
+    "remote": {"fsspec"},
+    "server.ray_app": {"ray"},
+    "server.ray_cluster": {"ray"},
+    "server.ray_scale": {"ray"},
 }
 
 MODULE_LINES = 300

@@ -173,7 +173,7 @@ def test_the_base_install_is_small(metadata: email.message.Message) -> None:
 
 def test_the_extras_are_those_documented(metadata: email.message.Message) -> None:
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert extras == {"bench", "export", "tensorrt", "tensorrt-rtx", "serve", "eval", "test", "dev"}
+    assert extras == {"bench", "export", "tensorrt", "tensorrt-rtx", "serve", "ray", "eval", "test", "dev"}
     assert all(requirements(metadata, extra) for extra in extras)
     assert metadata["License-Expression"] == "Apache-2.0"
 
@@ -188,7 +188,7 @@ def test_every_direct_dependency_is_pinned_but_torch(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    wanted += [line for extra in ("bench", "export", "serve", "test", "dev") for line in extras[extra]]
+    wanted += [line for extra in ("bench", "export", "ray", "serve", "test", "dev") for line in extras[extra]]
     pins = [
         line
         for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 from .._errors import InputError, MissingExtraError
 from ..engines.manifest import resolve_model
+from ..remote import here, is_remote, name_of
 from ._console import Console
+from ._serving_ray import refuse_without_ray, serve_replicas
 
 _NEEDED = {
     "prometheus_client": "prometheus-client",
@@ -59,11 +61,15 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
     limits = Limits(**{field: value for field, value in given.items() if value is not None})
     keys, url, proxies = Keys(_keys(args)), _url(args.public_url), _proxies(args)
     options = Options(_names(args), limits, keys, _origins(args), _hosts(args, bool(keys)), url)
-    folder = None if args.output_dir is None else Path(args.output_dir)
-    store = Store(limits.stored_bytes, limits.stored_s, folder)
     drain_s = args.drain_timeout
     if drain_s is not None and not drain_s > 0:
         raise InputError(f"--drain-timeout must be above 0, not {drain_s:g}; leave it out to wait for all")
+    if args.ray:
+        serve_replicas(args, options, _how(args), drain_s, console)
+        return
+    refuse_without_ray(args)
+    folder = None if args.output_dir is None else Path(args.output_dir)
+    store = Store(limits.stored_bytes, limits.stored_s, folder)
     with bound(args.host or "127.0.0.1", 8000 if args.port is None else args.port) as listener:
         logged()
         if args.quiet:
@@ -71,11 +77,22 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
         from ..server.engine import Engine
 
         metrics = Metrics()
-        engine = Engine.load(args.model or "demo", observer=metrics, **_how(args))
+        engine = Engine.load(observer=metrics, **_here(args, console), **_how(args))
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         console.note(f"{options.names[0]} on {engine.pipe.where}: http://{shown}:{port}/")
         serve(make_app(engine, options, store, metrics), listener, limits, drain_s, proxies)
+
+
+def _here(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The models of `Engine.load`, fetched to this machine where they are elsewhere."""
+    given = {"model": args.model or "demo", "fp32_model": args.fp32_model}
+    with console.progress(1000) as tick:
+        return {
+            name: here(model, lambda done, total, file: tick(1000 * done // max(1, total), file))
+            for name, model in given.items()
+            if model is not None
+        }
 
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +103,6 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "share": args.share,
         "hang_s": args.hang_timeout,
         "nan_policy": args.nan_policy,
-        "fp32_model": args.fp32_model,
         "cuda_graphs": False if args.no_cuda_graphs else None,
         "peer_copies": False if args.no_peer_copies else None,
     }
@@ -96,7 +112,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 def _names(args: argparse.Namespace) -> tuple[str, ...]:
     model = args.model or "demo"
     if args.served_name is None:
-        return (resolve_model(model).resolve().name,)
+        return (name_of(model) if is_remote(model) else resolve_model(model).resolve().name,)
     names = tuple(name.strip() for name in args.served_name.split(","))
     if not all(names):
         raise InputError(f"--served-name {args.served_name!r} has an empty name in it")

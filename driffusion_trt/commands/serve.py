@@ -6,6 +6,7 @@ import argparse
 
 from ._console import Console
 from ._options import NAN_POLICIES, devices, number, option, whole
+from ._serving_ray import add_options as _ray
 
 DESCRIPTION = "Serve pictures over HTTP, in the form of OpenAI's API, with a web page at / and metrics."
 EPILOG = """\
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _who(parser.add_argument_group("who"))
     _bounds(parser.add_argument_group("bounds of one request"))
     _others(parser.add_argument_group("bounds of the service"))
+    _ray(parser.add_argument_group("on a cluster"))
     parser.add_argument("-q", "--quiet", action="store_true", help="log requests and failures only")
     parser.add_argument("-v", "--verbose", action="store_true", help="print tracebacks of errors")
 
@@ -37,7 +39,9 @@ def _where(group: argparse._ArgumentGroup) -> None:
 
 
 def _what(group: argparse._ArgumentGroup) -> None:
-    option(group, "--model", "NAME", "a model folder, or the bundled model (default: demo)")
+    option(
+        group, "--model", "NAME", "a model folder, its address (s3://...), or a bundled model (default: demo)"
+    )
     option(group, "--served-name", "NAME,...", "of the model in requests (default: the folder's, or demo)")
     option(
         group,

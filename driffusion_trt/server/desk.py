@@ -106,6 +106,8 @@ class Desk:
 
     async def submit(self, request: Request, wish: Wish, client: str, user: str) -> Order:
         """Into the queue, or refused at once. Raises ApiError and what the engine raises."""
+        if wish.link:
+            self.store.check()
         recorder = Recorder() if wish.timeline else None
         settings = {**wish.settings, **({} if recorder is None else {"recorder": recorder})}
         ticket = await self.service.submit(

@@ -58,6 +58,9 @@ class Store:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def check(self) -> None:
+        """Whether anything can be kept here; asked before any work. Raises ApiError where it cannot."""
+
     def put(self, pictures: Sequence[bytes], kind: str) -> list[str]:
         """Ids of pictures of this kind, a key of `MEDIA`: all are kept, or none.
 

@@ -71,6 +71,18 @@ def loggers() -> Iterator[None]:
         ("--served-name a,,b", "has an empty name in it"),
         ("--port 99999", "the service cannot listen at 127.0.0.1:99999"),
         ("--host no.such.host.invalid", "the service cannot listen at no.such.host.invalid"),
+        ("--replicas 2", "--replicas is for replicas on a cluster; add --ray"),
+        ("--ray --replicas 3:2", "--replicas is a number from 1 on, or two such as 1:8, not '3:2'"),
+        ("--ray --replicas 0", "--replicas is a number from 1 on"),
+        ("--ray --cpus-per-replica 0", "--cpus-per-replica must be at least 1, not 0"),
+        ("--ray --gpus-per-replica -1", "--gpus-per-replica must be at least 0, not -1"),
+        ("--ray --target-requests 0", "--target-requests must be a number above 0, not 0"),
+        ("--ray --scale-up-after nan", "--scale-up-after must be a number above 0, not nan"),
+        ("--ray --proxies all", "--proxies is head or every, not 'all'"),
+        ("--ray --devices 2", "say --gpus-per-replica or --cpus-per-replica"),
+        ("--ray --stall-timeout 9", "with --ray Ray's listens"),
+        ("--ray --port 0", "with --ray --port is a number from 1 to 65535, not 0"),
+        ("--model nonsense://x", "--model nonsense://x cannot be read: Protocol not known"),
         ("--prot 1", "serve has no option --prot; did you mean '--port'?"),
         ("demo-xl", "serve takes no 'demo-xl'"),
     ],
@@ -104,6 +116,16 @@ def test_the_missing_extra_is_named(
     monkeypatch.setattr("driffusion_trt.commands._serving.find_spec", lambda name: None)
     assert main(["serve"]) == 1
     assert "pip install 'driffusion-trt[serve]'" in capsys.readouterr().err
+
+
+def test_the_missing_ray_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("driffusion_trt.commands._serving_ray.find_spec", lambda name: None)
+    assert main(["serve", "--ray"]) == 1
+    assert "ray is needed here and is not installed; run: pip install 'driffusion-trt[ray]'" in (
+        capsys.readouterr().err
+    )
 
 
 # The process
@@ -330,3 +352,10 @@ def test_keys_from_a_file_and_pictures_in_a_folder(model: str, tmp_path: Path) -
         os.kill(service.process.pid, signal.SIGTERM)
         assert service.end() == 0
     assert "secret" not in "".join(service.lines)
+
+
+@needs_engine
+def test_a_model_of_storage_is_served_by_its_own_name(model: str) -> None:
+    with running("--model", f"file://{model}", "--devices", "1") as service:
+        assert service.call("GET", "/v1/models")[1]["data"][0]["id"] == "tiny"
+        assert service.generate()[0] == 200

@@ -1,0 +1,56 @@
+"""Pictures behind links where there are several replicas: in a folder that all read, or not at all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .answers import ApiError
+from .store import MEDIA, Store
+
+__all__ = ["NoLinks", "SharedStore"]
+
+_NAME = re.compile(r"[0-9a-f]{32}")
+
+
+class SharedStore(Store):
+    """A store that also finds what other replicas wrote to the same folder.
+
+    Only an id of 32 hexadecimal digits is looked for there, under the few names that it can have.
+    """
+
+    def __init__(self, most_bytes: int, keep_s: float, folder: Path) -> None:
+        super().__init__(most_bytes, keep_s, folder)
+        self._shared = folder
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        found = super().get(name)
+        if found is not None or _NAME.fullmatch(name) is None:
+            return found
+        for kind, media in MEDIA.items():
+            path = self._shared / f"driffusion-{name}.{kind}"
+            try:
+                if path.stat().st_mtime + self._keep_s > self._now():
+                    return path.read_bytes(), media
+            except OSError:  # not there, or gone since
+                continue
+        return None
+
+
+class NoLinks(Store):
+    """Keeps nothing: a link would lead to another replica, in whose memory the picture is not."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1.0)
+
+    def check(self) -> None:
+        raise ApiError(
+            400, "response_format url cannot be had here: the picture would lie in the memory of one "
+            "replica, and its link may lead to another; take b64_json, or serve with --output-dir and a "
+            "folder that all nodes share", "unsupported_value", param="response_format",
+        )  # fmt: skip
+
+    def put(self, pictures: Sequence[bytes], kind: str) -> list[str]:
+        self.check()
+        return []

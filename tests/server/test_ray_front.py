@@ -1,0 +1,200 @@
+"""Around replicas: answers for those that are lost, shared pictures, metrics of all. Without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message
+
+from driffusion_trt.server.answers import ApiError
+from driffusion_trt.server.ray_front import REPLICA, Front
+from driffusion_trt.server.ray_metrics import STALE_S, Board, ReplicaMetrics
+from driffusion_trt.server.ray_store import NoLinks, SharedStore
+
+Proxy = Callable[[Any, Any, Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+def start(status: int = 200, replica: str = "a1", kind: str = "application/json", **more: str) -> Message:
+    headers = {"content-type": kind, "x-request-id": "inner", **more} | (
+        {REPLICA: replica} if replica else {}
+    )
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    raw.append((b"x-request-id", b"of Ray"))
+    return {"type": "http.response.start", "status": status, "headers": raw}
+
+
+def body(data: bytes, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+def asked(
+    messages: list[Message], path: str = "/v1/models", **headers: str
+) -> tuple[list[Message], dict[str, Any]]:
+    """What goes out where the proxy sends these messages and ends; and the scope that it was given."""
+    sent: list[Message] = []
+    scopes: list[dict[str, Any]] = []
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        for message in messages:
+            await send(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(Front(proxy)({"type": "http", "path": path, "headers": raw}, receive, send))
+    return sent, scopes[0]
+
+
+def headers_of(message: Message) -> dict[str, str]:
+    return {name.decode().lower(): value.decode() for name, value in message["headers"]}
+
+
+def test_what_a_replica_says_passes_with_one_id() -> None:
+    sent, scope = asked([start(200), body(b"{", True), body(b"}")], **{"x-request-id": "mine"})
+    assert [one["type"] for one in sent] == ["http.response.start", *2 * ["http.response.body"]]
+    assert [value for name, value in sent[0]["headers"] if name == b"x-request-id"] == [b"mine"]
+    assert headers_of(sent[0])[REPLICA.lower()] == "a1"
+    assert b"".join(one["body"] for one in sent[1:]) == b"{}" and not sent[-1]["more_body"]
+    assert (b"x-request-id", b"mine") in scope["headers"]
+
+
+@pytest.mark.parametrize(
+    "messages", [[], [start()]], ids=["before the answer", "after its headers, which are held"]
+)
+def test_a_lost_replica_is_an_answer_that_says_to_ask_again(messages: list[Message]) -> None:
+    sent, _ = asked(messages)
+    assert sent[0]["status"] == 503 and headers_of(sent[0])["retry-after"] == "1"
+    assert headers_of(sent[0])["content-type"] == "application/json"
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["code"] == "replica_lost" and error["request_id"] == headers_of(sent[0])["x-request-id"]
+    assert len(sent) == 2
+
+
+def test_a_stream_ends_with_an_error_where_its_replica_is_lost() -> None:
+    sent, _ = asked([start(kind="text/event-stream; charset=utf-8"), body(b": accepted\n\n", True)])
+    assert sent[0]["status"] == 200 and not sent[-1]["more_body"]
+    event, data = sent[-1]["body"].decode().strip().split("\n")
+    assert event == "event: error" and json.loads(data[6:])["error"]["code"] == "replica_lost"
+
+
+def test_another_answer_that_was_begun_is_cut() -> None:
+    """The length that it told tells the client."""
+    sent, _ = asked([start(**{"content-length": "9"}), body(b"half", True)])
+    assert len(sent) == 2 and sent[1]["more_body"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, "draining"), (503, "no_replica"), (429, "no_replica"), (500, "no_replica")]
+)
+def test_what_ray_says_of_itself_is_said_as_openai_says_it(status: int, code: str) -> None:
+    sent, _ = asked([start(status, replica="", kind="text/plain"), body(b"Path '/' not found")])
+    assert sent[0]["status"] == 503 and headers_of(sent[0])["retry-after"] == "5"
+    assert json.loads(sent[1]["body"])["error"]["code"] == code
+
+
+def test_a_404_of_a_replica_stays_one() -> None:
+    sent, _ = asked([start(404), body(b"{}")])
+    assert sent[0]["status"] == 404
+
+
+def test_the_proxys_own_paths_are_left_alone() -> None:
+    sent, _ = asked([start(200, replica="", kind="text/plain"), body(b"success")], "/-/healthz")
+    assert sent[0]["status"] == 200 and sent[1]["body"] == b"success"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-request-disconnect-disabled",
+        "X-Request-Timeout-Seconds",
+        "serve-multiplexed-model-id",
+        "serve_multiplexed_model_id",
+        "x-session-id",
+    ],
+)
+def test_a_client_cannot_steer_ray(name: str) -> None:
+    _, scope = asked([start(), body(b"")], **{name: "1", "authorization": "Bearer x"})
+    assert {key for key, _ in scope["headers"]} == {b"authorization", b"x-request-id"}
+
+
+def test_an_odd_id_is_replaced() -> None:
+    _, scope = asked([start(), body(b"")], **{"x-request-id": "a b\x7f"})
+    assert dict(scope["headers"])[b"x-request-id"] != b"a b\x7f"
+
+
+def test_links_lead_to_pictures_of_every_replica(tmp_path: Path) -> None:
+    one, other = (SharedStore(1 << 20, 60.0, tmp_path) for _ in range(2))
+    (name,) = one.put([b"picture"], "png")
+    assert other.get(name) == one.get(name) == (b"picture", "image/png")
+    old = time.time() - 61
+    os.utime(tmp_path / f"driffusion-{name}.png", (old, old))
+    assert other.get(name) is None
+    (tmp_path / "driffusion-secret.png").write_bytes(b"no picture of ours")
+    for odd in ("secret", "../driffusion-secret", "A" * 32, "0" * 33, "*", ""):
+        assert other.get(odd) is None
+
+
+def test_without_a_shared_folder_links_are_refused() -> None:
+    store = NoLinks()
+    for refused in (store.check, lambda: store.put([b"x"], "png")):
+        with pytest.raises(
+            ApiError, match="serve with --output-dir and a folder that all nodes share"
+        ) as got:
+            refused()
+        assert got.value.status == 400 and got.value.param == "response_format"
+    assert store.get("0" * 32) is None
+
+
+def test_any_replica_has_the_metrics_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, first, second = Board(), ReplicaMetrics("a1"), ReplicaMetrics("b2")
+    for metrics, count in ((first, 2), (second, 3)):
+        for _ in range(count):
+            metrics.answered("/v1/models", 200, 0.1)
+    assert board.exchange("a1", first.families()) == []
+    second.others = board.exchange("b2", second.families())
+    families = {one.name: one for one in text_string_to_metric_families(second.text().decode())}
+    counts = {
+        one.labels["replica"]: one.value
+        for one in families["driffusion_http_requests"].samples
+        if one.name == "driffusion_http_requests_total"
+    }
+    assert counts == {"a1": 2, "b2": 3}
+    assert {one.labels["replica"] for family in families.values() for one in family.samples} == {"a1", "b2"}
+    assert second.text().decode().count("# TYPE driffusion_http_requests_total") == 1
+    later = time.monotonic() + STALE_S + 1
+    monkeypatch.setattr("driffusion_trt.server.ray_metrics.time.monotonic", lambda: later)
+    assert board.exchange("b2", second.families()) == [], "one that says nothing is gone"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, as Ray is imported
+def test_a_replica_has_a_group_of_gpus_and_the_load_makes_more() -> None:
+    from driffusion_trt.server.app import Options
+    from driffusion_trt.server.ray_app import Facts, Recipe
+    from driffusion_trt.server.ray_scale import Scale, deployment_of, target_of
+
+    facts = Facts("2 GPUs", lanes=2, per_second=0.5, expected_ms=3000.0)
+    assert target_of(facts) == 3.0, "of which each takes 6 seconds at half a picture a second"
+    assert target_of(Facts("1 CPU thread", 1, 0.1, 1000.0)) == 1.0
+    scale = Scale(None, "127.0.0.1", 8000, (1, 8), gpus=2, up_s=5.0)
+    assert scale.devices == "cuda" and Scale(None, "127.0.0.1", 8000, cpus=3).devices == 3
+    recipe = Recipe("demo", Options(("demo",)), {"queue": 10})
+    made: Any = deployment_of(recipe, scale, facts.lanes, target_of(facts), None)._bound_deployment
+    assert made.ray_actor_options == {"num_cpus": 1, "num_gpus": 2}
+    load = made._deployment_config.autoscaling_config
+    assert (load.min_replicas, load.max_replicas, load.target_ongoing_requests) == (1, 8, 3.0)
+    assert (load.upscale_delay_s, load.downscale_delay_s) == (5.0, 600.0)
+    assert made.max_ongoing_requests > 10 + facts.lanes, "the engine says 429, not Ray"
+    assert made._deployment_config.graceful_shutdown_timeout_s > 120
