@@ -354,7 +354,6 @@ def test_keys_from_a_file_and_pictures_in_a_folder(model: str, tmp_path: Path) -
     assert "secret" not in "".join(service.lines)
 
 
-@needs_engine
 def test_a_model_of_storage_is_served_by_its_own_name(model: str) -> None:
     with running("--model", f"file://{model}", "--devices", "1") as service:
         assert service.call("GET", "/v1/models")[1]["data"][0]["id"] == "tiny"
