@@ -47,14 +47,14 @@ class Work:
         return sum(count for _, count in self.rounds)
 
 
-def latency_ms(costs: Costs, work: Work, *, guided: bool, split: bool = False) -> float:
-    """From the prompt to the picture.
+def latency_ms(costs: Costs, work: Work, *, guided: bool, split: bool = False, pictures: int = 1) -> float:
+    """From the prompt to the picture, or the batch of pictures.
 
     Raises InputError where guidance is split over fewer than two devices.
     """
     how = {"guided": guided, "split": split, "looked": work.looks}
-    rounds = sum(count * costs.round_ms(drafts, **how) for drafts, count in work.rounds)
-    return costs.picture_ms + rounds
+    rounds = sum(count * costs.round_ms(drafts, pictures=pictures, **how) for drafts, count in work.rounds)
+    return costs.picture_ms * pictures + rounds
 
 
 def terms_ms(costs: Costs, work: Work, *, guided: bool, split: bool = False) -> dict[str, float]:
