@@ -309,7 +309,7 @@ def test_a_group_without_room_gets_what_others_kept_there(bench: Bench) -> None:
     """Of pictures that were led elsewhere, too; and who is at work keeps what it needs."""
     large = Asked("sequential", 1, devices=1, pictures=8)
     with bench.lanes(1) as (simulator, lanes):
-        bench.right(large.latents(lanes), large)
+        bench.right(large.latents(lanes, lambda done: None), large)
         needed = simulator.memory_bytes()["device 0"]
     whole, one = Asked("aggressive", 2, pictures=3, seed=1), Asked("sequential", 1, devices=1, seed=2)
     machine = [cudasim.Device(), cudasim.Device(memory_bytes=needed + 4096)]
