@@ -18,7 +18,7 @@ from .._planner import PlanSettings, planned
 from .._request import Request
 from ..pipeline import Pipeline
 from ..planning.candidates import Candidate
-from ..sampling.plan import WINDOW_LANES
+from ..sampling.plan import WINDOW_LANES, Plan
 from ..sampling.sample import RoundDone
 from .policy import Profile
 
@@ -145,10 +145,10 @@ class PipelineShop:
         """Of a call that names its plan: it runs as it is, on however many lanes."""
         plan = self._pipe._planner.plan(self._pipe.devices, **asked)
         times, width = self._pipe._auto.expected_ms(request, plan, widest)
-        if self._gpus:  # batches of other sizes round in another way, so it has all its GPUs or waits
-            most = max(1, min(self.lanes, plan.lanes * self._pipe._planner.devices_per_lane(**asked)))
-            times += times[-1:] * (most - widest)
-            return Profile(times, (most,) * len(times), most), times[most - 1], plan.lanes
+        if self._gpus:
+            each = self._pipe._planner.devices_per_lane(**asked)
+            needed = max(1, min(self.lanes, _at_once(plan) * each))
+            return _on_so_many(times, needed), times[min(needed, widest) - 1], plan.lanes
         # Where one idles for half of its time another request may have it.
         busy = max(1, math.ceil(width - 0.5))
         keeps = tuple(min(count, busy) for count in range(1, widest + 1))
@@ -161,7 +161,7 @@ class PipelineShop:
             each = self._pipe._planner.devices_per_lane(**asked)
             most = max(1, self.lanes // each) if self._gpus else order.settings["lanes"]
             settings = {**order.settings, "lanes": min(order.settings["lanes"], most)}
-            return self._on_devices(settings, lanes), order.profile.ms_on(lanes)
+            return self._on_devices(settings, order.profile.kept_of(lanes)), order.profile.ms_on(lanes)
         auto = self._pipe._auto
         chosen = auto.choice(request, asked, devices=lanes).chosen
         if within_ms is not None and _hurries(asked) and chosen.ms > within_ms:
@@ -192,6 +192,17 @@ class PipelineShop:
 
 def _devices(chosen: Candidate, guided: bool) -> int:
     return chosen.lanes * (2 if chosen.split and guided else 1)
+
+
+def _at_once(plan: Plan) -> int:
+    """The most noises that a round predicts; of a plan that decides on its way, what it may."""
+    return max((len(item.predict) for item in plan.rounds), default=plan.lanes)
+
+
+def _on_so_many(times: Sequence[float], needed: int) -> Profile:
+    """Of a plan that has so many GPUs or waits: larger batches on fewer of them would round in another way."""
+    ms = [times[min(count, needed, len(times)) - 1] for count in range(1, max(needed, len(times)) + 1)]
+    return Profile(tuple(ms), (needed,) * len(ms), needed)
 
 
 def _hurries(asked: PlanSettings) -> bool:
