@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from . import report
 from .sim_lanes import SMALL, Bench, Model, picture
 
-__all__ = ["GROUPS_OF", "group_memory", "group_runs"]
+__all__ = ["GROUPS_OF", "group_memory", "group_runs", "group_table"]
 
 _DEVICES, _ROUNDS = 4, 3
 GROUPS_OF = (1, 2)  # devices
@@ -57,3 +58,12 @@ def group_memory(bench: Bench, model: Model, devices: int, seed: int = 1) -> dic
         "pinned_bytes": grown["pinned"],
         "elsewhere_bytes": sum(grown[f"device {k}"] for k in range(_DEVICES)) - grown[lead],
     }
+
+
+def group_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of `group_memory` as Markdown."""
+    names = ("lead_bytes", "elsewhere_bytes", "pinned_bytes")
+    return report.table(
+        ["a further group, MB", "devices", "lead", "other devices", "pinned"],
+        [[row["model"], str(row["devices"]), *(f"{row[name] / 1e6:.2f}" for name in names)] for row in rows],
+    )

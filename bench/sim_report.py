@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
-from .sim_groups import GROUPS_OF, group_memory, group_runs
+from .sim_groups import GROUPS_OF, group_memory, group_runs, group_table
 from .sim_host import host_times
 from .sim_lanes import SD3, SDXL, SMALL, Bench, Model, picture
 
@@ -145,18 +145,7 @@ def tables(result: Mapping[str, Any]) -> str:
             for row in result["host"]
         ],
     )
-    groups = report.table(
-        ["a further group, MB", "devices", "lead", "other devices", "pinned"],
-        [
-            [
-                row["model"],
-                str(row["devices"]),
-                *(f"{row[name] / 1e6:.2f}" for name in ("lead_bytes", "elsewhere_bytes", "pinned_bytes")),
-            ]
-            for row in result["groups"]
-        ],
-    )
-    return "\n\n".join((calls, memory, groups, host))
+    return "\n\n".join((calls, memory, group_table(result["groups"]), host))
 
 
 def missed(result: Mapping[str, Any]) -> list[str]:

@@ -200,7 +200,7 @@ def _at_once(plan: Plan) -> int:
 
 
 def _on_so_many(times: Sequence[float], needed: int) -> Profile:
-    """Of a plan that has so many GPUs or waits: larger batches on fewer of them would round in another way."""
+    """Of a plan that has so many GPUs or waits: the larger batches of fewer would round in another way."""
     ms = [times[min(count, needed, len(times)) - 1] for count in range(1, max(needed, len(times)) + 1)]
     return Profile(tuple(ms), (needed,) * len(ms), needed)
 
