@@ -120,10 +120,10 @@ def test_a_lone_request_has_all_gpus_and_a_crowd_one_each(planned: Path, four: A
     async def work(engine: dt.Engine) -> Any:
         lone = engine.submit(PROMPT, steps=30, seed=1)
         made = [(await lone.result(), lone.timeline.lanes)]
-        crowd = [engine.submit(PROMPT, steps=30, seed=seed) for seed in range(2, 11)]
+        crowd = [engine.submit(PROMPT, steps=30, seed=seed) for seed in range(2, 14)]
         return made + [(await ticket.result(), ticket.timeline.lanes) for ticket in crowd]
 
-    made = serve(planned, work, queue=8)
+    made = serve(planned, work, queue=16)
     assert made[0][1] == 4 and min(lanes for _, lanes in made[1:]) == 1
     with dt.Pipeline.load(planned, devices="cuda") as pipe:
         for one, lanes in made:
