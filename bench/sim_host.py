@@ -61,7 +61,7 @@ def _enqueued(simulator: Any, lanes: CudaLanes, run: Callable[[], object]) -> tu
         wait(this, event)
 
     streams = [worker.stream for worker in lanes.workers]
-    if lanes._team is not None:
+    if lanes.workers:
         streams.append(lanes._team.lead.stream)
     entered = threading.Semaphore(0)
 

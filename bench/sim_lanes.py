@@ -133,15 +133,21 @@ class Bench:
             yield stack.enter_context(CudaLanes(engines, **given))
 
 
-def picture(model: Model, lanes: CudaLanes, rounds: int, mode: str = "aggressive") -> Callable[[], object]:
-    """A picture with guidance, in so many rounds that all but the first one keep every lane busy."""
-    steps = 1 + len(lanes) * (rounds - 1)
-    plan = dt.make_plan(dt.Schedule.from_config(dict(model.scheduler), steps), mode=mode, lanes=len(lanes))
+def picture(
+    model: Model, lanes: CudaLanes, rounds: int, mode: str = "aggressive", devices: int | None = None
+) -> Callable[[], object]:
+    """A picture with guidance, in so many rounds that all but the first one keep every lane busy.
+
+    devices: that it has, one a lane; None for all.
+    """
+    width = len(lanes) if devices is None else devices
+    steps = 1 + width * (rounds - 1)
+    plan = dt.make_plan(dt.Schedule.from_config(dict(model.scheduler), steps), mode=mode, lanes=width)
     random = np.random.default_rng(0)
     given, other = (
         {name: random.standard_normal((1, *shape)).astype(np.float32) for name, shape in model.inputs.items()}
         for _ in range(2)
     )
-    job = lanes.job(given, 5.0, other)
+    job = lanes.job(given, 5.0, other, devices=devices)
     noise = random.standard_normal((1, *model.shape)).astype(np.float32)
     return lambda: job.sample(plan, noise, noise_streams(0, 1))

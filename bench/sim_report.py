@@ -9,8 +9,9 @@ in full size and no weights, since only the lanes' own buffers count: an engine'
 memory come on top, as do the contexts and graphs of a real driver.
 
 Calls and bytes of a round are the difference of two pictures that differ in their number of rounds.
-All runs but the timed ones have random delays, and races and broken rules are counted over all of them.
-The program fails where there is one, or where a goal is missed.
+All runs but the timed ones have random delays, and races and broken rules are counted over all of them;
+where groups of devices are at work at the same time, every thread of the host counts by itself. The program
+fails where there is one, or where a goal is missed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
+from .sim_groups import GROUPS_OF, group_memory, group_runs, group_table
 from .sim_host import host_times
 from .sim_lanes import SD3, SDXL, SMALL, Bench, Model, picture
 
@@ -143,7 +145,7 @@ def tables(result: Mapping[str, Any]) -> str:
             for row in result["host"]
         ],
     )
-    return "\n\n".join((calls, memory, host))
+    return "\n\n".join((calls, memory, group_table(result["groups"]), host))
 
 
 def missed(result: Mapping[str, Any]) -> list[str]:
@@ -183,7 +185,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         host = host_times(bench, LANES)
         pictures = race_runs(bench, seeds=(1, 2, 3))
-    result = {"counts": rows, "host": host, "pictures_with_delays": pictures, "races": len(bench.races)}
+        at_once = group_runs(bench, seeds=(1, 2, 3))
+        groups = [group_memory(bench, model, count) for model in (SDXL, SD3) for count in GROUPS_OF]
+    result = {
+        "counts": rows,
+        "host": host,
+        "groups": groups,
+        "pictures_with_delays": pictures,
+        "pictures_in_groups": at_once,
+        "races": len(bench.races),
+    }
     print(tables(result))
     print(
         f"\ngoals: under {GOAL_MEMORY_MB:g} MB on every device at {SDXL.name}, and under {GOAL_HOST_US:g} us "

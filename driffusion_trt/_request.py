@@ -45,6 +45,7 @@ class Request:
     sizes, negative_sizes: for SDXL; None for the others.
     source: the picture to start from; None for noise.
     split_guidance: predict with and without the prompt on two devices; see `Pipeline.__call__`.
+    devices: GPUs that are enough for it, while others work for somebody else; None for all there are.
     """
 
     prompts: tuple[Texts, ...]
@@ -59,6 +60,7 @@ class Request:
     vae_tiling: bool | int | None = None
     source: Source | None = None
     split_guidance: bool = False
+    devices: int | None = None
 
     @classmethod
     def check(cls, spec: ModelSpec, own_size: Size, prompt: object, settings: Mapping[str, Any]) -> Self:

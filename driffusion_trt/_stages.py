@@ -151,7 +151,10 @@ class Stages:
     def _job(self, request: Request, recorder: Recorder | None = None) -> Any:
         given, without = self.conditioner(request, recorder)
         scale = request.guidance_scale if request.guided else 1.0
-        return self.lanes.job(given, scale, without, split_guidance=request.split_guidance)
+        share = (
+            {} if request.devices is None else {"devices": request.devices}
+        )  # CPU lanes have no such thing
+        return self.lanes.job(given, scale, without, split_guidance=request.split_guidance, **share)
 
     def _shape(self, request: Request) -> tuple[int, int, int]:
         spec = self.folder.spec

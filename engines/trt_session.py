@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +80,7 @@ class TensorRTSession:
         self._describe(engine)
         self._jit_cache = jit_cache
         self._config: trt.IRuntimeConfig | rtx.IRuntimeConfig | None = engine.create_runtime_config()
+        self._making = threading.Lock()  # of contexts, from a config that is changed for each
         self._kernels: rtx.IRuntimeCache | None = None
         if flavour.targets:
             self._prepare_rtx(self._config)
@@ -195,10 +197,11 @@ class TensorRTSession:
         """A context that knows the shapes of its inputs. managed: its scratch memory comes from us."""
         config: Any = self._config
         strategy = self._module.ExecutionContextAllocationStrategy
-        config.set_execution_context_allocation_strategy(
-            strategy.USER_MANAGED if managed else strategy.STATIC
-        )
-        made = self._open().create_execution_context(config)
+        with self._making:
+            config.set_execution_context_allocation_strategy(
+                strategy.USER_MANAGED if managed else strategy.STATIC
+            )
+            made = self._open().create_execution_context(config)
         context: trt.IExecutionContext = check(made, f"a context for {self.name}", self._messages)
         for name, shape in shapes.items():
             self._do(context.set_input_shape(name, shape), f"setting the shape of {name!r}")

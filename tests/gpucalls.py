@@ -75,6 +75,7 @@ class Asked:
     first: int | None = None  # the state to start at, from a picture
     inpaint: bool = False
     split: bool = False  # guidance over two devices
+    devices: int | None = None  # that are enough for it
     plan: Plan | None = field(default=None, compare=False)
 
     def planned(self) -> Plan:
@@ -90,7 +91,9 @@ class Asked:
     def latents(self, lanes: HostLanes | CudaLanes, on_round: OnRound | None = None) -> Floats:
         """The picture that these lanes make."""
         text, empty = (normal(self.seed + k, self.pictures, tiny.LENGTH, tiny.WIDTH) for k in (1, 2))
-        job = lanes.job(text, self.guidance_scale, empty, split_guidance=self.split)
+        limited = isinstance(lanes, CudaLanes) and self.devices is not None
+        share = {"devices": self.devices} if limited else {}
+        job = lanes.job(text, self.guidance_scale, empty, split_guidance=self.split, **share)
         noise = normal(self.seed + 3, self.pictures, tiny.CHANNELS, tiny.SIDE, tiny.SIDE)
         known, streams = self.known(noise) if self.inpaint else None, noise_streams(self.seed, self.pictures)
         made = job.sample(self.planned(), noise, streams, on_round, known).latents

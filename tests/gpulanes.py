@@ -24,6 +24,7 @@ from driffusion_trt.engines.trt_session import TensorRTSession
 from driffusion_trt.runtime._driver import Device
 from driffusion_trt.runtime._resources import PinnedMemory
 from driffusion_trt.runtime.cuda import CudaLanes, Engine
+from driffusion_trt.runtime.gpu_lease import Leases
 
 RTX = FLAVOURS["tensorrt-rtx"]
 
@@ -67,8 +68,27 @@ def machine(devices: int | Iterable[cudasim.Device], **options: Any) -> Iterator
         mock.patch.dict(sys.modules, {RTX.module: standin}),
         mock.patch.object(standin, "on_stream", simulator.enqueue),
         mock.patch.object(PinnedMemory, "array", told),
+        leases_told(simulator),
     ):
         yield simulator
+
+
+@contextmanager
+def leases_told(simulator: cudasim.Simulator) -> Iterator[None]:
+    """With `threads_apart`: it is leases that order what threads do on a device one after another."""
+    take, give_back = Leases._take, Leases._give_back
+
+    def taken(leases: Leases[Any], *given: Any) -> Any:
+        group = take(leases, *given)
+        simulator.take_over()
+        return group
+
+    def given_back(leases: Leases[Any]) -> None:
+        simulator.hand_over()
+        give_back(leases)
+
+    with mock.patch.object(Leases, "_take", taken), mock.patch.object(Leases, "_give_back", given_back):
+        yield
 
 
 def shapes_of(onnx: Path, sides: Mapping[str, Range]) -> dict[str, list[list[int]]]:

@@ -70,6 +70,9 @@ SETUPS = {
     "one device twice": Setup({"devices": [0, 0]}, FOUR, (*SHARED[1:], *ONE_DEVICE, *LANES, PLACES)),
     # In this mode networks see every refined state; in the other, only what is drafted and the end matter.
     "inpainting": Setup({}, Asked("conservative", 2, "ddpm", steps=7, seed=10, first=1, inpaint=True)),
+    "two of four devices": Setup(
+        {"devices": 4}, replace(FOUR, devices=2), (*SHARED, *ONE_DEVICE, *LANES, PLACES)
+    ),
     "a plan that adapts": Setup({}, Asked("", 2, "ddpm", steps=12, seed=10)),
 }
 
@@ -138,7 +141,8 @@ class Trial:
         devices = options.pop("devices", 2)
         self.close()
         self._stack.enter_context(suppress(DriffusionError))  # of a device that is broken by now
-        self._simulator = self._stack.enter_context(gpulanes.machine(2))
+        count = devices if isinstance(devices, int) else 2
+        self._simulator = self._stack.enter_context(gpulanes.machine(count))
         lanes = self._stack.enter_context(gpulanes.gpu_lanes(self._folder, self._kernels, devices, **options))
         self._steps = self._stack.enter_context(Steps(lanes).watched())
         return lanes
@@ -188,22 +192,24 @@ class Trial:
         if grown["violation"] or made == "error":
             self._lanes = None  # a device is lost
         else:
-            for stream in (lanes._team.lead.stream, *(worker.stream for worker in lanes._team.workers)):
+            leads = [lead.stream for lead in lanes._team._leads.values()]
+            for stream in (*leads, *(worker.stream for worker in lanes._team.workers)):
                 stream.device.make_current()
                 stream.synchronize()
         return next(iter(grown), made)
 
     @staticmethod
     def _held(lanes: CudaLanes, omit: str) -> Stream:
-        assert lanes._team.lead is not None
         worker = re.search(r"worker (\d)'s report", omit)
-        return lanes._team.workers[int(worker[1])].stream if worker else lanes._team.lead.stream
+        (lead,) = lanes._team._leads.values()  # of the one group that makes pictures here
+        return lanes._team.workers[int(worker[1])].stream if worker else lead.stream
 
     def _make(self, lanes: CudaLanes, asked: Asked, on_round: OnRound | None = None) -> str:
         text, empty = (normal(asked.seed + k, asked.pictures, tiny.LENGTH, tiny.WIDTH) for k in (1, 2))
         noise = normal(asked.seed + 3, asked.pictures, tiny.CHANNELS, tiny.SIDE, tiny.SIDE)
         try:
-            job = lanes.job(text, asked.guidance_scale, empty, split_guidance=asked.split)
+            how = {"split_guidance": asked.split, "devices": asked.devices}
+            job = lanes.job(text, asked.guidance_scale, empty, **how)
             streams = noise_streams(asked.seed, asked.pictures)
             known = asked.known(noise) if asked.inpaint else None
             made = job.sample(asked.planned(), noise, streams, on_round, known).latents

@@ -13,7 +13,8 @@ from .._errors import DeviceError, InputError
 
 __all__ = ["Owner", "Owners"]
 
-# Closing is rare and may be done by the collector on any thread, in the middle of another close.
+# Of the books alone: giving a resource back may wait for a device, and other threads do not wait with it.
+# Closing may be done by the collector on any thread, in the middle of another close.
 _LOCK = threading.RLock()
 
 
@@ -26,7 +27,7 @@ class Owner:
     """
 
     _needs: tuple[Owner, ...] | None = None
-    _abandoned = False
+    _ended = False
 
     def __init__(self, *needs: Owner) -> None:
         with _LOCK:
@@ -53,26 +54,32 @@ class Owner:
     def close(self) -> None:
         """Give the resource back, at once or with the last owner made from it; later calls do nothing."""
         with _LOCK:
-            if not self._closed:
-                self._closed = True
-                self._end()
-
-    def abandon(self) -> None:
-        """Count it as closed and never give it back: on a device that does not answer it cannot be."""
-        with _LOCK:
-            self._abandoned = self._closed = True
+            self._closed = True
+            due = self._due()
+        if due:
             self._end()
 
+    def _due(self) -> bool:
+        """Whether it ends now, which it does once; with the lock held."""
+        if not self._closed or self._users or self._ended:
+            return False
+        self._ended = True
+        return True
+
     def _end(self) -> None:
-        if not self._closed or self._users:
-            return
-        try:
-            if not self._abandoned:
-                self._destroy()
-        finally:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._let_go)
+            self._destroy()
+
+    def _let_go(self) -> None:
+        """Of what it was made from; what was closed by then ends with it."""
+        with _LOCK, contextlib.ExitStack() as due:
             for need in self._needs or ():
                 need._users -= 1
-                need._end()
+                if need._due():
+                    due.callback(need._end)
+            ends = due.pop_all()
+        ends.close()
 
     def _destroy(self) -> None:
         """Give the resource back; called once."""

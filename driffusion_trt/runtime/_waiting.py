@@ -1,24 +1,9 @@
-"""Waiting for one's turn, and giving up on it."""
+"""What is called now and then by who waits for its turn, to give up on it."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-__all__ = ["Waiting", "held"]
+__all__ = ["Waiting"]
 
 Waiting = Callable[[], None] | None
-_LOOK_S = 0.02
-
-
-@contextlib.contextmanager
-def held(lock: threading.Lock, waiting: Waiting = None) -> Iterator[None]:
-    """A lock; until it is there, `waiting` is called now and then, and what it raises ends that."""
-    while not lock.acquire(timeout=-1 if waiting is None else _LOOK_S):
-        assert waiting is not None
-        waiting()
-    try:
-        yield
-    finally:
-        lock.release()

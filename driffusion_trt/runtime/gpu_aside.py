@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 
 from .._errors import DeviceError
@@ -48,42 +49,51 @@ class Aside:
 
 
 class Asides:
-    """All that was set aside and is not given back yet."""
+    """All that was set aside and is not given back yet; safe from several threads."""
 
     def __init__(self) -> None:
         self._kept: list[Aside] = []
+        self._lock = threading.Lock()
 
     def add(self, aside: Aside) -> None:
-        self._kept.append(aside)
+        with self._lock:
+            self._kept.append(aside)
 
     def discard(self, picture: Picture) -> None:
         """Close a picture that nobody uses: now, or where a device may be busy, with the rest."""
-        if self._kept:
-            self._kept[-1].pictures.append(picture)
-        else:
-            picture.close()
+        with self._lock:
+            if self._kept:
+                self._kept[-1].pictures.append(picture)
+                return
+        picture.close()
 
     def clear(self) -> bool:
         """Give it all back, but nothing while a device is busy: the driver would wait, for ever perhaps.
 
         Returns whether all of it is gone.
         """
-        if any(aside.busy() for aside in self._kept):
-            return False
-        while self._kept:
-            self._kept.pop().close()
+        with self._lock:
+            if any(aside.busy() for aside in self._kept):
+                return False
+            gone, self._kept = self._kept, []
+        while gone:
+            gone.pop().close()
         return True
 
     def wait(self) -> set[Device]:
         """Devices that have not ended their work after some time to do so."""
-        return {device for aside in self._kept for device in aside.wait()}
+        with self._lock:
+            kept = list(self._kept)
+        return {device for aside in kept for device in aside.wait()}
 
     def end(self) -> None:
         """Give it all back, after some patience; what a device that hangs holds up stays."""
         for device in self.wait():
             device.lost = True
-        while self._kept:
-            self._kept.pop().close()
+        with self._lock:
+            gone, self._kept = self._kept, []
+        while gone:
+            gone.pop().close()
 
 
 def _at_rest(stream: Stream) -> bool:

@@ -39,10 +39,13 @@ class CudaJob:
         unconditional: Float32 | Conditioning | None,
         *,
         split_guidance: bool = False,
+        devices: int | None = None,
     ) -> None:
+        if devices is not None and devices < 1:
+            raise InputError(f"devices must be at least 1, not {devices}")
         if not np.isfinite(guidance_scale):
             raise InputError(f"guidance_scale must be finite, not {guidance_scale}")
-        self._lanes, self.guidance_scale = lanes, float(guidance_scale)
+        self._lanes, self._devices, self.guidance_scale = lanes, devices, float(guidance_scale)
         given = _named(conditioning)
         self._branches: tuple[Conditioning, ...] = (given,)
         if guidance_scale != 1:
@@ -106,9 +109,9 @@ class CudaJob:
                 f"job's batch {self.batch}"
             )
         form = self._form(noise.shape[1:])
-        with lanes.turn(form, waiting):
+        with lanes.turn(form, waiting, self._devices) as group:
             try:
-                picture = lanes.picture(plan, form)
+                picture = lanes.picture(plan, form, group)
                 return run_picture(
                     picture,
                     noise,
@@ -121,7 +124,7 @@ class CudaJob:
                     recorder=recorder,
                 )
             except WorkerFailed as error:
-                raise lanes.failed(error, plan, form) from error
+                raise lanes.failed(error, plan, form, group, self._devices) from error
 
 
 def _named(conditioning: Float32 | Mapping[str, Float32]) -> Conditioning:

@@ -206,7 +206,7 @@ class Picture:
 
     def requests(self) -> Iterator[Request]:
         """What it uses of its workers."""
-        return (one.request for link in self.lane_links.values() for one in link.links)
+        return (one.request for link in list(self.lane_links.values()) for one in link.links)
 
     def events(self, number: int, item: Compiled) -> tuple[Event, dict[Worker, Event]]:
         """Those of a round: the lead is ready, and each of its workers is done.

@@ -19,7 +19,7 @@ from .._request import Request
 from .._source import fitted
 from ..pipeline import Pipeline
 from ..planning.candidates import Candidate
-from ..sampling.plan import WINDOW_LANES
+from ..sampling.plan import WINDOW_LANES, Plan
 from ..sampling.sample import RoundDone
 from .policy import Profile
 
@@ -79,7 +79,7 @@ class Shop(Protocol):
         """Check a request; nothing runs. Raises as a call of the pipeline does before any work."""
 
     def call(self, order: Order, lanes: int, within_ms: float | None) -> tuple[dict[str, Any], float]:
-        """The settings of a call on so many lanes, with its plan named; and the milliseconds to expect.
+        """What `make` needs for a call on so many lanes, with its plan named; and the milliseconds to expect.
 
         within_ms: in which it has to be there. Raises InputError where it cannot.
         """
@@ -95,11 +95,13 @@ class Shop(Protocol):
 
 
 class PipelineShop:
-    """Orders for a pipeline. On CPU lanes requests share them; GPUs make one picture at a time, with all."""
+    """Orders for a pipeline. CPU lanes take turns with rounds; of GPUs each request has some to itself."""
+
+    shared = True
 
     def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
-        self.shared = not pipe._devices.gpus
+        self._gpus = bool(pipe._devices.gpus)
         self._known: OrderedDict[str, _Expected] = OrderedDict()  # by settings; those asked for last
         self._lock = threading.Lock()
 
@@ -155,6 +157,10 @@ class PipelineShop:
         """Of a call that names its plan: it runs as it is, on however many lanes."""
         plan = self._pipe._planner.plan(self._pipe.devices, **asked)
         times, width = self._pipe._auto.expected_ms(request, plan, widest)
+        if self._gpus:
+            each = self._pipe._planner.devices_per_lane(**asked)
+            needed = max(1, min(self.lanes, _at_once(plan) * each))
+            return _on_so_many(times, needed), times[min(needed, widest) - 1], plan.lanes
         # Where one idles for half of its time another request may have it.
         busy = max(1, math.ceil(width - 0.5))
         keeps = tuple(min(count, busy) for count in range(1, widest + 1))
@@ -165,22 +171,29 @@ class PipelineShop:
         if not order.open:
             # As calls do that lose a GPU on their way; a plan on CPU threads runs on any number of them.
             each = self._pipe._planner.devices_per_lane(**asked)
-            most = order.settings["lanes"] if self.shared else max(1, self.lanes // each)
+            most = max(1, self.lanes // each) if self._gpus else order.settings["lanes"]
             settings = {**order.settings, "lanes": min(order.settings["lanes"], most)}
-            return settings, order.profile.ms_on(lanes)
+            return self._on_devices(settings, order.profile.kept_of(lanes)), order.profile.ms_on(lanes)
         auto = self._pipe._auto
         chosen = auto.choice(request, asked, devices=lanes).chosen
         if within_ms is not None and _hurries(asked) and chosen.ms > within_ms:
             in_time = cast(PlanSettings, {**asked, "deadline_ms": within_ms})
             chosen = auto.choice(request, in_time, devices=lanes).chosen
-        return chosen.named(order.settings), chosen.ms
+        needed = _devices(chosen, request.guided)
+        return self._on_devices(chosen.named(order.settings), min(lanes, needed)), chosen.ms
+
+    def _on_devices(self, settings: dict[str, Any], devices: int) -> dict[str, Any]:
+        """For `make`: so many GPUs are to work on it."""
+        return {**settings, "devices": devices} if self._gpus else settings
 
     def make(self, order: Order, settings: dict[str, Any], on_round: Callable[[RoundDone], None]) -> Result:
         # Not the call itself, which warns of words that the model cannot read: Python keeps every warning,
         # and prompts of clients are nothing for a log.
+        settings = dict(settings)
+        devices = settings.pop("devices", None)
         request, checked = self._pipe._checked(order.prompt, settings)
         watch = Watch.check({**settings, "callback_on_round_end": on_round})
-        return self._pipe._made(request, checked, watch)
+        return self._pipe._made(replace(request, devices=devices), checked, watch)
 
     def preview(self, done: RoundDone) -> Image.Image | None:
         return self._pipe.preview(done.latents())[0]
@@ -191,6 +204,17 @@ class PipelineShop:
 
 def _devices(chosen: Candidate, guided: bool) -> int:
     return chosen.lanes * (2 if chosen.split and guided else 1)
+
+
+def _at_once(plan: Plan) -> int:
+    """The most noises that a round predicts; of a plan that decides on its way, what it may."""
+    return max((len(item.predict) for item in plan.rounds), default=plan.lanes)
+
+
+def _on_so_many(times: Sequence[float], needed: int) -> Profile:
+    """Of a plan that has so many GPUs or waits: the larger batches of fewer would round in another way."""
+    ms = [times[min(count, needed, len(times)) - 1] for count in range(1, max(needed, len(times)) + 1)]
+    return Profile(tuple(ms), (needed,) * len(ms), needed)
 
 
 def _hurries(asked: PlanSettings) -> bool:

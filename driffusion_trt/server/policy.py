@@ -40,16 +40,23 @@ class Profile:
 
     ms: on 1, 2, 3, ... lanes, while the others are at work; on more than are listed it takes the last one.
     keeps: lanes that it keeps at work where it is given so many; others can use the rest.
+    least: with fewer lanes it would be another picture; where there are fewer in all, it has those.
     """
 
     ms: tuple[float, ...]
     keeps: tuple[int, ...]
+    least: int = 1
 
     def __post_init__(self) -> None:
         assert self.ms and len(self.ms) == len(self.keeps) and min(self.ms) > 0 and min(self.keeps) > 0
+        assert 1 <= self.least <= len(self.ms)
 
     def ms_on(self, lanes: int) -> float:
         return self.ms[min(lanes, len(self.ms)) - 1]
+
+    def widths(self, most: int) -> range:
+        """The lanes that it can have, of so many."""
+        return range(min(self.least, most), min(most, len(self.ms)) + 1)
 
     def kept_of(self, lanes: int) -> int:
         return min(lanes, self.keeps[min(lanes, len(self.keeps)) - 1])
@@ -71,6 +78,10 @@ class Machine:
     shared: bool = True
     most: int = 1 << 16
     each: int | None = None
+
+    def each_of(self, profile: Profile) -> int | None:
+        """Lanes that a request like this gets whatever the load, if that is so."""
+        return None if self.each is None else min(max(self.each, profile.least), self.lanes)
 
     def free(self, kept: int) -> int:
         """Lanes for another request, where those under way keep so many."""
@@ -127,10 +138,9 @@ def lanes_for_next(
     if len(running) >= machine.most:
         return 0
     free = machine.free(sum(one.keeps for one in running))
-    if machine.each is not None:
-        each = min(machine.each, machine.lanes)
+    if (each := machine.each_of(profile)) is not None:
         return each if free >= each else 0
-    if not free:
+    if free < min(profile.least, machine.lanes):
         return 0
     best = _best(machine, profile, free, waiting, offered, crowd)
     if waiting == 1 and not crowd and _soon_better(machine, profile, profile.ms_on(best), running, offered):
@@ -149,10 +159,11 @@ def _best(
         waves = at_once * full * (full + 1) / 2 + rest * (full + 1)
         return waves / waiting * profile.ms_on(lanes)
 
-    most = min(free, len(profile.ms))
+    widths = profile.widths(free)
     if not crowd:
-        most = min(most, _steady(machine, profile, offered))
-    return min(range(1, most + 1), key=lambda lanes: (mean_end(lanes), lanes))
+        steady = _steady(machine, profile, offered)
+        widths = range(widths.start, min(widths.stop, steady + 1))
+    return min(widths, key=lambda lanes: (mean_end(lanes), lanes))
 
 
 @functools.lru_cache(maxsize=64)  # a forecast asks the same for every request of a queue
@@ -169,7 +180,7 @@ def _steady(machine: Machine, profile: Profile, offered: float) -> int:
         wait = 0.5 * busy ** (math.sqrt(2 * (servers + 1)) - 1) / (servers * (1 - busy)) * ms
         return ms + wait, busy
 
-    widths = range(1, len(profile.ms) + 1)
+    widths = profile.widths(machine.lanes)
     fastest = min(widths, key=profile.ms_on)
     if latency(fastest)[1] < _IDLE_ENOUGH:
         return fastest
@@ -188,17 +199,16 @@ def _soon_better(
     for one in sorted(running, key=lambda one: one.left_ms):
         kept -= one.keeps
         free = machine.free(kept)
-        if free and one.left_ms + profile.ms_on(_best(machine, profile, free, 1, offered)) < now_ms:
+        if free < min(profile.least, machine.lanes):
+            continue
+        if one.left_ms + profile.ms_on(_best(machine, profile, free, 1, offered)) < now_ms:
             return True
     return False
 
 
 def per_second(machine: Machine, profile: Profile) -> float:
     """Requests a second where there are always some waiting."""
-    if machine.each is not None:
-        lanes = min(machine.each, machine.lanes)
-    else:
-        lanes = _best(machine, profile, machine.lanes, 1, crowd=True)
+    lanes = machine.each_of(profile) or _best(machine, profile, machine.lanes, 1, crowd=True)
     at_once = machine.lanes // machine.keeps(profile, lanes) if machine.shared else 1
     return 1e3 * max(1, at_once) / profile.ms_on(lanes)
 

@@ -16,6 +16,7 @@ from driffusion_trt.runtime._resources import Stream
 pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
 
 from bench import sim_report
+from bench.sim_groups import group_memory, group_runs
 from bench.sim_host import host_times
 from bench.sim_lanes import SD3, SDXL, SMALL, Bench
 
@@ -91,6 +92,20 @@ def test_a_race_is_counted(bench: Bench) -> None:
 def test_more_runs_with_delays(bench: Bench) -> None:
     assert sim_report.race_runs(bench, (5,), (1, 2)) == 24
     assert bench.races == []
+
+
+def test_groups_at_the_same_time(bench: Bench) -> None:
+    assert group_runs(bench, (4,)) == 36
+    assert bench.races == []
+
+
+def test_memory_of_a_further_group(bench: Bench) -> None:
+    """Places for the states of its plan, and what goes to the other lane and comes back; all on the lead."""
+    latent = 4 * 4 * 8 * 8
+    one, two = (group_memory(bench, SMALL, devices) for devices in (1, 2))
+    assert one["elsewhere_bytes"] == two["elsewhere_bytes"] == 0
+    assert one["lead_bytes"] == 3 * latent and two["lead_bytes"] == 7 * latent + (256 + latent)
+    assert (one["pinned_bytes"], two["pinned_bytes"]) == (latent + 4, latent + 8)  # the picture, and flags
 
 
 def row(**changes: Any) -> dict[str, Any]:

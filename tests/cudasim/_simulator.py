@@ -78,6 +78,8 @@ class Simulator:
         hang_limit_ms: a wait of the host that lasts longer returns CUDA_ERROR_LAUNCH_TIMEOUT and counts as a
             violation, since with a real driver it would never end.
         capture_peer_copies: whether cuMemcpyPeerAsync may be captured; not every driver can.
+        threads_apart: what one thread of the host has waited for orders nothing that another one does, unless
+            it was handed over; else all threads count as one.
 
     Raises:
         BuildError: it can not be built or loaded.
@@ -97,6 +99,7 @@ class Simulator:
         delay_us: int = 200,
         hang_limit_ms: int = 20_000,
         capture_peer_copies: bool = False,
+        threads_apart: bool = False,
     ) -> None:
         """Other devices and options, as for the class; no object of the driver may be alive."""
         specs = [Device()] * devices if isinstance(devices, int) else list(devices)
@@ -113,6 +116,7 @@ class Simulator:
         self._option("delay_us", delay_us)
         self._option("hang_limit_ms", hang_limit_ms)
         self._option("capture_peer_copies", capture_peer_copies)
+        self._option("threads_apart", threads_apart)
 
     def _option(self, name: str, value: int) -> None:
         if self._library.cudasim_option(name.encode(), ctypes.c_uint64(value)):
@@ -215,6 +219,14 @@ class Simulator:
     def host_access(self, address: int, size_bytes: int, *, write: bool) -> None:
         """Tell of a load or store by the host, which the simulator can not see by itself."""
         self._library.cudasim_host_access(ctypes.c_size_t(address), ctypes.c_size_t(size_bytes), int(write))
+
+    def hand_over(self) -> None:
+        """With `threads_apart`: this thread lets go of a lock, and whoever gets it knows what it knows."""
+        self._library.cudasim_hand_over(0)
+
+    def take_over(self) -> None:
+        """With `threads_apart`: this thread got that lock."""
+        self._library.cudasim_hand_over(1)
 
     def name_stream(self, stream: Any, name: str) -> None:
         """What reports call a stream."""

@@ -6,6 +6,7 @@ the same bits. What needs more GPUs than there are is left out, and named in the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,34 @@ def test_sequential_has_the_same_bits_for_any_number_of_devices(
         with dt.Pipeline.load(reduced_model, devices=devices_of(count, tuple(alike))) as pipe:
             pictures.append(picture(pipe, mode="sequential").latents)
     np.testing.assert_array_equal(*pictures)
+
+
+def test_groups_of_gpus_at_the_same_time(reduced_model: Path, gpus: tuple[Gpu, ...]) -> None:
+    """Requests have GPUs to themselves, and the bits that they have alone; graphs are captured meanwhile."""
+    alike = [gpu for gpu in gpus if (gpu.name, gpu.capability) == (gpus[0].name, gpus[0].capability)]
+    if len(alike) < 2:
+        pytest.skip(f"needs 2 GPUs of one kind, this machine has {len(alike)}")
+    devices = devices_of(len(alike), tuple(alike))
+    calls: list[dict[str, Any]] = [
+        {"steps": STEPS, "mode": "sequential", "seed": [k], "guidance_scale": (1.0, 3.0)[k % 2]}
+        for k in range(4 * len(alike))
+    ]
+    calls[1] = {"steps": STEPS, "mode": "aggressive", "lanes": 2, "num_images": 2, "seed": [1, 2]}
+    calls[-2] = {**calls[1], "mode": "conservative"}
+    with dt.Pipeline.load(reduced_model, devices=devices) as pipe:
+        wanted = [pipe(PROMPT, **call) for call in calls]
+
+    async def work() -> list[Any]:
+        async with dt.Engine.load(reduced_model, devices=devices) as engine:
+            tickets = [engine.submit(PROMPT, **call) for call in calls]
+            running = engine.status().running
+            made = [await ticket.result() for ticket in tickets]
+            lanes: Any = engine.pipe._lanes
+            assert running > 1 and lanes.without_graphs == {} and len(lanes) == len(devices)
+            return made
+
+    for one, right in zip(asyncio.run(work()), wanted, strict=True):
+        np.testing.assert_array_equal(one.latents, right.latents)
 
 
 def test_peer_copies_bring_every_byte(gpus: tuple[Gpu, ...]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import cudasim
 import pytest
 from cudasim.rig import BYTES, Gpu, captured, clean, driver, floats, ok, status
@@ -187,3 +189,29 @@ def test_launches_of_one_graph_follow_each_other(gpu: Gpu, simulator: cudasim.Si
     ok(driver.cuGraphLaunch(launchable, gpu.stream))
     ok(driver.cuGraphLaunch(launchable, other))
     assert simulator.races() == []
+
+
+@pytest.mark.parametrize(("apart", "handed"), [(False, False), (True, False), (True, True)])
+def test_what_another_thread_has_waited_for(
+    gpus: tuple[Gpu, Gpu], simulator: cudasim.Simulator, apart: bool, handed: bool
+) -> None:
+    """It orders nothing where threads count by themselves, but for what a lock hands over."""
+    simulator._option("threads_apart", apart)
+    one, other = gpus
+
+    def first() -> None:
+        one.use()
+        one.fill(one.x, 1)
+        one.wait()
+        if handed:
+            simulator.hand_over()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    thread.join()
+    if handed:
+        simulator.take_over()
+    other.use()
+    ok(driver.cuMemcpyPeerAsync(other.x, other.context, one.x, one.context, BYTES, other.stream))
+    other.wait()
+    assert bool(simulator.races()) == (apart and not handed)

@@ -502,3 +502,35 @@ def test_what_nobody_closed_is_told_and_given_back(fake: Driver, device: Device)
     assert stream is None
     assert [str(warning.message) for warning in caught] == ["Stream was not closed"]
     assert fake.names() == ["cuStreamDestroy"]
+
+
+def test_what_is_given_back_slowly_holds_up_nobody_else() -> None:
+    """A driver waits for a device, perhaps, before it takes memory back; others make and close theirs."""
+    begun, go_on = threading.Event(), threading.Event()
+    ended: list[str] = []
+
+    class Slow(Owner):
+        def _destroy(self) -> None:
+            begun.set()
+            assert go_on.wait(10)
+            ended.append("slow")
+
+    class Base(Owner):
+        def _destroy(self) -> None:
+            ended.append("base")
+
+    base = Base()
+    slow = Slow(base)
+    thread = threading.Thread(target=slow.close)
+    thread.start()
+    assert begun.wait(10)
+    try:
+        slow.close()  # once is enough
+        base.close()  # it is in use until the other one has ended
+        with Base():
+            pass
+        assert ended == ["base"] and base.in_use
+    finally:
+        go_on.set()
+        thread.join(10)
+    assert ended == ["base", "slow", "base"] and not base.in_use

@@ -474,7 +474,7 @@ def test_peer_copies_that_cannot_be_trusted(
     make: Callable[..., Any], fault: str, pair: tuple[int, int]
 ) -> None:
     with make(before=lambda simulator: getattr(simulator, fault)(*pair)) as m:
-        devices = [engine.device for engine in m.lanes._engines]
+        devices = [engine.device for engine in m.lanes._crew.engines.values()]
         assert [m.lanes.is_staged(device) for device in devices] == [False, True, False]
         m.check()
         assert len(m.lanes) == 3

@@ -384,7 +384,7 @@ def test_plans_made_for_one_call_each(bench: Bench) -> None:
     with bench.lanes(2) as lanes:
         for k in range(30):
             bench.check(lanes, Asked(MODES[k % 4], 2, steps=3 + k % 7))
-            kept = {id(picture.plan): number for (number, _), picture in lanes._team._pictures.items()}
+            kept = {id(picture.plan): number for (number, *_), picture in lanes._team._pictures.items()}
             assert all(place == number for place, number in kept.items()) and len(kept) == min(k + 1, 8)
 
 
@@ -681,7 +681,7 @@ def test_two_owners_of_one_device(bench: Bench) -> None:
             gpulanes.gpu_lanes(bench.folder, bench.kernels) as first,
             Device(0) as again,
         ):
-            engines = [first._engines[0], Engine(again, first._engines[0].session)]
+            engines = [first._crew.engines[0], Engine(again, first._crew.engines[0].session)]
             with CudaLanes(engines, image=lambda device: image) as lanes:
                 bench.check(lanes, Asked())
         gpulanes.clean(simulator)

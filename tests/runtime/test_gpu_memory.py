@@ -20,7 +20,7 @@ import driffusion_trt as dt
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.profiles import Profile
 from driffusion_trt.engines.trt_session import TensorRTSession
-from driffusion_trt.runtime import cuda
+from driffusion_trt.runtime import gpu_crew
 from driffusion_trt.runtime._driver import Device
 from driffusion_trt.runtime._resources import DeviceMemory
 from driffusion_trt.runtime.cuda import CudaLanes
@@ -131,7 +131,7 @@ def test_a_device_without_room_is_left_out_of_that_request_only(
             assert len(lanes) == 1
         np.testing.assert_array_equal(asked.latents(lanes), asked.latents(host))
         assert len(lanes) == 2
-        monkeypatch.setattr(cuda, "_LEFT_OUT_S", -1.0)
+        monkeypatch.setattr(gpu_crew, "_LEFT_OUT_S", -1.0)
         for _ in range(2):  # a minute later it may have room, and is asked again
             with pytest.raises(dt.LaneError):
                 large.latents(lanes)

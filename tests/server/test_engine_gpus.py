@@ -1,23 +1,30 @@
-"""The engine over simulated GPUs: one picture at a time over all, and devices that fail under load."""
+"""The engine over simulated GPUs: requests that have some of them each, and devices that fail under load."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import cudasim
 import gpulanes
 import numpy as np
 import pytest
 import tiny
 
 import driffusion_trt as dt
+from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.planning.costs import Costs
 from driffusion_trt.server.observer import Unobserved
+from driffusion_trt.server.orders import PipelineShop
 
 pytest_plugins = ("cudasim.fixtures",)
 
 PROMPT, STEPS = "a red fox left of a blue star", 8
+COSTS = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,14 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def machine(gpu_machine: Any) -> Any:
     return gpu_machine
+
+
+@pytest.fixture
+def four(machine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Four GPUs of known costs."""
+    machine.configure([cudasim.Device()] * 4)
+    monkeypatch.setattr(KeptCosts, "read", lambda *_: COSTS)
+    return machine
 
 
 class Losses(Unobserved):
@@ -49,7 +64,7 @@ def serve(planned: Path, work: Any, **options: Any) -> Any:
     return asyncio.run(asyncio.wait_for(run(), 120))
 
 
-def test_one_picture_at_a_time_gets_all_gpus(planned: Path, machine: Any) -> None:
+def test_a_plan_by_name_has_all_its_gpus_or_waits(planned: Path, machine: Any) -> None:
     with dt.Pipeline.load(planned, devices=["cpu"] * 2) as pipe:
         wanted = pipe(PROMPT, steps=STEPS, mode="aggressive", lanes=2)
 
@@ -62,6 +77,120 @@ def test_one_picture_at_a_time_gets_all_gpus(planned: Path, machine: Any) -> Non
         assert lanes == 2
         np.testing.assert_array_equal(made.latents, wanted.latents)
     assert {k: v for k, v in machine.live_objects().items() if v} == {}
+
+
+def alone(planned: Path, calls: list[dict[str, Any]]) -> list[Any]:
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        return [pipe(PROMPT, **call) for call in calls]
+
+
+def test_requests_of_one_gpu_each_are_made_at_the_same_time(planned: Path, four: Any) -> None:
+    calls = [{"steps": STEPS, "mode": "sequential", "seed": seed} for seed in range(12)]
+    calls[5] = {"steps": STEPS, "mode": "aggressive", "lanes": 2, "split_guidance": True}
+    calls[8] = {"steps": STEPS, "mode": "aggressive", "lanes": 2}
+    wanted, together = alone(planned, calls), threading.Barrier(4)
+
+    met: list[int] = []
+
+    def preview(shop: PipelineShop, done: Any) -> None:
+        if done.round == 1:
+            together.wait(30)
+            met.append(len(shop._pipe._lanes._leases.taken))
+            together.wait(30)
+
+    async def work(engine: dt.Engine) -> Any:
+        tickets = [engine.submit(PROMPT, **call, previews=number < 4) for number, call in enumerate(calls)]
+        status = engine.status()
+        assert (status.running, status.lanes_in_use) == (4, 4)
+        made = [(await ticket.result(), ticket.timeline.lanes) for ticket in tickets]
+        assert engine.status().lanes == 4
+        return made
+
+    with mock.patch.object(PipelineShop, "preview", preview):
+        made = serve(planned, work)
+    assert met == [4] * 4, "each waited in its first round for the three others"
+    for (one, lanes), right, call in zip(made, wanted, calls, strict=True):
+        assert lanes == call.get("lanes", 1) * (2 if "split_guidance" in call else 1)
+        np.testing.assert_array_equal(one.latents, right.latents)
+        assert one.images[0].tobytes() == right.images[0].tobytes()
+    assert {k: v for k, v in four.live_objects().items() if v} == {}
+
+
+def test_a_lone_request_has_all_gpus_and_a_crowd_one_each(planned: Path, four: Any) -> None:
+    async def work(engine: dt.Engine) -> Any:
+        lone = engine.submit(PROMPT, steps=30, seed=1)
+        made = [(await lone.result(), lone.timeline.lanes)]
+        crowd = [engine.submit(PROMPT, steps=30, seed=seed) for seed in range(2, 14)]
+        return made + [(await ticket.result(), ticket.timeline.lanes) for ticket in crowd]
+
+    made = serve(planned, work, queue=16)
+    assert made[0][1] == 4 and min(lanes for _, lanes in made[1:]) == 1
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        for one, lanes in made:
+            assert one.plan.lanes <= max(1, lanes) and one.settings[0]["steps"] == 30
+            np.testing.assert_array_equal(pipe(**one.call()).latents, one.latents)
+
+
+@pytest.mark.parametrize(("share", "at_once"), [("all", 1), ("one", 4)])
+def test_a_fixed_number_of_gpus(planned: Path, four: Any, share: str, at_once: int) -> None:
+    async def work(engine: dt.Engine) -> Any:
+        tickets = [engine.submit(PROMPT, steps=20, seed=seed) for seed in range(6)]
+        assert engine.status().running == at_once
+        return [(await ticket.result(), ticket.timeline.lanes)[1] for ticket in tickets]
+
+    assert serve(planned, work, share=share) == [4 // at_once] * 6
+
+
+def test_who_leaves_gives_its_gpu_to_the_next_and_disturbs_nobody(planned: Path, four: Any) -> None:
+    calls = [{"steps": STEPS, "mode": "sequential", "seed": seed} for seed in range(6)]
+    wanted = alone(planned, calls)
+
+    async def work(engine: dt.Engine) -> Any:
+        tickets = [engine.submit(PROMPT, **call) for call in calls]
+        gone = engine.submit(PROMPT, steps=500, mode="sequential")
+        async for _ in gone.rounds():
+            gone.cancel()
+            break
+        with pytest.raises(dt.CancelledError):
+            await gone.result()
+        return [await ticket.result() for ticket in tickets]
+
+    for one, right in zip(serve(planned, work), wanted, strict=True):
+        np.testing.assert_array_equal(one.latents, right.latents)
+
+
+@pytest.mark.filterwarnings("ignore::driffusion_trt.pipeline.LaneWarning")
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_gpu_that_is_lost_costs_only_its_own_request_time(planned: Path, four: Any, hangs: bool) -> None:
+    calls = [{"steps": STEPS, "mode": "sequential", "seed": seed} for seed in range(8)]
+    wanted, losses = alone(planned, calls), Losses()
+
+    async def work(engine: dt.Engine) -> Any:
+        await engine.generate(PROMPT, **calls[0])
+        if hangs:
+            four.hang(device=2)
+        else:
+            four.fail("cuGraphLaunch", 719, call=3, device=2)
+        tickets = [engine.submit(PROMPT, **call) for call in calls]
+        made = [await ticket.result() for ticket in tickets]
+        status = engine.status()
+        assert (status.ready, status.lanes, status.lanes_failed) == (True, 3, 1)
+        four.let_go()
+        return made
+
+    for one, right in zip(serve(planned, work, observer=losses, deadline_s=1.0), wanted, strict=True):
+        np.testing.assert_array_equal(one.latents, right.latents)
+    assert losses.left == [3]
+
+
+@pytest.mark.filterwarnings("ignore::driffusion_trt.pipeline.LaneWarning")
+def test_a_plan_of_more_gpus_than_are_left_is_made_for_those(planned: Path, four: Any) -> None:
+    async def work(engine: dt.Engine) -> Any:
+        four.fail("cuGraphLaunch", 719, call=3, device=1)
+        tickets = [engine.submit(PROMPT, steps=40, mode="aggressive", seed=seed) for seed in range(3)]
+        return [(await ticket.result()).plan.lanes for ticket in tickets]
+
+    assert serve(planned, work) == [3, 3, 3]
 
 
 @pytest.mark.filterwarnings("ignore::driffusion_trt.pipeline.LaneWarning")

@@ -149,6 +149,38 @@ def test_those_let_past_do_not_delay_who_waits_for_more_lanes(
             under_way.append(Running(machine.keeps(other, given_), 0.0, other.ms_on(given_)))
 
 
+def wide(least: int, ms: float = 100.0) -> Profile:
+    """Of a plan that has so many devices or waits."""
+    return Profile((least * ms, *[ms] * 7)[:8], (least,) * 8, least)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 8), st.sampled_from([None, 1, 8]), st.floats(0.2, 2.0), st.integers(0, 1000))
+def test_a_plan_that_needs_its_lanes_has_them_or_waits(
+    lanes: int, each: int | None, load: float, seed: int
+) -> None:
+    """However many come: it is served in its turn, with no fewer lanes, but for those that are not there."""
+    kinds = [profile(lanes), wide(1), wide(3), wide(8)]
+    arrivals = poisson(load * capacity(lanes, kinds[0]), 200, kinds[0], seed)
+    for number, asked in enumerate(arrivals):
+        asked.profile = kinds[number % 4]
+    served = serve(Machine(lanes, each=each), arrivals, 1000)
+    assert len(served) == 200
+    for asked in served:
+        assert asked.lanes >= min(asked.profile.least, lanes)
+    starts = [asked.start_ms for asked in served]
+    assert starts == sorted(starts), "nobody overtakes, so nobody starves"
+
+
+def test_what_waits_for_its_lanes_is_expected_when_they_are_free() -> None:
+    machine, under_way = Machine(4), [Running(1, 0.0, 50.0), Running(1, 0.0, 80.0)]
+    assert lanes_for_next(machine, wide(2), 3, under_way) == 2
+    assert lanes_for_next(machine, wide(3), 3, under_way) == 0
+    assert forecast(machine, under_way, [wide(3), wide(4)]) == [(50.0, 150.0), (150.0, 250.0)]
+    assert lanes_for_next(Machine(2), wide(3), 1) == 2, "as many as there are"
+    assert per_second(machine, wide(2)) == 20.0 and per_second(machine, wide(3)) == 10.0
+
+
 def test_a_lone_request_gets_the_lanes_that_are_worth_it() -> None:
     assert lanes_for_next(Machine(8), profile(8), 1) == 8
     useful = Profile((100.0, 60.0, 60.0, 60.0), (1, 2, 2, 2))

@@ -172,7 +172,7 @@ SIM_API CUresult cuCtxSynchronize(void) {
         [&] { return std::all_of(own.begin(), own.end(), [](auto &stream) { return stream->idle(); }); },
         call.context.get());
     if (error != LAUNCH_TIMEOUT)
-        for (auto &stream : own) join(sim::sim().host, stream->clock);
+        for (auto &stream : own) join(sim::sim().host(), stream->clock);
     return error;
 }
 

@@ -124,6 +124,8 @@ SIM_API int cudasim_option(const char *name, uint64_t value) {
         s.options.hang_limit_ms = static_cast<unsigned>(value);
     else if (option == "capture_peer_copies")
         s.options.capture_peer_copies = value != 0;
+    else if (option == "threads_apart")
+        s.options.threads_apart = value != 0;
     else if (option == "driver_version")
         s.options.driver_version = static_cast<int>(value);
     else if (option == "initialised")
@@ -152,7 +154,8 @@ SIM_API int cudasim_reset() {
     s.captures.clear();
     s.memory.forget();
     s.races.clear();
-    s.host.clear();
+    s.hosts.clear();
+    s.handed_over.clear();
     s.timelines = 1;
     s.abandoned = 0;
     s.copied.clear();
@@ -222,6 +225,16 @@ SIM_API void cudasim_host_access(uintptr_t address, size_t bytes, int is_write) 
         s.violation("the host touches " + refusal);
     else
         host_touch(address, bytes, is_write != 0, is_write ? "a store" : "a load");
+}
+
+// With `threads_apart`: what this thread knows is there for others to take over, or is taken over.
+SIM_API void cudasim_hand_over(int take) {
+    auto &s = sim::sim();
+    std::lock_guard<std::mutex> lock(s.mutex);
+    if (take)
+        join(s.host(), s.handed_over);
+    else
+        join(s.handed_over, s.host());
 }
 
 // Puts a host function on a stream, or into its capture, as device work that touches what `ranges` says.

@@ -122,7 +122,7 @@ SIM_API CUresult cuMemcpyDtoHAsync_v2(void *target, CUdeviceptr source, size_t b
     submit(stream, work);
     auto token = record(stream);  // the call returns when the copy is done
     CUresult error = call.wait([&] { return token->done; }, stream->context.get());
-    if (error != LAUNCH_TIMEOUT) join(sim::sim().host, token->clock);
+    if (error != LAUNCH_TIMEOUT) join(sim::sim().host(), token->clock);
     return error;
 }
 

@@ -82,7 +82,7 @@ SIM_API CUresult cuEventQuery(CUevent handle) {
     if (CUresult error = uncaptured(call, handle, event)) return error;
     if (!event->token) return OK;
     if (!event->token->done) return NOT_READY;
-    join(sim::sim().host, event->token->clock);
+    join(sim::sim().host(), event->token->clock);
     return OK;
 }
 
@@ -93,7 +93,7 @@ SIM_API CUresult cuEventSynchronize(CUevent handle) {
     auto token = event->token;
     if (!token) return OK;
     CUresult error = call.wait([&] { return token->done; }, event->context.get());
-    if (error != LAUNCH_TIMEOUT) join(sim::sim().host, token->clock);
+    if (error != LAUNCH_TIMEOUT) join(sim::sim().host(), token->clock);
     return error;
 }
 

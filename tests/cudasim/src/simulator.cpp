@@ -94,6 +94,10 @@ void Call::stale(const void *handle, const char *kind) {
     sim().violation(std::string(point.name) + " was given " + what + kind);
 }
 
+Clock &Simulator::host() {
+    return hosts[options.threads_apart ? std::this_thread::get_id() : std::thread::id()];
+}
+
 void join(Clock &clock, const Clock &other) {
     if (clock.size() < other.size()) clock.resize(other.size());
     for (size_t i = 0; i < other.size(); ++i)

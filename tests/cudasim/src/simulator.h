@@ -25,6 +25,7 @@ struct Options {
     unsigned delay_us = 200;  // at most
     unsigned hang_limit_ms = 20000;
     bool capture_peer_copies = false;
+    bool threads_apart = false;
     int driver_version = 13000;
 };
 
@@ -51,13 +52,15 @@ struct Simulator {
     Memory memory;
     Races races;
     Faults faults;
-    Clock host;
+    std::map<std::thread::id, Clock> hosts;  // what host threads know; one for all unless `threads_apart`
+    Clock handed_over;
     Time::duration spent{};   // in entry points, but for their waits
     uint64_t generation = 0;  // of objects: a reset begins another
     std::map<std::string, size_t> copied;
     std::vector<std::string> violations;
     std::map<std::string, size_t> unknown_calls;
 
+    Clock &host();  // of this thread
     uintptr_t new_handle() { return 0x51D000000000 + 16 * ++handles; }
     void violation(const std::string &text);
 };

@@ -10,7 +10,7 @@ std::string name_of(const Stream &stream) {
 
 // A step of the stream's timeline, which knows all that the host knows.
 void advance(const std::shared_ptr<Stream> &stream) {
-    join(stream->clock, sim().host);
+    join(stream->clock, sim().host());
     auto own = static_cast<size_t>(stream->timeline);
     if (stream->clock.size() <= own) stream->clock.resize(own + 1);
     ++stream->clock[own];
@@ -19,7 +19,7 @@ void advance(const std::shared_ptr<Stream> &stream) {
 // What is enqueued later comes after it by itself, so the host's timeline needs no steps.
 void host_touch(uintptr_t begin, size_t bytes, bool write, const std::string &label) {
     auto name = std::make_shared<std::string>(label + " on the host");
-    sim().races.touch(begin, bytes, write, sim().host, {0, 0, name});
+    sim().races.touch(begin, bytes, write, sim().host(), {0, 0, name});
 }
 
 Step prepare(const Stream &stream, const std::shared_ptr<const Work> &work, const char *prefix) {
@@ -119,7 +119,7 @@ SIM_API CUresult cuStreamSynchronize(CUstream handle) {
     if (CUresult error = call.unless_capturing()) return error;
     Clock reached = stream->clock;
     CUresult error = call.wait([&] { return stream->idle(); }, stream->context.get());
-    if (error != LAUNCH_TIMEOUT) join(sim::sim().host, reached);
+    if (error != LAUNCH_TIMEOUT) join(sim::sim().host(), reached);
     return error;
 }
 
@@ -130,14 +130,14 @@ SIM_API CUresult cuStreamQuery(CUstream handle) {
         // A real device tells of it when its whole context has stopped, and then runs no more of it.
         if (stream && error == stream->context->sticky) {
             call.wait([&] { return !stream->running; }, nullptr);
-            join(sim::sim().host, stream->clock);
+            join(sim::sim().host(), stream->clock);
         }
         return error;
     }
     if (CUresult error = refuse_capturing(stream)) return error;
     if (CUresult error = call.unless_capturing()) return error;
     if (!stream->idle()) return NOT_READY;
-    join(sim::sim().host, stream->clock);
+    join(sim::sim().host(), stream->clock);
     return OK;
 }
 
