@@ -1,131 +1,21 @@
-"""Faults of lanes, clients, disks and signals on a service that runs, and what each of them saw.
-
-Every case gives a row: what it was, what was done, what the client saw, what the log and the metrics said, and
-how long it took until requests were answered with pictures again.
-"""
+"""Faults of lanes, of disks, and the end of the service under load, on processes that serve."""
 
 from __future__ import annotations
 
 import os
-import re
 import resource
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
-from . import fuzz
+from .fault_rows import PATIENCE_S, Asked, Row, counted, outcome, ready_again, several, told, waits
 from .fault_server import FOLDER
-from .served import Served, served, words_of
-
-PATIENCE_S = 60.0
-STRICT = ("--header-timeout", "1", "--body-timeout", "1", "--stall-timeout", "1")
-SMALL = ("--max-steps", "200", "--max-images", "2")
-_IDS = re.compile(r"\b[0-9a-f]{8,16}\b|\d+(\.\d+)? ms")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What is known of one fault. good: whether it was as docs/serving.md says."""
-
-    fault: str
-    done: str
-    client: str
-    service: str
-    ready_again_s: float | None
-    good: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What all cases need to know."""
-
-    model: str
-    devices: int
-    bodies: int
-    seed: int
-    hang_s: float
-
-    def words(self, *more: str) -> Sequence[str]:
-        return words_of(self.model, self.devices, *more)
-
-
-def outcome(service: Served, **fields: Any) -> str:
-    """One request, and what came of it in a few words."""
-    try:
-        status, value = service.generate(PATIENCE_S, **fields)
-    except (HTTPException, OSError, ValueError) as error:
-        return f"no answer ({type(error).__name__})"
-    return "200, a picture" if status == 200 else said(status, value)
-
-
-def said(status: int, value: Any) -> str:
-    """An error as a client reads it."""
-    error = value.get("error", {}) if isinstance(value, dict) else {}
-    return f'{status} `{error.get("code")}`: "{_IDS.sub("…", str(error.get("message", value)))}"'
-
-
-def counted(outcomes: Sequence[str]) -> str:
-    return "; ".join(f"{count} × {what}" for what, count in Counter(outcomes).most_common())
-
-
-def ready_again(service: Served, within_s: float = PATIENCE_S) -> float | None:
-    """Seconds until a picture is made again; None where that does not come."""
-    start = time.monotonic()
-    while service.alive and time.monotonic() - start < within_s:
-        if service.ready() and outcome(service) == "200, a picture":
-            return time.monotonic() - start
-        time.sleep(0.2)
-    return None
-
-
-def told(service: Served, since: int, before: dict[str, float]) -> str:
-    """The log's statuses and other lines, and the metrics that grew, in short."""
-    lines = [line for line in service.others(since) if re.match(r"\d{4}-\d\d-\d\d", line)]
-    logged = [_IDS.sub("…", line.split(" ", 2)[2]) for line in lines]
-    parts = [f"log: {count} × {what[:160]}" for what, count in Counter(logged).most_common(3)]
-    gone = sum(one["status"] == 499 for one in service.requests(since))
-    if gone:
-        parts.append(f"log: {gone} × status 499")
-    try:
-        after = service.metrics()
-    except (HTTPException, OSError):
-        return "; ".join([*parts, "metrics: not there"])
-    names = ("driffusion_failures_total", "driffusion_lanes_lost_total", "driffusion_refused_total")
-    for name, value in after.items():
-        grown = value - before.get(name, 0.0)
-        if name.startswith(names) and grown:
-            parts.append(f"`{name}` +{grown:g}")
-    return "; ".join(parts) or "nothing"
-
-
-@contextmanager
-def several(service: Served, fields: Sequence[dict[str, Any]]) -> Iterator[list[Future[str]]]:
-    """Requests at a time, each of a client of its own."""
-    with ThreadPoolExecutor(len(fields)) as pool:
-        yield [pool.submit(outcome, service, **one) for one in fields]
-
-
-def waits(service: Served, running: int = 1, queued: int = 0) -> None:
-    """Until so many are under way. Raises TimeoutError."""
-
-    def there() -> bool:
-        state = service.state()
-        return bool(state) and state["running"] >= running and state["queued"] >= queued
-
-    service.wait(there, PATIENCE_S)
-
-
-# Lanes
+from .served import Served, served
 
 
 @contextmanager
@@ -199,8 +89,109 @@ def _hangs_for_ever(asked: Asked) -> Iterator[Row]:
         begun = time.monotonic()
         status = service.end(60)
         took = time.monotonic() - begun
-        how = f"ended with status {status} after {took:.1f} s" if status is not None else "did not end in 60 s"
+        how = (
+            f"ended with status {status} after {took:.1f} s" if status is not None else "did not end in 60 s"
+        )
         yield Row(
             "SIGTERM while a lane hangs", "--drain-timeout 3", "-", f"the process {how}", None,
             status is not None and took < 45,
         )  # fmt: skip
+
+
+# The end
+
+
+def ends_under_load(asked: Asked) -> Iterator[Row]:
+    with served(*asked.words()) as service:
+        fields = [{"seed": seed, "steps": 50} for seed in range(12)]
+        since, before = len(service.lines), service.metrics()
+        with several(service, fields) as found:
+            waits(service, 1, 12 - 2 * asked.devices)
+            service.signal(signal.SIGTERM)
+            begun, late, health = time.monotonic(), list[str](), set[int]()
+            while service.alive and time.monotonic() - begun < PATIENCE_S:
+                late.append(outcome(service))
+                time.sleep(0.1)
+            seen = [one.result() for one in found]
+        status, took = service.end(PATIENCE_S), time.monotonic() - begun
+        made = [one["ticket"] for one in service.requests(since) if one["status"] == 200 and "ticket" in one]
+    good = set(seen) == {"200, a picture"} and status == 0 and len(set(made)) == len(made) == len(seen)
+    yield Row(
+        "SIGTERM under load", "12 requests under way or waiting; others come until the process has ended",
+        f"accepted: {counted(seen)}; later ones: {counted(late)}",
+        f"status {status} after {took:.1f} s; log: {len(set(made))} tickets with a picture", None,
+        good and not any(one.startswith("200") for one in late),
+    )  # fmt: skip
+
+
+def ends_at_once(asked: Asked) -> Iterator[Row]:
+    with served(*asked.words()) as service:
+        fields = [{"seed": seed, "steps": 200, "mode": "sequential"} for seed in range(6)]
+        with several(service, fields) as found:
+            waits(service)
+            service.signal(signal.SIGTERM)
+            time.sleep(0.5)
+            service.signal(signal.SIGTERM)
+            begun = time.monotonic()
+            seen = [one.result() for one in found]
+        status, took = service.end(PATIENCE_S), time.monotonic() - begun
+    yield Row(
+        "a second SIGTERM", "half a second after the first, six long requests under way", counted(seen),
+        f"status {status} after {took:.1f} s", None, status is not None and took < 15,
+    )  # fmt: skip
+
+
+# Disks
+
+
+def disk_is_full(asked: Asked) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        limit = "RLIMIT_FSIZE of the process at 1000 bytes (any user can set it)"
+        yield _full_disk(asked, Path(name), limit, _small_files)
+    yield from _small_disk(asked)
+    yield _full_log(asked)
+
+
+def _small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+def _full_disk(asked: Asked, folder: Path, how: str, before: Callable[[], None] | None) -> Row:
+    """Links until the folder takes no more."""
+    with served(*asked.words("--output-dir", str(folder)), before=before) as service:
+        since, counts = len(service.lines), service.metrics()
+        seen = [outcome(service, response_format="url") for _ in range(12)]
+        without = outcome(service)
+        left = sorted(path.name for path in folder.iterdir() if path.name.endswith(".partial"))
+        again = ready_again(service)
+        service_said = told(service, since, counts)
+    refused = [one for one in seen if one.startswith("507")]
+    return Row(
+        "the disk of --output-dir is full", f"{how}; 12 pictures behind links, one in the answer",
+        f"links: {counted(seen)}; in the answer: {without}", f"{len(left)} half-written files; {service_said}",
+        again, bool(refused) and without == "200, a picture" and not left,
+    )  # fmt: skip
+
+
+def _small_disk(asked: Asked) -> Iterator[Row]:
+    """On a file system of 16 KiB, where this user may mount one."""
+    with tempfile.TemporaryDirectory() as name:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "driffusion-faults", name]
+        if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+            return
+        try:
+            yield _full_disk(asked, Path(name), "a tmpfs of 16 KiB (needs root)", None)
+        finally:
+            subprocess.run(["umount", name], check=True)
+
+
+def _full_log(asked: Asked) -> Row:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with open("/dev/full", "wb") as full, served(*asked.words(), log=full, port=port) as service:
+        seen = [outcome(service) for _ in range(3)]
+        again, status = ready_again(service), service.end(PATIENCE_S)
+    return Row(
+        "the disk of the log is full", "stderr is /dev/full, three requests, then SIGTERM", counted(seen),
+        f"the process ended with status {status}", again, set(seen) == {"200, a picture"} and status == 0,
+    )  # fmt: skip

@@ -24,7 +24,8 @@ _VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 3.5, 1e308, -1e308, 5e-324, 10**30, 2**63, float("nan"), float("inf"),
     "", "a red fox", "\0", "\ud800", "é\u200b\u202e", "x" * 5000, "64x64", "16x16", "99999x1", "0x0", "auto",
     "url", "b64_json", "webp", "jpeg", "sequential", "aggressive", "tolerance", "exact", "fast", "1",
-    "1_000", "nan",    [], {}, [[]], {"a": 1}, ["a"] * 1000, "'; --", "../../etc/passwd", "${jndi:ldap://x}", "<script>",
+    "1_000", "nan", [], {}, [[]], {"a": 1}, ["a"] * 1000, "'; --", "../../etc/passwd", "${jndi:ldap://x}",
+    "<script>",
 )  # fmt: skip
 _DEPTHS = (10, 300, 900, 960, 983, 990, 1000, 1100, 20_000)
 

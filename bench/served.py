@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -25,8 +25,9 @@ _AT = re.compile(r"http://127\.0\.0\.1:(\d+)/")
 class Served:
     """The service on a port of its own; its log, as it is written.
 
-    module: that is run with `serve`, another one where faults are to be built in. Raises RuntimeError where
-    it does not begin.
+    module: that is run with `serve`, another one where faults are to be built in. before: is called in the
+    child. log: where stderr goes; then nothing of it is seen here, and `port` has to be named. Raises
+    RuntimeError where it does not begin.
     """
 
     def __init__(
@@ -34,11 +35,14 @@ class Served:
         *words: str,
         module: str = "driffusion_trt",
         before: Callable[[], None] | None = None,
+        log: IO[bytes] | None = None,
+        port: int = 0,
     ) -> None:
-        command = [sys.executable, "-m", module, "serve", "--port", "0", *words]
+        command = [sys.executable, "-m", module, "serve", "--port", str(port), *words]
         self.lines: list[str] = []
+        self._port = port
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=before
+            command, cwd=ROOT, stderr=log or subprocess.PIPE, text=True, preexec_fn=before
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -50,12 +54,13 @@ class Served:
         self._process = psutil.Process(self.process.pid)
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        for line in self.process.stderr or ():
             self.lines.append(line)
 
     @property
     def port(self) -> int:
+        if self._port:
+            return self._port
         found = (_AT.search(line) for line in list(self.lines))
         return next((int(match[1]) for match in found if match), 0)
 

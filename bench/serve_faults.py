@@ -1,0 +1,91 @@
+"""Faults on processes that serve, and what the clients saw of each.
+
+    python -m bench.serve_faults [--model demo] [--devices 2] [--bodies 10000] [--seed 1] [--only WORD] [--write]
+
+Lanes that fail or hang, clients that leave, are slow or send what is no request, the end under load, full
+disks: each is done to a service in a process of its own, which is `driffusion-trt serve` but for the faults of
+lanes, which are built into its network calls (bench.fault_server). 1 where a fault did harm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from . import fault_cases, fault_clients, report
+from .fault_rows import Asked, Row
+
+CASES: dict[str, Callable[[Asked], Iterator[Row]]] = {
+    "lanes-fail": fault_cases.lanes_fail,
+    "lanes-hang": fault_cases.lanes_hang,
+    "leave": fault_clients.leave,
+    "slow": fault_clients.slow,
+    "malformed": fault_clients.malformed,
+    "sigterm": fault_cases.ends_under_load,
+    "sigterm-twice": fault_cases.ends_at_once,
+    "disk": fault_cases.disk_is_full,
+}
+_RESULT = "serve-faults"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """As Markdown."""
+    head = ["fault", "what was done", "the client saw", "log and metrics", "pictures again after", ""]
+    return report.table(
+        head,
+        [
+            [*(_cell(row[name]) for name in ("fault", "done", "client", "service")), *_end(row)]
+            for row in rows
+        ],
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _end(row: dict[str, Any]) -> tuple[str, str]:
+    again = row["ready_again_s"]
+    return "-" if again is None else f"{again:.1f} s", "as documented" if row[
+        "good"
+    ] else "**not as documented**"
+
+
+def measure(asked: Asked, names: Sequence[str], done: Callable[[Row], None]) -> list[Row]:
+    rows = []
+    for name in names:
+        for row in CASES[name](asked):
+            rows.append(row)
+            done(row)
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Faults of the service, and what clients see of them.")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--bodies", type=int, default=10_000, help="malformed ones")
+    parser.add_argument("--seed", type=int, default=1, help="of the bodies")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="these cases")
+    parser.add_argument("--write", action="store_true", help="keep the result in bench/results")
+    options = parser.parse_args(arguments)
+    asked = Asked(options.model, options.devices, options.bodies, options.seed)
+    console = Console(stderr=True)
+    with console.status("Faults") as status:
+        rows = measure(asked, options.only, lambda row: status.update(f"Faults: {row.fault}"))
+    found = [asdict(row) for row in rows]
+    print(table(found))
+    if options.write and options.only == list(CASES):
+        print(f"written to {report.write(_RESULT, {**asdict(asked), 'rows': found})}")
+    elif options.write:
+        print("not written: only all cases together are kept")
+    return not all(row.good for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
