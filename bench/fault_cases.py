@@ -89,9 +89,7 @@ def _hangs_for_ever(asked: Asked) -> Iterator[Row]:
         begun = time.monotonic()
         status = service.end(60)
         took = time.monotonic() - begun
-        how = (
-            f"ended with status {status} after {took:.1f} s" if status is not None else "did not end in 60 s"
-        )
+        how = "did not end in 60 s" if status is None else f"ended with status {status} after {took:.1f} s"
         yield Row(
             "SIGTERM while a lane hangs", "--drain-timeout 3", "-", f"the process {how}", None,
             status is not None and took < 45,
@@ -104,11 +102,11 @@ def _hangs_for_ever(asked: Asked) -> Iterator[Row]:
 def ends_under_load(asked: Asked) -> Iterator[Row]:
     with served(*asked.words()) as service:
         fields = [{"seed": seed, "steps": 50} for seed in range(12)]
-        since, before = len(service.lines), service.metrics()
+        since = len(service.lines)
         with several(service, fields) as found:
             waits(service, 1, 12 - 2 * asked.devices)
             service.signal(signal.SIGTERM)
-            begun, late, health = time.monotonic(), list[str](), set[int]()
+            begun, late = time.monotonic(), list[str]()
             while service.alive and time.monotonic() - begun < PATIENCE_S:
                 late.append(outcome(service))
                 time.sleep(0.1)
@@ -164,11 +162,11 @@ def _full_disk(asked: Asked, folder: Path, how: str, before: Callable[[], None] 
         without = outcome(service)
         left = sorted(path.name for path in folder.iterdir() if path.name.endswith(".partial"))
         again = ready_again(service)
-        service_said = told(service, since, counts)
+        service_said = f"{len(left)} half-written files; {told(service, since, counts)}"
     refused = [one for one in seen if one.startswith("507")]
     return Row(
         "the disk of --output-dir is full", f"{how}; 12 pictures behind links, one in the answer",
-        f"links: {counted(seen)}; in the answer: {without}", f"{len(left)} half-written files; {service_said}",
+        f"links: {counted(seen)}; in the answer: {without}", service_said,
         again, bool(refused) and without == "200, a picture" and not left,
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ def break_lanes(folder: Path) -> None:
                     time.sleep(0.02)
         return call(self, *args)
 
-    HostJob._call = broken  # type: ignore[method-assign]
+    HostJob._call = broken  # type: ignore[assignment, method-assign]
 
 
 def _taken(path: Path, to: Path | None = None) -> bool:

@@ -27,12 +27,18 @@ _VALUES: tuple[Any, ...] = (
     "1_000", "nan", [], {}, [[]], {"a": 1}, ["a"] * 1000, "'; --", "../../etc/passwd", "${jndi:ldap://x}",
     "<script>",
 )  # fmt: skip
+_LIKELY: dict[str, tuple[Any, ...]] = {
+    "n": (1, 2), "size": ("64x64", "auto"), "response_format": ("url", "b64_json"), "seed": (0, 7, 2**32),
+    "output_format": ("png", "jpeg", "webp"), "quality": ("fast", "exact", "medium"), "stream": (True, False),
+    "partial_images": (0, 2), "mode": ("sequential", "aggressive", "auto"), "lanes": (1, 2), "timeline": (True,),
+    "guidance_scale": (1, 3.0), "deadline_ms": (1, 60_000), "negative_prompt": ("blue",), "user": ("me",),
+}  # fmt: skip
 _DEPTHS = (10, 300, 900, 960, 983, 990, 1000, 1100, 20_000)
 
 
 def body(chance: random.Random) -> tuple[str, bytes]:
     """Content type and body."""
-    fields = {name: chance.choice(_VALUES) for name in chance.sample(_FIELDS, chance.randrange(6))}
+    fields = {name: _value(chance, name) for name in chance.sample(_FIELDS, chance.randrange(6))}
     if chance.random() < 0.8:
         fields["prompt"] = chance.choice(["a fox", "a red star", "a fox", ""])
     fields.setdefault("steps", 2)
@@ -44,6 +50,10 @@ def body(chance: random.Random) -> tuple[str, bytes]:
             ["text/plain", "", "application/json; charset=utf-16", "multipart/form-data", "\xff"]
         )
     return kind, data
+
+
+def _value(chance: random.Random, name: str) -> Any:
+    return chance.choice(_LIKELY[name] if name in _LIKELY and chance.random() < 0.7 else _VALUES)
 
 
 def _json(chance: random.Random, fields: dict[str, Any]) -> tuple[str, bytes]:

@@ -1,10 +1,10 @@
 """Faults on processes that serve, and what the clients saw of each.
 
-    python -m bench.serve_faults [--model demo] [--devices 2] [--bodies 10000] [--seed 1] [--only WORD] [--write]
+    python -m bench.serve_faults [--model demo] [--devices 2] [--bodies 10000] [--only CASE ...] [--write]
 
 Lanes that fail or hang, clients that leave, are slow or send what is no request, the end under load, full
-disks: each is done to a service in a process of its own, which is `driffusion-trt serve` but for the faults of
-lanes, which are built into its network calls (bench.fault_server). 1 where a fault did harm.
+disks: each is done to a service in a process of its own, `driffusion-trt serve`; faults of lanes are built
+into its network calls (bench.fault_server). Ends with 1 where one did harm.
 """
 
 from __future__ import annotations
@@ -36,13 +36,8 @@ _RESULT = "serve-faults"
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As Markdown."""
     head = ["fault", "what was done", "the client saw", "log and metrics", "pictures again after", ""]
-    return report.table(
-        head,
-        [
-            [*(_cell(row[name]) for name in ("fault", "done", "client", "service")), *_end(row)]
-            for row in rows
-        ],
-    )
+    names = ("fault", "done", "client", "service")
+    return report.table(head, [[*(_cell(row[name]) for name in names), *_end(row)] for row in rows])
 
 
 def _cell(text: str) -> str:
@@ -51,17 +46,19 @@ def _cell(text: str) -> str:
 
 def _end(row: dict[str, Any]) -> tuple[str, str]:
     again = row["ready_again_s"]
-    return "-" if again is None else f"{again:.1f} s", "as documented" if row[
-        "good"
-    ] else "**not as documented**"
+    return "-" if again is None else f"{again:.1f} s", "as it should be" if row["good"] else "**not so**"
 
 
 def measure(asked: Asked, names: Sequence[str], done: Callable[[Row], None]) -> list[Row]:
     rows = []
     for name in names:
-        for row in CASES[name](asked):
-            rows.append(row)
-            done(row)
+        try:
+            for row in CASES[name](asked):
+                rows.append(row)
+                done(row)
+        except (OSError, RuntimeError) as error:
+            why = f"it could not be done: {type(error).__name__}: {error}"
+            rows.append(Row(name, "-", "-", why, None, False))
     return rows
 
 
