@@ -77,9 +77,8 @@ def told(service: Served, since: int, before: dict[str, float]) -> str:
     lines = [line for line in service.others(since) if re.match(r"\d{4}-\d\d-\d\d", line)]
     logged = [_IDS.sub("…", line.split(" ", 2)[2]) for line in lines]
     parts = [f"log: {count} × {what[:160]}" for what, count in Counter(logged).most_common(3)]
-    gone = sum(one["status"] == 499 for one in service.requests(since))
-    if gone:
-        parts.append(f"log: {gone} × status 499")
+    statuses = Counter(one["status"] for one in service.requests(since) if one["status"] != 200)
+    parts += [f"log: {count} × status {status}" for status, count in sorted(statuses.items())]
     try:
         after = service.metrics()
     except (HTTPException, OSError):
