@@ -31,7 +31,8 @@ _LIKELY: dict[str, tuple[Any, ...]] = {
     "n": (1, 2), "size": ("64x64", "auto"), "response_format": ("url", "b64_json"), "seed": (0, 7, 2**32),
     "output_format": ("png", "jpeg", "webp"), "quality": ("fast", "exact", "medium"), "stream": (True, False),
     "partial_images": (0, 2), "mode": ("sequential", "aggressive", "auto"), "lanes": (1, 2),
-    "timeline": (True,), "guidance_scale": (1, 3.0), "deadline_ms": (1, 60_000), "negative_prompt": ("blue",), "user": ("me",),
+    "timeline": (True,), "guidance_scale": (1, 3.0), "deadline_ms": (1, 60_000),
+    "negative_prompt": ("blue",), "user": ("me",),
 }  # fmt: skip
 _DEPTHS = (10, 300, 900, 960, 983, 990, 1000, 1100, 20_000)
 

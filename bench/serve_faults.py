@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from rich.console import Console
 
 from . import fault_cases, fault_clients, report
 from .fault_rows import Asked, Row
+from .readme import renew
+from .serve_parts import FAULTS, faults_table
 
 CASES: dict[str, Callable[[Asked], Iterator[Row]]] = {
     "lanes-fail": fault_cases.lanes_fail,
@@ -30,30 +31,19 @@ CASES: dict[str, Callable[[Asked], Iterator[Row]]] = {
     "sigterm-twice": fault_cases.ends_at_once,
     "disk": fault_cases.disk_is_full,
 }
-_RESULT = "serve-faults"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """As Markdown."""
-    head = ["fault", "what was done", "the client saw", "log and metrics", "pictures again after", ""]
-    names = ("fault", "done", "client", "service")
-    return report.table(head, [[*(_cell(row[name]) for name in names), *_end(row)] for row in rows])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _end(row: dict[str, Any]) -> tuple[str, str]:
-    again = row["ready_again_s"]
-    return "-" if again is None else f"{again:.1f} s", "as it should be" if row["good"] else "**not so**"
-
-
-def measure(asked: Asked, names: Sequence[str], done: Callable[[Row], None]) -> list[Row]:
+def measure(
+    asked: Asked,
+    names: Sequence[str],
+    done: Callable[[Row], None],
+    cases: Mapping[str, Callable[[Asked], Iterator[Row]]] = CASES,
+) -> list[Row]:
+    """The rows of these cases; one that cannot be done is a row that says so."""
     rows = []
     for name in names:
         try:
-            for row in CASES[name](asked):
+            for row in cases[name](asked):
                 rows.append(row)
                 done(row)
         except (OSError, RuntimeError) as error:
@@ -76,9 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     with console.status("Faults") as status:
         rows = measure(asked, options.only, lambda row: status.update(f"Faults: {row.fault}"))
     found = [asdict(row) for row in rows]
-    print(table(found))
+    print(faults_table(found))
     if options.write and options.only == list(CASES):
-        print(f"written to {report.write(_RESULT, {**asdict(asked), 'rows': found})}")
+        path = report.write(FAULTS, {**asdict(asked), "rows": found})
+        print(f"written to {path}, {', '.join(renew())}")
     elif options.write:
         print("not written: only all cases together are kept")
     return not all(row.good for row in rows)

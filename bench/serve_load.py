@@ -36,6 +36,8 @@ from . import report
 from .elastic import arrivals
 from .load_checks import faults, kept, memory, pictures
 from .load_client import NICE
+from .readme import renew
+from .serve_parts import LOAD, draw, load_table, load_words
 from .served import ROOT, Served, served, words_of
 
 RATES = (10, 25, 50, 75, 90, 100, 125, 150, 200, 300)
@@ -44,7 +46,6 @@ QUEUE = 64
 AT_ONCE = 40
 FLOODS = 3
 TIMEOUT_S = 120.0
-_RESULT = "serve-load"
 
 
 @dataclass(slots=True)
@@ -191,53 +192,6 @@ def measure(
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """The rates, as Markdown."""
-    head = [
-        "% of capacity",
-        "sent",
-        "pictures",
-        "429",
-        "p50 ms",
-        "p99 ms",
-        "goodput a second",
-        "429s' p50 ms",
-    ]
-    head += ["Retry-After ms", "longest queue", "sent late, p99 ms"]
-    names = ("sent", "made", "refused", "p50_ms", "p99_ms")
-    more = ("refused_p50_ms", "retry_after_ms", "queued", "late_p99_ms")
-    rows = [
-        [
-            f"{row['percent']:g}",
-            *(_whole(row[name]) for name in names),
-            f"{row['goodput']:.2f}",
-            *(_whole(row[name]) for name in more),
-        ]
-        for row in found["rates"]
-    ]
-    return report.table(head, rows)
-
-
-def _whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
-
-
-def words(found: dict[str, Any]) -> str:
-    """What was kept, in a paragraph."""
-    kept, pictures, memory = found["kept"], found["pictures"], found["memory"]
-    twice = sum(len(kept[name]) for name in ("more_than_one_answer", "not_once_in_the_log", "tickets_twice"))
-    wrong = sum(len(pictures[name]) for name in ("of_another_seed", "differ")) + pictures["alike"]
-    return (
-        f"{kept['sent']} requests, warm-up included: {kept['made']} pictures, {kept['refused']} answers 429, "
-        f"{len(kept['other_answers'])} others, {len(kept['lost'])} lost, {twice} twice. Wrong pictures: "
-        f"{wrong}; {pictures['made_again']} of them were made again, "
-        f"{pictures['made_again_in_a_named_mode']} of these in a mode that the request named. Capacity: "
-        f"{found['capacity']:.2f} a second before, {found['capacity_after']:.2f} after. Memory: "
-        f"{memory['warm_bytes'] / 1e6:.1f} MB after the warm-up, {memory['end_bytes'] / 1e6:.1f} MB at the "
-        f"end, {100 * memory['growth']:+.2f} %."
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The service from 10 % to 300 % of its capacity.")
     parser.add_argument("--model", default="demo")
@@ -251,14 +205,15 @@ def main(arguments: list[str] | None = None) -> int:
     with Progress() as progress:
         task = progress.add_task("Load", total=60 * options.minutes)
         found = measure(**asked, told=lambda seconds: progress.advance(task, seconds))
-    print(table(found))
-    print(words(found))
+    print(load_table(found["rates"]))
+    print(load_words(found))
     wrong = faults(found)
     for line in wrong:
         print(f"NOT AS IT SHOULD BE: {line}")
     if options.write:
-        path = report.write(_RESULT, {**asked, "queue": QUEUE, "prompt": PROMPT, **found})
-        print(f"written to {path}; python -m bench.readme takes it into docs")
+        path = report.write(LOAD, {**asked, "queue": QUEUE, "prompt": PROMPT, **found})
+        draw()
+        print(f"written to {path}, {', '.join(renew())}")
     return bool(wrong)
 
 
