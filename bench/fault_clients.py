@@ -65,7 +65,7 @@ def _left(service: Served, fault: str, stream: bool, count: int) -> Row:
     connections = [connect(service) for _ in range(count)]
     for connection in connections:
         connection.sendall(head(len(body)) + body)
-    waits(service, 1, 1 if count > 1 else 0)
+    waits(service, count)
     first = connections[0].recv(1000) if stream else b""
     begun = time.monotonic()
     for connection in connections:

@@ -92,17 +92,26 @@ def told(service: Served, since: int, before: dict[str, float]) -> str:
 
 
 @contextmanager
-def several(service: Served, fields: Sequence[dict[str, Any]]) -> Iterator[list[Future[str]]]:
-    """Requests at a time, each of a client of its own."""
+def several(
+    service: Served, fields: Sequence[dict[str, Any]], timed: bool = False
+) -> Iterator[list[Future[str]]]:
+    """Requests at a time, each of a client of its own. timed: what is no picture is told with its seconds."""
+
+    def one(**asked: Any) -> str:
+        start = time.monotonic()
+        came = outcome(service, **asked)
+        late = timed and not came.startswith("200")
+        return f"{came} after {time.monotonic() - start:.0f} s" if late else came
+
     with ThreadPoolExecutor(len(fields)) as pool:
-        yield [pool.submit(outcome, service, **one) for one in fields]
+        yield [pool.submit(one, **asked) for asked in fields]
 
 
-def waits(service: Served, running: int = 1, queued: int = 0) -> None:
-    """Until so many are under way. Raises TimeoutError."""
+def waits(service: Served, accepted: int) -> None:
+    """Until so many requests run or wait. Raises TimeoutError."""
 
     def there() -> bool:
         state = service.state()
-        return bool(state) and state["running"] >= running and state["queued"] >= queued
+        return bool(state) and state["running"] >= 1 and state["running"] + state["queued"] >= accepted
 
     service.wait(there, PATIENCE_S)

@@ -66,9 +66,11 @@ def result(**more: Any) -> dict[str, Any]:
     }
     row |= {"refused_p50_ms": None, "retry_after_ms": None, "queued": 0, "late_p99_ms": 2.0}
     late = {**row, "percent": 300.0, "made": 5, "refused": 15, "refused_p50_ms": 3.0, "retry_after_ms": 900.0}
+    pictures: dict[str, Any] = {"of_another_seed": [], "alike": 0, "differ": []}
+    pictures |= {"made_again": 2, "made_again_in_a_named_mode": 1}
     return {
-        "rates": [row, late], "kept": load_checks.kept(GOOD, LINES, COUNTED), "capacity": 10.0, "capacity_after": 9.0,
-        "pictures": {"of_another_seed": [], "alike": 0, "made_again": 2, "made_again_in_a_named_mode": 1, "differ": []},
+        "rates": [row, late], "kept": load_checks.kept(GOOD, LINES, COUNTED), "pictures": pictures,
+        "capacity": 10.0, "capacity_after": 9.0,
         "memory": {"warm_bytes": 1e8, "end_bytes": 1.01e8, "growth": 0.01}, "flooded": [3], "exit_status": 0,
         "model": "demo", "devices": 2, "steps": 10, "queue": 64, "minutes": 1.0, **more,
     }  # fmt: skip
