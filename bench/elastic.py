@@ -112,7 +112,7 @@ async def loaded(shop: Shop, share: str, times: Sequence[float], call: Mapping[s
         for seed, due in enumerate(times):
             await asyncio.sleep(max(0.0, due - (time.perf_counter() - begun)))
             try:
-                ticket = engine.submit(PROMPT, seed=seed, **call)
+                ticket = await engine.submit(PROMPT, seed=seed, **call)
             except dt.QueueFullError:
                 seen.refused += 1
             else:

@@ -8,6 +8,7 @@
     ├── EngineError (RuntimeError)         TensorRT refused or failed; its own words are in the message
     ├── DeviceError (RuntimeError)         the CUDA driver refused a call, or a GPU failed; names both
     ├── LaneError (RuntimeError)           a lane failed while it predicted; its cause is chained
+    │   └── NoDeviceError                  every device of an `Engine` has failed
     ├── CancelledError                     the caller's event was set while pictures were made
     ├── RefusedError (RuntimeError)        an `Engine` did not take a request, or gave it back before any work
     │   ├── QueueFullError                 as many requests wait as may; says when to come again
@@ -36,6 +37,7 @@ __all__ = [
     "LaneError",
     "MissingExtraError",
     "ModelError",
+    "NoDeviceError",
     "NonFiniteError",
     "QueueFullError",
     "RefusedError",
@@ -84,6 +86,10 @@ class LaneError(DriffusionError, RuntimeError):
     def __init__(self, message: str, *, lanes_left: int = 0) -> None:
         super().__init__(message)
         self.lanes_left = lanes_left
+
+
+class NoDeviceError(LaneError):
+    """Every device of an engine has failed; it makes no more pictures."""
 
 
 class CancelledError(DriffusionError):

@@ -17,7 +17,7 @@ from PIL import Image
 from ._errors import InputError
 from .models import ModelSpec
 
-__all__ = ["Source", "check_count", "resolved"]
+__all__ = ["Source", "check_count", "fitted", "resolved"]
 
 Float32 = NDArray[np.float32]
 # By architecture: without and with a mask.
@@ -54,6 +54,22 @@ def resolved(spec: ModelSpec, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     }
     open_ = {name: value for name, value in defaults.items() if settings.get(name) is None}
     return {**settings, **open_}
+
+
+def fitted(settings: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:
+    """The settings with PIL images of this height and width, for a call that is made later.
+
+    `Source.check` makes the same of them: resizing to the size that they have changes nothing. Arrays stay.
+
+    Raises InputError as `Source.check` does.
+    """
+    found = {name: _given(name, settings[name]) for name in _KINDS if settings.get(name) is not None}
+    small = {
+        name: _resized(name, given, size)
+        for name, given in found.items()
+        if not isinstance(given, np.ndarray)
+    }
+    return {**settings, **small} if small else settings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,14 +157,18 @@ def _pixels(name: str, given: Float32 | list[Image.Image], size: tuple[int, int]
                 f"{size[0]} x {size[1]}; resize it, or give a PIL image, which is resized here"
             )
         return given
+    return np.stack([np.asarray(one, np.float32) / np.float32(255) for one in _resized(name, given, size)])
+
+
+def _resized(name: str, given: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
+    """In the mode that the model takes them in, 8 bits a channel."""
     kind = "RGB" if name == "image" else "L"
     deep = next((one.mode for one in given if one.mode[0] in "IF"), None)
     if deep is not None:
         raise InputError(f"{name} has more than 8 bits a channel (mode {deep!r}); make it 8 bits first")
     # Palettes and single bits cannot be resized smoothly.
     smooth = (one if one.mode in ("RGB", "L") else one.convert(kind) for one in given)
-    resized = (one.resize(size[::-1], Image.Resampling.LANCZOS).convert(kind) for one in smooth)
-    return np.stack([np.asarray(one, np.float32) / np.float32(255) for one in resized])
+    return [one.resize(size[::-1], Image.Resampling.LANCZOS).convert(kind) for one in smooth]
 
 
 def check_count(name: str, count: int, prompts: int) -> None:

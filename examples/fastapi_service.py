@@ -43,7 +43,7 @@ async def picture(
     engine: dt.Engine = http.app.state.engine
     client = http.client.host if http.client else ""
     try:
-        ticket = engine.submit(prompt, seed=seed, steps=steps, deadline_ms=deadline_ms, client=client)
+        ticket = await engine.submit(prompt, seed=seed, steps=steps, deadline_ms=deadline_ms, client=client)
         result = await _unless_gone(http, ticket.result())
     except dt.InputError as error:
         raise HTTPException(400, str(error)) from error

@@ -21,13 +21,15 @@ class FakeShop:
     """Settings: `steps`, `mode` (by name: as many lanes as there are), `quality` and what a test looks for.
 
     gates: requests with these prompts wait before every round for a semaphore; those in `decoding` after the
-    last one. fails: by prompt the errors of its next calls. most, peak: calls at once, now and at most.
+    last one; those in `checks` are checked once their event is set. fails: by prompt the errors of its next
+    calls. most, peak: calls at once, now and at most.
     """
 
     def __init__(self, lanes: int = 2, *, step_ms: float = 1.0, shared: bool = True) -> None:
         self.lanes, self.shared, self.step_ms = lanes, shared, step_ms
         self.gates: dict[str, threading.Semaphore] = {}
         self.decoding: dict[str, threading.Event] = {}
+        self.checks: dict[str, threading.Event] = {}
         self.fails: dict[str, list[BaseException]] = {}
         self.made: list[tuple[str, int]] = []
         self.now = self.peak = 0
@@ -46,6 +48,8 @@ class FakeShop:
         return self.gates[prompt]
 
     def order(self, prompt: Any, settings: Mapping[str, Any]) -> Order:
+        if prompt in self.checks:
+            assert self.checks[prompt].wait(20), "a test forgot to let a request be checked"
         steps = settings.get("steps", 10)
         if not isinstance(steps, int) or steps < 1:
             raise InputError(f"steps must be a whole number of at least 1, not {steps!r}")

@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from PIL import Image
 from driffusion_trt import Pipeline
 from driffusion_trt._errors import DrainingError, QueueFullError
 from driffusion_trt.server.app import App, Options, make_app
+from driffusion_trt.server.bodies import Bodies
 from driffusion_trt.server.limits import Limits
 from driffusion_trt.server.metrics import Metrics
-from driffusion_trt.server.protocol import timed_protocol
-from driffusion_trt.server.serving import bound
+from driffusion_trt.server.serving import bound, configured
 from driffusion_trt.server.store import Store
 
 DEADLINE_S = 60.0  # for whatever a test waits for, on a busy machine
@@ -96,22 +96,28 @@ class Engine:
         self.lanes = 2
         self.draining = False
 
-    def submit(
+    def admit(self, client: str = "", user: str = "") -> None:
+        if self.draining:
+            raise DrainingError("the engine ends")
+        if len(self.under_way) >= self.most:
+            raise QueueFullError("all places are taken", 1.5)
+
+    async def submit(
         self,
         prompt: str,
         *,
         client: str = "",
+        user: str = "",
         deadline_ms: float | None = None,
+        since_s: float | None = None,
         previews: bool = False,
         **settings: Any,
     ) -> Ticket:
-        self.asked.append({"prompt": prompt, "client": client, "deadline_ms": deadline_ms, **settings})
-        if self.draining:
-            raise DrainingError("the engine ends")
+        asked = {"prompt": prompt, "client": client, "user": user, "deadline_ms": deadline_ms}
+        self.asked.append({**asked, "since_s": since_s, **settings})
+        self.admit(client, user)
         if self.refuse is not None:
             raise self.refuse
-        if len(self.under_way) >= self.most:
-            raise QueueFullError("all places are taken", 1.5)
         self.pipe.plan(prompt, **settings)  # checks them
         ticket = Ticket(self, previews)
         ticket.work = asyncio.ensure_future(self._make(ticket, prompt, settings))
@@ -197,6 +203,11 @@ class Service:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def bodies(self) -> Bodies:
+        """What the service holds of them."""
+        return self.app.desk.bodies
+
     def open_connections(self) -> int:
         return len(self.server.server_state.connections)
 
@@ -248,6 +259,7 @@ def serving(
     limits: Limits | None = None,
     folder: Path | None = None,
     queue: int = 8,
+    proxies: Sequence[str] = (),
     **options: Any,
 ) -> Iterator[Service]:
     """A service in a thread of its own, until the block ends."""
@@ -257,11 +269,7 @@ def serving(
     store = Store(limits.stored_bytes, limits.stored_s, folder)
     app = make_app(engine, Options(names=("tiny",), limits=limits, **options), store, metrics)
     listener = bound("127.0.0.1", 0)
-    config = uvicorn.Config(
-        app, http=timed_protocol(limits), ws="none", lifespan="on", log_config=None, access_log=False,
-        timeout_graceful_shutdown=5, limit_concurrency=limits.connections,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(app, limits, proxies))
     thread = threading.Thread(target=server.run, args=([listener],), name="httpd")
     thread.start()
     try:

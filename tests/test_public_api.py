@@ -25,6 +25,7 @@ DOCUMENTED = {
         "LaneError",
         "MissingExtraError",
         "ModelError",
+        "NoDeviceError",
         "NonFiniteError",
         "QueueFullError",
         "RefusedError",

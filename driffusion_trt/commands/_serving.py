@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 from importlib.util import find_spec
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ _NEEDED = {
     "starlette": "starlette",
     "uvicorn": "uvicorn",
 }
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LIMITS = {
     "max_prompt_chars": "prompt_chars",
     "max_images": "images",
@@ -28,9 +31,11 @@ _LIMITS = {
     "max_upload_bytes": "upload_bytes",
     "max_upload_pixels": "upload_pixels",
     "max_connections": "connections",
+    "max_held_bytes": "held_bytes",
     "header_timeout": "header_s",
     "body_timeout": "body_s",
     "stall_timeout": "stall_s",
+    "read_rate": "read_rate",
     "store_bytes": "stored_bytes",
     "store_seconds": "stored_s",
 }
@@ -50,7 +55,8 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
 
     given = {field: getattr(args, name) for name, field in _LIMITS.items()}
     limits = Limits(**{field: value for field, value in given.items() if value is not None})
-    options = Options(_names(args), limits, Keys(_keys(args)), _origins(args), _url(args.public_url))
+    keys, url, proxies = Keys(_keys(args)), _url(args.public_url), _proxies(args)
+    options = Options(_names(args), limits, keys, _origins(args), _hosts(args, bool(keys)), url)
     folder = None if args.output_dir is None else Path(args.output_dir)
     store = Store(limits.stored_bytes, limits.stored_s, folder)
     drain_s = args.drain_timeout
@@ -67,7 +73,7 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         console.note(f"{options.names[0]} on {engine.pipe.where}: http://{shown}:{port}/")
-        serve(make_app(engine, options, store, metrics), listener, limits, drain_s)
+        serve(make_app(engine, options, store, metrics), listener, limits, drain_s, proxies)
 
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,6 +127,37 @@ def _origins(args: argparse.Namespace) -> list[str]:
             parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != one
         ):
             raise InputError(f"--cors-origin takes origins such as https://example.org, or *, not {one!r}")
+    return found
+
+
+def _hosts(args: argparse.Namespace, keyed: bool) -> tuple[str, ...]:
+    """Names that the service goes by. A page that is led to this machine by its name has no key."""
+    own, given = args.host or "127.0.0.1", args.allowed_host
+    if given is None:
+        return () if keyed or not _loopback(own) else (*_LOOPBACK, own)
+    names = tuple(name.strip() for name in given.split(","))
+    if not all(name and name.isascii() and "/" not in name for name in names):
+        raise InputError(
+            f"--allowed-host takes names such as pictures.example.org, without ports, not {given!r}"
+        )
+    return (*names, *(_LOOPBACK if _loopback(own) else ()))
+
+
+def _loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _proxies(args: argparse.Namespace) -> list[str]:
+    found = [] if args.trusted_proxy is None else [one.strip() for one in args.trusted_proxy.split(",")]
+    for one in found:
+        try:
+            ip_network(one)
+        except ValueError as error:
+            raise InputError(
+                f"--trusted-proxy takes addresses and networks such as 10.0.0.0/8, not {one!r} ({error})"
+            ) from error
     return found
 
 

@@ -63,6 +63,13 @@ def _who(group: argparse._ArgumentGroup) -> None:
     option(group, "--api-key", "KEY", "that requests must have; others of this machine can see it here")
     option(group, "--api-key-file", "FILE", "the same, one a line, # for comments")
     option(group, "--cors-origin", "URL,...", "pages of other sites that may use it (default: none)")
+    option(
+        group,
+        "--allowed-host",
+        "NAME,...",
+        "it goes by (default: any; on loopback without keys localhost)",
+    )
+    option(group, "--trusted-proxy", "ADDR,...", "whose X-Forwarded-For is believed (default: none)")
 
 
 def _bounds(group: argparse._ArgumentGroup) -> None:
@@ -83,9 +90,11 @@ def _others(group: argparse._ArgumentGroup) -> None:
         group, "--queue", "N", "requests that may wait; more are told to come again (default: 64)", type=whole
     )
     option(group, "--max-connections", "N", "open at once (default: 512)", type=whole)
+    option(group, "--max-held-bytes", "N", "of all bodies being read (default: 134217728)", type=whole)
     option(group, "--header-timeout", "S", "seconds for a request's headers (default: 10)", type=number)
     option(group, "--body-timeout", "S", "seconds for its body (default: 30)", type=number)
-    option(group, "--stall-timeout", "S", "for which a client may read nothing (default: 30)", type=number)
+    option(group, "--stall-timeout", "S", "after which a slow reader is looked at (default: 30)", type=number)
+    option(group, "--read-rate", "N", "bytes a second that it must have read (default: 8192)", type=number)
     option(
         group, "--drain-timeout", "S", "after SIGTERM for what was accepted (default: no end)", type=number
     )

@@ -15,6 +15,7 @@ from .._errors import (
     DrainingError,
     InputError,
     ModelError,
+    NoDeviceError,
     NonFiniteError,
     QueueFullError,
 )
@@ -69,6 +70,8 @@ def refusal(error: Exception) -> ApiError | None:
             return ApiError(422, message, "deadline_exceeded", param="deadline_ms", headers=_NO_RETRY)
         case DrainingError():
             return ApiError(503, message, "draining", headers=_LEAVING)
+        case NoDeviceError():
+            return ApiError(503, "no device is left that makes pictures", "no_device", headers=_LEAVING)
         case CancelledError():
             # Who cancels does not wait for an answer; what waits was given up at the end of the service.
             return ApiError(

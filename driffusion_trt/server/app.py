@@ -27,6 +27,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .openapi import document
 from .service import Service
+from .sites import Sites
 from .store import Store
 from .wishes import check_model
 
@@ -51,14 +52,15 @@ class Options:
     """How the service is to be.
 
     names: of the model in requests; the first is what it is listed as. keys: None are asked for where there
-    are none. origins: of pages of other sites that may use it. public_url: before links to pictures, in place
-    of the address that a request came to.
+    are none. origins: of pages of other sites that may use it. hosts: names that it goes by, or none for any.
+    public_url: before links to pictures, in place of the address that a request came to.
     """
 
     names: tuple[str, ...]
     limits: Limits = field(default_factory=Limits)
     keys: Keys = field(default_factory=lambda: Keys(()))
     origins: Sequence[str] = ()
+    hosts: Sequence[str] = ()
     public_url: str = ""
 
 
@@ -71,6 +73,7 @@ class App:
 
     app: ASGIApp
     service: Service
+    desk: Desk
     metrics: Metrics
     draining: bool = False
 
@@ -81,7 +84,7 @@ class App:
 def make_app(service: Service, options: Options, store: Store, metrics: Metrics) -> App:
     """The service. metrics: also the engine's observer."""
     desk = Desk(service, options.limits, store, metrics, options.names, options.public_url.rstrip("/"))
-    found = App(_nothing, service, metrics)
+    found = App(_nothing, service, desk, metrics)
     metrics.watch(service.status, lambda: found.draining, lambda: store.size_bytes)
     images, about = Images(desk), _About(found, options)
     routes = [
@@ -99,7 +102,7 @@ def make_app(service: Service, options: Options, store: Store, metrics: Metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with service:
+        async with desk, service:
             yield
 
     handlers: Any = {
@@ -110,14 +113,15 @@ def make_app(service: Service, options: Options, store: Store, metrics: Metrics)
         Exception: _failed,
     }
     inner: ASGIApp = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    inner = Edge(inner, options.keys, _OPEN, metrics)
+    sites = Sites(options.origins, options.hosts, options.public_url)
+    inner = Edge(inner, options.keys, _OPEN, sites, metrics)
     if options.origins:
         inner = CORSMiddleware(
             inner,
             allow_origins=list(options.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Retry-After"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+            expose_headers=["X-Request-ID", "Retry-After", "retry-after-ms", "x-should-retry"],
         )
     found.app = inner
     return found

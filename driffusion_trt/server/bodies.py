@@ -3,31 +3,85 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from starlette.datastructures import FormData, UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from .answers import ApiError
+from .limits import Limits
 
-__all__ = ["Gone", "read_form", "read_json"]
+__all__ = ["Bodies", "Form", "Gone", "form_of", "object_of"]
 
 _MOST_FIELDS, _MOST_FILES, _MOST_TEXT_BYTES = 64, 4, 1 << 18
+_MOST_BOUNDARIES = 2 * (_MOST_FIELDS + _MOST_FILES)
+
+Form = tuple[dict[str, str], dict[str, list[bytes]]]
 
 
 class Gone(Exception):
     """The client has left; there is nobody to answer."""
 
 
-async def read_json(request: Request, most_bytes: int, within_s: float) -> dict[str, Any]:
-    """The object that the body is. Raises ApiError, Gone."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, f"the body must be application/json, not {kind[:60] or 'nothing'}", "media_type")
-    body = await _read(request, most_bytes, within_s)
+class Bodies:
+    """Reads bodies; of all that are held together there are at most `limits.held_bytes` bytes."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.held_bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request, kind: str) -> AsyncIterator[bytes]:
+        """A body of this media type, which counts as held until the block ends. Raises ApiError, Gone."""
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given != kind:
+            raise ApiError(415, f"the body must be {kind}, not {given[:60] or 'nothing'}", "media_type")
+        most = self._limits.body_bytes if kind == "application/json" else self._limits.upload_bytes
+        found = bytearray()
+        try:
+            await self._fill(found, request, most)
+            yield bytes(found)
+        finally:
+            self.held_bytes -= len(found)
+
+    async def _fill(self, found: bytearray, request: Request, most_bytes: int) -> None:
+        """The body into `found`, whose bytes are counted as held, whatever happens."""
+        too_large = ApiError(
+            413, f"the body is larger than {most_bytes} bytes, the most here", "too_large",
+            headers={"Connection": "close"},
+        )  # fmt: skip
+        told = request.headers.get("content-length", "")
+        if told.isdecimal() and int(told[:20]) > most_bytes:
+            raise too_large
+        limits = self._limits
+        try:
+            async with asyncio.timeout(limits.body_s):
+                async for chunk in request.stream():
+                    if self.held_bytes + len(chunk) > limits.held_bytes:
+                        raise ApiError(
+                            503, f"bodies have {limits.held_bytes} bytes together, the most here; come again "
+                            "in a moment", "busy", headers={"Connection": "close", "Retry-After": "1"},
+                        )  # fmt: skip
+                    self.held_bytes += len(chunk)
+                    found += chunk
+                    if len(found) > most_bytes:
+                        raise too_large
+        except TimeoutError:
+            raise ApiError(
+                408, f"the body was not there within {limits.body_s:g} seconds", "body_timeout",
+                headers={"Connection": "close", "x-should-retry": "false"},
+            ) from None  # fmt: skip
+        except ClientDisconnect:
+            raise Gone from None
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """The object that a body of JSON is. Raises ApiError."""
     try:
         found = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
@@ -48,19 +102,19 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 40
 
 
-async def read_form(
-    request: Request, most_bytes: int, within_s: float
-) -> tuple[dict[str, str], dict[str, list[bytes]]]:
-    """Texts by name, and uploads by name, of a multipart body. Raises ApiError, Gone."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        what = kind[:60] or "nothing"
-        raise ApiError(415, f"the body must be multipart/form-data, not {what}", "media_type")
-    body = await _read(request, most_bytes, within_s)
+def form_of(headers: Headers, body: bytes) -> Form:
+    """Texts by name, and uploads by name, of a multipart body; in a thread, since it may take seconds.
+
+    Raises ApiError.
+    """
+    boundary = parse_options_header(headers["content-type"])[1].get(b"boundary", b"")
+    if boundary and body.count(b"\r\n--" + boundary) > _MOST_BOUNDARIES:
+        raise ApiError(400, "the form has too many parts", "invalid_form")
     most = {"max_files": _MOST_FILES, "max_fields": _MOST_FIELDS, "max_part_size": _MOST_TEXT_BYTES}
-    parser = _InMemory(request.headers, _once(body), **most)
+    parser = _InMemory(headers, _once(body), **most)
     try:
-        return await _parts(await parser.parse())
+        # Nothing in it waits: it is asynchronous for forms that come in parts, or go to files.
+        return asyncio.run(_parts(parser))
     except MultiPartException as error:
         raise ApiError(400, f"the form cannot be read ({error.message})"[:200], "invalid_form") from None
     except (ValueError, LookupError, TypeError) as error:  # odd boundaries, dispositions, character sets
@@ -71,9 +125,10 @@ async def read_form(
             file.close()
 
 
-async def _parts(form: FormData) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+async def _parts(parser: MultiPartParser) -> Form:
     texts: dict[str, str] = {}
     files: dict[str, list[bytes]] = {}
+    form: FormData = await parser.parse()
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             files.setdefault(name, []).append(await value.read())
@@ -86,28 +141,3 @@ async def _parts(form: FormData) -> tuple[dict[str, str], dict[str, list[bytes]]
 
 async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
-
-
-async def _read(request: Request, most_bytes: int, within_s: float) -> bytes:
-    too_large = ApiError(
-        413, f"the body is larger than {most_bytes} bytes, the most here", "too_large",
-        headers={"Connection": "close"},
-    )  # fmt: skip
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told[:20]) > most_bytes:
-        raise too_large
-    found = bytearray()
-    try:
-        async with asyncio.timeout(within_s):
-            async for chunk in request.stream():
-                found += chunk
-                if len(found) > most_bytes:
-                    raise too_large
-    except TimeoutError:
-        raise ApiError(
-            408, f"the body was not there within {within_s:g} seconds", "body_timeout",
-            headers={"Connection": "close", "x-should-retry": "false"},
-        ) from None  # fmt: skip
-    except ClientDisconnect:
-        raise Gone from None
-    return bytes(found)

@@ -6,9 +6,10 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, Self, TypeVar
 
 from PIL import Image
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from .._errors import DeadlineError
 from ..pictures import png_info
 from ..sampling.recording import Recorder
 from .answers import ApiError
-from .bodies import Gone
+from .bodies import Bodies, Gone
 from .limits import Limits
 from .metrics import Metrics
 from .service import Seen, Service, Ticket
@@ -27,6 +28,12 @@ from .store import Store
 from .wishes import Wish
 
 __all__ = ["Desk", "Order", "gone", "note"]
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_UPLOADS = 2  # that are taken apart at a time
+_TIDIED_S = 10.0
 
 
 def note(request: Request, **facts: Any) -> None:
@@ -50,7 +57,46 @@ class Desk:
     metrics: Metrics
     names: tuple[str, ...]
     public_url: str = ""
+    bodies: Bodies = field(init=False)
     _storing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _workers: ThreadPoolExecutor = field(init=False)
+    _tidying: asyncio.Task[None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bodies = Bodies(self.limits)
+
+    async def __aenter__(self) -> Self:
+        self._workers = ThreadPoolExecutor(_UPLOADS, thread_name_prefix="uploads")
+        self._tidying = asyncio.create_task(self._tidy())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._tidying.cancel()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    async def _tidy(self) -> None:
+        """Pictures go when their time is over, whether or not anybody asks for one."""
+        while True:
+            await asyncio.sleep(min(_TIDIED_S, self.limits.stored_s))
+            async with self._storing:
+                await asyncio.to_thread(self.store.drop_old)
+
+    async def apart(self, request: Request, work: Callable[P, T], *given: P.args, **more: P.kwargs) -> T:
+        """What `work` makes of an upload, in one of few threads, so that uploads hold up nothing else.
+
+        Raises Gone where the client leaves before its turn.
+        """
+        job = self._workers.submit(work, *given, **more)
+        left = asyncio.ensure_future(gone(request.receive))
+        done = asyncio.wrap_future(job)
+        try:
+            both: set[asyncio.Future[Any]] = {done, left}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if left.done() and job.cancel():
+                raise Gone
+            return await done
+        finally:
+            left.cancel()
 
     @property
     def own_size(self) -> tuple[int, int]:
@@ -58,14 +104,16 @@ class Desk:
         _, height, width = self.service.pipe.folder.manifest.shapes["picture"]
         return height, width
 
-    def submit(self, request: Request, wish: Wish, client: str) -> Order:
+    async def submit(self, request: Request, wish: Wish, client: str, user: str) -> Order:
         """Into the queue, or refused at once. Raises ApiError and what the engine raises."""
         recorder = Recorder() if wish.timeline else None
         settings = {**wish.settings, **({} if recorder is None else {"recorder": recorder})}
-        ticket = self.service.submit(
+        ticket = await self.service.submit(
             wish.prompt,
             client=client,
+            user=user,
             deadline_ms=wish.deadline_ms,
+            since_s=request.scope["driffusion_since_s"],
             previews=wish.stream and wish.partial_images > 0,
             **settings,
         )

@@ -18,11 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .answers import ApiError, answer, body_of
 from .bodies import Gone
 from .metrics import Metrics
+from .sites import Sites
 
-__all__ = ["ACCESS", "Edge", "Keys"]
+__all__ = ["ACCESS", "HEALTH", "Edge", "Keys"]
 
 ACCESS = logging.getLogger("driffusion_trt.access")
 _LOG = logging.getLogger("driffusion_trt.server")
+HEALTH = ("/healthz", "/readyz")
+_SECRET = re.compile(r"[0-9a-f]{32}")  # whoever has the id of a picture may see it
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -56,12 +59,19 @@ def _digest(key: str) -> bytes:
 class Edge:
     """An ASGI application around another one.
 
-    open_paths: those that need no key; one that ends with / stands for all below it. The scope of a request
-    gets `driffusion_id`, `driffusion_key` where keys are asked for, and `driffusion`, facts for the log.
+    open_paths: those that need no key; one that ends with / stands for all below it. sites: looked at where
+    no keys are asked for, which pages of other sites have not. Questions about health are always answered.
+
+    The scope of a request may have `driffusion_beyond`: its connection is one too many. It gets
+    `driffusion_id`, `driffusion_since_s`, of `time.perf_counter`, `driffusion_key` where keys are asked for,
+    and `driffusion`, facts for the log.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, open_paths: Sequence[str], metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, open_paths: Sequence[str], sites: Sites, metrics: Metrics
+    ) -> None:
         self._app, self._keys, self._open, self._metrics = app, keys, tuple(open_paths), metrics
+        self._sites = sites
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,7 +81,7 @@ class Edge:
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         scope["driffusion_id"], facts = request_id, scope.setdefault("driffusion", {})
         sent = _Sent(send, request_id)
-        start = time.perf_counter()
+        start = scope["driffusion_since_s"] = time.perf_counter()
         try:
             refused = self._refused(scope)
             if refused is not None:
@@ -93,13 +103,25 @@ class Edge:
             self._log(scope, sent, facts, time.perf_counter() - start)
 
     def _refused(self, scope: Scope) -> ApiError | None:
-        path = scope["path"]
-        free = any(
-            path.startswith(one) if one.endswith("/") and one != "/" else path == one for one in self._open
-        )
-        if not self._keys or free:
+        path, headers = scope["path"], Headers(scope=scope)
+        if path in HEALTH:
             return None
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scope.get("driffusion_beyond"):
+            self._metrics.connection_refused()
+            return ApiError(
+                503, "too many connections are open; come again in a moment", "too_many_connections",
+                headers={"Connection": "close", "Retry-After": "1"},
+            )  # fmt: skip
+        if not self._keys:
+            return self._sites.refused(headers)
+        if any(
+            path.startswith(one) if one.endswith("/") and one != "/" else path == one for one in self._open
+        ):
+            return None
+        return self._without_key(scope, headers)
+
+    def _without_key(self, scope: Scope, headers: Headers) -> ApiError | None:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
         number = self._keys.number(key.strip()) if scheme.lower() == "bearer" else None
         if number is None:
             why = "no API key was given" if not key else "the API key is not known here"
@@ -112,7 +134,7 @@ class Edge:
 
     def _log(self, scope: Scope, sent: _Sent, facts: dict[str, Any], seconds: float) -> None:
         status = 499 if facts.get("gone") else sent.status
-        route = getattr(scope.get("route"), "path", "none") if sent.status != 401 else "none"
+        route = getattr(scope.get("route"), "path", "none")
         self._metrics.answered(route, status, seconds)
         client = scope.get("client") or ("",)
         line = {
@@ -121,7 +143,7 @@ class Edge:
             "client": client[0],
             **({"key": scope["driffusion_key"]} if "driffusion_key" in scope else {}),
             "method": scope["method"],
-            "path": scope["path"][:200],
+            "path": route if route != "none" else _SECRET.sub("...", scope["path"])[:200],
             "status": status,
             "ms": round(1e3 * seconds, 1),
             "bytes": sent.size_bytes,

@@ -4,55 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from .._call import Result
-from .._errors import DrainingError, DriffusionError, InputError, LaneError, QueueFullError, did_you_mean
+from .._errors import (
+    DrainingError,
+    DriffusionError,
+    InputError,
+    LaneError,
+    NoDeviceError,
+    did_you_mean,
+)
 from ..pipeline import Pipeline
 from ..runtime.devices import Asked
+from .admission import Admission, arrival, check_deadline
 from .observer import Observer, Unobserved
 from .orders import PipelineShop, Shop
-from .policy import Machine, Profile, per_second
+from .policy import Machine, Profile
 from .scheduler import Scheduler
+from .status import Status, status_of
 from .ticket import Ticket
 
 __all__ = ["SHARES", "Engine", "Status"]
 
 SHARES = ("elastic", "all", "one")
-_LEAST_RETRY_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What an engine is doing.
-
-    ready: whether it takes requests. draining: whether it ends.
-    queued, running: requests. queue: how many may wait.
-    lanes: that can be used; lanes_in_use: that requests keep; lanes_failed: that were lost.
-    expected_wait_ms: from now to the start of a request with default settings that comes last; 0 where no
-        lane is left.
-    expected_ms: what such a request takes with all lanes. per_second: how many of them there can be.
-    pace: how many times as long as was measured calls take at present.
-    """
-
-    ready: bool
-    draining: bool
-    queued: int
-    running: int
-    queue: int
-    lanes: int
-    lanes_in_use: int
-    lanes_failed: int
-    expected_wait_ms: float
-    expected_ms: float
-    per_second: float
-    pace: float
 
 
 class Engine:
@@ -94,6 +72,7 @@ class Engine:
         self._observer: Observer = observer or Unobserved()
         self._scheduler: Scheduler | None = None
         self._typical: Profile | None = None
+        self._admission: Admission | None = None
         self._draining = self._closed = False
 
     @classmethod
@@ -124,6 +103,7 @@ class Engine:
             await asyncio.to_thread(self._shop.open)
             self._typical = self._shop.order("", {}).profile
             self._scheduler = Scheduler(self._shop, self._machine, self._queue, self._observer, self._typical)
+            self._admission = Admission(self._shop, self._scheduler, self._queue)
         except BaseException:
             self._closed = True
             await asyncio.to_thread(self._shop.close)
@@ -138,27 +118,46 @@ class Engine:
             await self.drain(None if kind is None else 0.0)
         finally:
             self._closed = True
+            if self._admission is not None:
+                self._admission.close()
             if self._scheduler is not None:
                 self._scheduler.close()
             await asyncio.to_thread(self._shop.close)
 
-    def submit(
+    def admit(self, client: str = "", user: str = "") -> None:
+        """Raise what would refuse any request of this client now, whatever it asks for.
+
+        For servers that ask before they read a body or decode a picture; `submit` does it anyway.
+
+        Raises DrainingError, LaneError, NoDeviceError or QueueFullError as `submit` does.
+        """
+        try:
+            self._open()[1].check()
+        except DriffusionError as error:
+            self._tell_refused(error)
+            raise
+
+    async def submit(
         self,
         prompt: str | Sequence[str],
         *,
         client: str = "",
+        user: str = "",
         deadline_ms: float | None = None,
+        since_s: float | None = None,
         previews: bool = False,
         **settings: Any,
     ) -> Ticket:
-        """Take a request; it is checked at once.
+        """Take a request, once it was checked in a thread.
 
         Args:
             prompt, settings: of `Pipeline.__call__`, but for `cancel` and `callback_on_round_end`.
             client: whose it is; the queue is fair between clients.
-            deadline_ms: from now to its pictures. It gets the plan that it would have without, as long as
+            user: for whom the client asks; its share is fair between its users.
+            deadline_ms: to its pictures. It gets the plan that it would have without, as long as
                 that is in time; then more lanes, and at last, where its mode is open and nothing was said
                 of the quality, a plan with fewer rounds. What cannot be in time is refused.
+            since_s: of `time.perf_counter`, when it arrived, from which the deadline counts; by default now.
             previews: whether `Ticket.rounds` has small pictures.
 
         Raises:
@@ -166,43 +165,36 @@ class Engine:
             QueueFullError: as many requests wait as may.
             DeadlineError: it cannot be there in time.
             DrainingError: the engine ends.
-            LaneError: every device has failed, or the engine is not in its `async with`.
+            NoDeviceError: every device has failed.
+            LaneError: the engine is not in its `async with`.
         """
         try:
-            return self._submitted(prompt, client, deadline_ms, previews, settings)
-        except DriffusionError as error:
-            if self._scheduler is not None:
-                self._scheduler.tell("on_refused", error)
-            raise
-
-    def _submitted(
-        self,
-        prompt: str | Sequence[str],
-        client: str,
-        deadline_ms: float | None,
-        previews: bool,
-        settings: dict[str, Any],
-    ) -> Ticket:
-        scheduler = self._open()
-        if scheduler.full:
-            retry_s = max(_LEAST_RETRY_S, 1e-3 * scheduler.wait_ms())
-            raise QueueFullError(
-                f"{self._queue} requests wait, and no more may; ask again in about {retry_s:.1f} s", retry_s
+            accepted_s = arrival(since_s)
+            _, admission = self._open()
+            admission.check()
+            check_deadline(deadline_ms)
+            order = await admission.order(prompt, settings)
+            scheduler, _ = self._open()  # it may have ended meanwhile
+            admission.check(checked=True)
+            ticket = Ticket(
+                order, client, user, accepted_s, deadline_ms=deadline_ms, previews=previews, engine=scheduler
             )
-        accepted_s = time.perf_counter()
-        _check_deadline(deadline_ms)
-        order = self._shop.order(prompt, settings)
-        ticket = Ticket(
-            order, client, accepted_s, deadline_ms=deadline_ms, previews=previews, engine=scheduler
-        )
-        scheduler.add(ticket)
+            scheduler.add(ticket)
+        except DriffusionError as error:
+            self._tell_refused(error)
+            raise
         return ticket
+
+    def _tell_refused(self, error: DriffusionError) -> None:
+        if self._scheduler is not None:
+            self._scheduler.tell("on_refused", error)
 
     async def generate(
         self,
         prompt: str | Sequence[str],
         *,
         client: str = "",
+        user: str = "",
         deadline_ms: float | None = None,
         **settings: Any,
     ) -> Result:
@@ -210,7 +202,7 @@ class Engine:
 
         Raises as `submit` and `Ticket.result` do.
         """
-        ticket = self.submit(prompt, client=client, deadline_ms=deadline_ms, **settings)
+        ticket = await self.submit(prompt, client=client, user=user, deadline_ms=deadline_ms, **settings)
         try:
             return await ticket.result()
         except asyncio.CancelledError:
@@ -223,22 +215,8 @@ class Engine:
         if scheduler is None or typical is None:
             nothing = (0, 0, self._queue, self._shop.lanes, 0, 0, 0.0, 0.0, 0.0, 1.0)
             return Status(False, self._draining, *nothing)
-        leases = scheduler.leases
-        there, pace = leases.lanes > 0, leases.pace
-        return Status(
-            ready=there and not self._draining and not self._closed,
-            draining=self._draining,
-            queued=scheduler.queued,
-            running=len(leases),
-            queue=self._queue,
-            lanes=leases.lanes,
-            lanes_in_use=leases.in_use,
-            lanes_failed=leases.failed,
-            expected_wait_ms=scheduler.wait_ms(typical) if there else 0.0,
-            expected_ms=typical.least_ms * pace,
-            per_second=per_second(leases.machine, typical) / pace if there else 0.0,
-            pace=pace,
-        )
+        takes = not self._draining and not self._closed
+        return status_of(scheduler, typical, self._queue, draining=self._draining, takes=takes)
 
     async def drain(self, timeout_s: float | None = None) -> None:
         """Take no more requests, and wait for those that were taken.
@@ -256,14 +234,17 @@ class Engine:
         if not await _within(scheduler.idle, timeout_s or None):
             scheduler.abandon()
 
-    def _open(self) -> Scheduler:
+    def _open(self) -> tuple[Scheduler, Admission]:
+        """Raises what refuses any request."""
         if self._draining:
             raise DrainingError("the engine ends, and takes no more requests; ask another one")
-        if self._scheduler is None or self._closed:
+        if self._scheduler is None or self._admission is None or self._closed:
             raise LaneError("the engine is not at work; submit requests within its `async with`")
         if not self._scheduler.leases.lanes:
-            raise LaneError("every device has failed; load the engine again, or see driffusion-trt doctor")
-        return self._scheduler
+            raise NoDeviceError(
+                "every device has failed; load the engine again, or see driffusion-trt doctor"
+            )
+        return self._scheduler, self._admission
 
     def _machine(self, lanes: int) -> Machine:
         """Beside what has lanes, one request may be under way whose rounds are over."""
@@ -281,9 +262,3 @@ async def _within(event: asyncio.Event, timeout_s: float | None) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _check_deadline(deadline_ms: object) -> None:
-    number = isinstance(deadline_ms, int | float) and not isinstance(deadline_ms, bool)
-    if deadline_ms is not None and not (number and 0 < deadline_ms <= sys.float_info.max):  # type: ignore[operator]
-        raise InputError(f"deadline_ms must be a number of milliseconds above 0, not {deadline_ms!r}")

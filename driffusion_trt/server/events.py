@@ -15,7 +15,6 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .._errors import DriffusionError
 from .answers import ApiError, body_of, refusal
 from .desk import Order, gone
 from .service import Seen
@@ -72,7 +71,7 @@ class Events(Response):
         async def told(text: str) -> None:
             await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
-        await told(f": accepted, {self._order.ticket.position} before it\n\n")
+        await told(f": accepted, {max(0, self._order.ticket.position - 1)} before it\n\n")
         try:
             async for seen in _patient(self._order.rounds(), told):
                 event = self._partial(seen)
@@ -80,7 +79,7 @@ class Events(Response):
                     await told(_event(event))
             result = await self._order.result()
             entries = await self._order.data(result)
-        except (DriffusionError, ApiError) as error:
+        except Exception as error:
             request_id = scope.get("driffusion_id", "")
             told_error = refusal(error)
             if told_error is None:

@@ -23,6 +23,7 @@ QUALITIES = {
 }  # fmt: skip
 SEEDS = 2**53 - 1  # the largest whole number that every JSON reader keeps
 _KINDS: dict[str, Any] = {"string": str, "integer": int, "number": int | float, "boolean": bool}
+_NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?", re.ASCII)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -87,13 +88,10 @@ class Field:
 
     def read(self, name: str, text: str) -> Any:
         """The value that a form's text stands for. Raises ApiError."""
-        try:
-            if self.kind == "integer":
-                return int(text[:40])
-            if self.kind == "number":
-                return float(text)
-        except ValueError:
-            raise wrong(name, f"must be a number, not {_shown(text)}", "invalid_type") from None
+        if self.kind in ("integer", "number"):
+            if not _NUMBER.fullmatch(text):
+                raise wrong(name, f"must be a number, not {_shown(text)}", "invalid_type")
+            return int(text) if text.lstrip("-").isdecimal() else float(text)
         return _BOOLEANS.get(text.lower(), text) if self.kind == "boolean" else text
 
 
@@ -102,6 +100,9 @@ def wrong(name: str, why: str, code: str = "invalid_value") -> ApiError:
 
 
 def _shown(value: object) -> str:
+    """A value as it may be told; of a list its kind, since it can be deeper than `repr` goes."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .answers import ApiError, answer
-from .bodies import read_form, read_json
+from .bodies import form_of, object_of
 from .desk import Desk
 from .events import Events
-from .fields import EDIT, GENERATION, fields_of
+from .fields import EDIT, GENERATION, Field, fields_of
 from .uploads import starting_picture
-from .wishes import Wish, check_pixels
+from .wishes import Wish, check_size
 
 __all__ = ["Images"]
 
@@ -33,25 +33,26 @@ class Images:
 
     async def generations(self, request: Request) -> Response:
         """POST /v1/images/generations."""
-        limits = self._desk.limits
-        given = await read_json(request, limits.body_bytes, limits.body_s)
-        return await self._made(request, self._wish(self._generation, given), "image_generation")
+        self._desk.service.admit(*_client(request))
+        async with self._desk.bodies.read(request, "application/json") as body:
+            wish = self._wish(self._generation, object_of(body))
+        return await self._made(request, wish, "image_generation")
 
     async def edits(self, request: Request) -> Response:
         """POST /v1/images/edits: the form has the picture, and maybe a mask."""
-        limits, fields = self._desk.limits, self._edit
-        texts, files = await read_form(request, limits.upload_bytes, limits.body_s)
-        for name in ("image", "image[]", "mask"):
-            if name in texts:
-                raise ApiError(400, f"{name} must be a file", "invalid_type", param=name)
-        image, mask = _uploads(files)
-        given = {
-            name: fields[name].read(name, text) if name in fields else text for name, text in texts.items()
-        }
-        wish = self._wish(fields, given)
-        picture, anew = await asyncio.to_thread(starting_picture, image, mask, limits.upload_pixels)
+        desk, limits = self._desk, self._desk.limits
+        desk.service.admit(*_client(request))
+        if "vae_encoder" not in desk.service.pipe.folder.networks:
+            why = "this model has no encoder, which makes a start of a picture; see `edits` of /v1/models"
+            raise ApiError(400, why, "not_supported_by_model")
+        async with desk.bodies.read(request, "multipart/form-data") as body:
+            texts, files = await desk.apart(request, form_of, request.headers, body)
+            del body
+            image, mask = _uploads(files)
+            wish = self._wish(self._edit, _typed(self._edit, texts))
+            picture, anew = await desk.apart(request, starting_picture, image, mask, limits.upload_pixels)
         if "height" not in wish.settings:  # then the picture's own size is taken
-            check_pixels(limits, *picture.size, wish.count)
+            check_size(limits, *picture.size, wish.count, wish.output_format)
         wish.settings.update({"image": picture} if anew is None else {"image": picture, "mask_image": anew})
         return await self._made(request, wish, "image_edit")
 
@@ -69,13 +70,21 @@ class Images:
         return Wish.check(desk.service.pipe.spec, desk.own_size, desk.names, desk.limits, fields, given)
 
     async def _made(self, request: Request, wish: Wish, kind: str) -> Response:
-        order = self._desk.submit(request, wish, _client(request, wish.user))
+        order = await self._desk.submit(request, wish, *_client(request, wish.user))
         if wish.stream:
             return Events(order, kind)
         result = await order.result()
         data = await order.data(result)
         value = {"created": int(time.time()), "data": data, **order.head(result.images[0])}
         return answer({**value, "details": order.details(result)}, headers=_NO_STORE)
+
+
+def _typed(fields: Mapping[str, Field], texts: Mapping[str, str]) -> dict[str, Any]:
+    """The texts of a form as what they stand for. Raises ApiError."""
+    for name in ("image", "image[]", "mask"):
+        if name in texts:
+            raise ApiError(400, f"{name} must be a file", "invalid_type", param=name)
+    return {name: fields[name].read(name, text) if name in fields else text for name, text in texts.items()}
 
 
 def _uploads(files: Mapping[str, list[bytes]]) -> tuple[bytes, bytes | None]:
@@ -95,9 +104,9 @@ def _uploads(files: Mapping[str, list[bytes]]) -> tuple[bytes, bytes | None]:
     return images[0], masks[0] if masks else None
 
 
-def _client(request: Request, user: str) -> str:
-    """Who takes turns with others: the users of a key, and without keys addresses."""
+def _client(request: Request, user: str = "") -> tuple[str, str]:
+    """Who takes turns with others: keys, and within them their users; without keys addresses."""
     key = request.scope.get("driffusion_key")
     if key is not None:
-        return f"{key}/{user}"
-    return request.client.host if request.client else ""
+        return str(key), user
+    return (request.client.host if request.client else ""), user

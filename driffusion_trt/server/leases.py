@@ -59,6 +59,10 @@ class Leases:
     def in_use(self) -> int:
         return min(self.lanes, sum(lease.keeps for lease in self._of.values()))
 
+    @property
+    def free(self) -> int:
+        return self.lanes - self.in_use
+
     def arrived(self, work_ms: float) -> None:
         """A request was taken, of so much work for one lane."""
         self._offered.add(1e3 * self._clock(), work_ms)

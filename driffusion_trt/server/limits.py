@@ -18,9 +18,12 @@ class Limits:
     of a request together. steps: of the solver. body_bytes: of a body that is not an upload. upload_bytes: of
     the body of an upload. upload_pixels: of an uploaded picture, before it is decoded.
 
+    held_bytes: of all bodies together that are being read and decoded.
+
     header_s: from a connection's start, or a request's first byte, to the end of the headers. body_s: from
-    there to the end of the body. stall_s: for which a client may take nothing of what is sent to it.
-    connections: open at once.
+    there to the end of the body. stall_s: a client is looked at so often that does not take what is sent to
+    it, and must have taken `stall_s * read_rate` bytes since. read_rate: in bytes a second.
+    connections: open at once, beside a few for questions about health.
 
     stored_bytes, stored_s: of the pictures that are kept for `response_format: url`, and for how long each.
     """
@@ -32,9 +35,11 @@ class Limits:
     body_bytes: int = 1 << 20
     upload_bytes: int = 32 << 20
     upload_pixels: int = 16 << 20
+    held_bytes: int = 128 << 20
     header_s: float = 10.0
     body_s: float = 30.0
     stall_s: float = 30.0
+    read_rate: float = 8192.0
     connections: int = 512
     stored_bytes: int = 256 << 20
     stored_s: float = 3600.0

@@ -85,6 +85,9 @@ class Metrics:
         self._failures = Counter(
             "driffusion_failures", "Requests that were taken and have no picture.", ("reason",), registry=own
         )
+        self._turned_away = Counter(
+            "driffusion_connections_refused", "Connections beyond the most that may be open.", registry=own
+        )
         self._lost = Counter("driffusion_lanes_lost", "Devices that failed for good.", registry=own)
 
     def watch(
@@ -101,6 +104,10 @@ class Metrics:
         """An HTTP request ended; `route` is one of few."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def connection_refused(self) -> None:
+        """One too many: closed at once, or told to come again."""
+        self._turned_away.inc()
 
     def stage(self, name: str, ms: float) -> None:
         self._stages.labels(name).observe(ms / 1e3)

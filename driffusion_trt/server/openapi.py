@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import __version__
+from .edge import HEALTH
 from .fields import EDIT, GENERATION, Field, fields_of
 from .limits import Limits
 
@@ -15,6 +16,7 @@ _TEXT = {"type": "string"}
 _ERRORS = {
     400: "A field that cannot be; `param` names it.",
     401: "No key, or a wrong one.",
+    403: "A page of another site asked, or the name in Host is not one of this service.",
     404: "The model is not served here.",
     408: "The body did not come in time.",
     413: "The body is too large.",
@@ -22,7 +24,7 @@ _ERRORS = {
     422: "It cannot be there by the deadline, or its settings lead to no picture.",
     429: "The queue is full; Retry-After says when to come again.",
     500: "A device failed.",
-    503: "The service ends, or no device is left.",
+    503: "The service ends, no device is left, or too much goes on at once.",
     504: "The deadline passed while the request waited.",
     507: "There is no room to keep the picture.",
 }
@@ -30,6 +32,10 @@ _ERRORS = {
 
 def document(limits: Limits, keyed: bool) -> dict[str, Any]:
     """What is served at /openapi.json. keyed: a key is needed."""
+    paths = {**_images(limits), **_others()}
+    for path, methods in paths.items():
+        for operation in methods.values():
+            operation["responses"] |= _errors(*_at_the_door(path, operation, keyed))
     found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -38,10 +44,19 @@ def document(limits: Limits, keyed: bool) -> dict[str, Any]:
             "summary": "Pictures within a latency budget, in the form of OpenAI's API of images.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": {**_images(limits, keyed), **_others()},
+        "paths": paths,
         "components": {"schemas": _SCHEMAS, **({"securitySchemes": _SECURITY} if keyed else {})},
     }
     return {**found, "security": [{"key": []}]} if keyed else found
+
+
+def _at_the_door(path: str, operation: Mapping[str, Any], keyed: bool) -> tuple[int, ...]:
+    """Statuses that `Edge` answers with."""
+    if path in HEALTH:
+        return ()
+    if keyed:
+        return (503,) if operation.get("security") == [] else (401, 503)
+    return (403, 503)
 
 
 def _object(fields: Mapping[str, Field], **more: Any) -> dict[str, Any]:
@@ -72,7 +87,7 @@ def _form(fields: Mapping[str, Field]) -> dict[str, Any]:
     return found
 
 
-def _images(limits: Limits, keyed: bool) -> dict[str, Any]:
+def _images(limits: Limits) -> dict[str, Any]:
     made = {
         "200": {
             "description": "The pictures; with `stream` events as they are made.",
@@ -81,12 +96,14 @@ def _images(limits: Limits, keyed: bool) -> dict[str, Any]:
                 "text/event-stream": {"schema": _TEXT},
             },
         },
-        **_errors(*(status for status in _ERRORS if keyed or status != 401)),
+        **_errors(*(status for status in _ERRORS if status not in (401, 403))),
     }
 
     def post(name: str, summary: str, kind: str, schema: dict[str, Any]) -> dict[str, Any]:
         body = {"required": True, "content": {kind: {"schema": schema}}}
-        return {"post": {"operationId": name, "summary": summary, "requestBody": body, "responses": made}}
+        return {
+            "post": {"operationId": name, "summary": summary, "requestBody": body, "responses": dict(made)}
+        }
 
     return {
         "/v1/images/generations": post(

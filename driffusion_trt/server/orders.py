@@ -6,7 +6,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from PIL import Image
@@ -16,6 +16,7 @@ from .._call import Result, Watch
 from .._errors import InputError
 from .._planner import PlanSettings, planned
 from .._request import Request
+from .._source import fitted
 from ..pipeline import Pipeline
 from ..planning.candidates import Candidate
 from ..sampling.plan import WINDOW_LANES
@@ -127,7 +128,9 @@ class PipelineShop:
             profile, least_ms, lanes = self._known[key]
         # The picture is that of the lanes there are now, though fewer may be there when it is started.
         settings = dict(settings) if open_ else {**settings, "lanes": lanes}
-        return Order(prompt, settings, profile, least_ms, open_, (request, asked))
+        # A picture to start from is kept in 8 bits and at the size that it is needed in, while it waits.
+        kept = fitted(settings, (request.height, request.width))
+        return Order(prompt, kept, profile, least_ms, open_, (replace(request, source=None), asked))
 
     def _open(self, request: Request, asked: PlanSettings, widest: int) -> _Expected:
         """Of a call that leaves its plan open: the best plan for any number of lanes."""

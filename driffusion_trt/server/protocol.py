@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .limits import Limits
@@ -12,16 +14,32 @@ from .limits import Limits
 __all__ = ["timed_protocol"]
 
 
+_SPARE = 32  # connections beyond the bound, on which questions about health are answered
+_SPARE_S = 1.0  # for which they stay
+
+
 class _Timed(H11Protocol):
     """Connections are cut off that hold up; what they asked for sees a client that has left."""
 
+    most: int
     header_s: float
     stall_s: float
+    stall_bytes: float
+    refused: Callable[[], None]
     _headers: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # whatever is not taken at once is watched
+        beyond = len(self.connections) - self.most
+        if beyond > _SPARE:
+            self.refused()
+            transport.abort()
+            return
+        if beyond > 0:
+            self.app = _beyond(self.app)
+            self.header_s = self.timeout_keep_alive = min(self.header_s, _SPARE_S)  # type: ignore[assignment]
         self._await_headers()
 
     def data_received(self, data: bytes) -> None:
@@ -57,7 +75,7 @@ class _Timed(H11Protocol):
         left = self.transport.get_write_buffer_size()
 
         def look() -> None:
-            if self.transport.get_write_buffer_size() >= left:
+            if left - self.transport.get_write_buffer_size() < min(left, self.stall_bytes):
                 self.transport.abort()
             else:
                 self._watch_writing()
@@ -72,6 +90,23 @@ def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
     return None
 
 
-def timed_protocol(limits: Limits) -> type[H11Protocol]:
-    """The protocol with these bounds, as uvicorn's `http` takes it."""
-    return type("TimedProtocol", (_Timed,), {"header_s": limits.header_s, "stall_s": limits.stall_s})
+def _beyond(app: ASGIApp) -> ASGIApp:
+    """The application for a connection that is one too many; see `Edge`."""
+
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "driffusion_beyond": True}, receive, send)
+
+    return told
+
+
+def timed_protocol(limits: Limits, refused: Callable[[], None]) -> type[H11Protocol]:
+    """The protocol with these bounds, as uvicorn's `http` takes it. refused: called for a connection that is
+    closed at once."""
+    bounds = {
+        "most": limits.connections,
+        "header_s": limits.header_s,
+        "stall_s": limits.stall_s,
+        "stall_bytes": limits.stall_s * limits.read_rate,
+        "refused": staticmethod(refused),
+    }
+    return type("TimedProtocol", (_Timed,), bounds)

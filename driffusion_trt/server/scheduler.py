@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from .._call import Result
-from .._errors import CancelledError, InputError, LaneError
+from .._errors import CancelledError, InputError, LaneError, NoDeviceError
 from ..sampling.sample import RoundDone
 from .fair import FairQueue
 from .leases import Leases
@@ -60,14 +60,15 @@ class Scheduler:
         return len(self._queue) + len(self._again)
 
     @property
-    def full(self) -> bool:
-        return len(self._queue) >= self._bound
+    def waiting(self) -> int:
+        """Requests that were not started yet."""
+        return len(self._queue)
 
     def wait_ms(self, profile: Profile | None = None) -> float:
         """Of a request like this one that comes last; without one, of the first that waits."""
         profiles = [ticket.order.profile for ticket in self._waiting()]
         waits = self.leases.waits_ms(profiles if profile is None else [*profiles, profile])
-        return waits[0 if profile is None else -1]
+        return waits[0 if profile is None else -1] if waits else 0.0
 
     def add(self, ticket: Ticket) -> None:
         """Take a request. Raises DeadlineError where it cannot be there in time; then it is not taken."""
@@ -75,7 +76,8 @@ class Scheduler:
         if ticket.deadline_ms is not None:
             waiting = list(self._waiting())
             waits = self.leases.waits_ms(one.order.profile for one in waiting)
-            expected = waits[waiting.index(ticket)] + self.leases.pace * ticket.order.least_ms
+            gone = ticket.deadline_ms - (self._left_ms(ticket) or 0.0)
+            expected = gone + waits[waiting.index(ticket)] + self.leases.pace * ticket.order.least_ms
             if expected > ticket.deadline_ms:
                 self._queue.remove(ticket)
                 self.leases.refused()
@@ -238,7 +240,7 @@ class Scheduler:
         if not left:
             for ticket in list(self._waiting()):
                 self._queue.remove(ticket)
-                self._end(ticket, error=LaneError(f"every device has failed; the last one: {error}"))
+                self._end(ticket, error=NoDeviceError(f"every device has failed; the last one: {error}"))
             self._again.clear()
 
     def _end_late(self) -> None:

@@ -74,16 +74,23 @@ class Status(Protocol):
 
 
 class Service(Protocol):
-    """A queue before a pipeline; `submit` checks everything at once and raises from `_errors`."""
+    """A queue before a pipeline; `admit` and `submit` raise from `_errors`, before any work.
+
+    admit: what would refuse any request of this client now. since_s: of `time.perf_counter`, when the request
+    arrived, from which its deadline counts.
+    """
 
     @property
     def pipe(self) -> Pipeline: ...
-    def submit(
+    def admit(self, client: str = "", user: str = "") -> None: ...
+    async def submit(
         self,
         prompt: str,
         *,
         client: str = "",
+        user: str = "",
         deadline_ms: float | None = None,
+        since_s: float | None = None,
         previews: bool = False,
         **settings: Any,
     ) -> Ticket: ...

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import warnings
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -19,10 +20,10 @@ from .edge import ACCESS
 from .limits import Limits
 from .protocol import timed_protocol
 
-__all__ = ["bound", "logged", "serve"]
+__all__ = ["bound", "configured", "logged", "serve"]
 
 _log = logging.getLogger("driffusion_trt.server")
-_LAST_WORDS_S = 30  # for answers that are made, to clients that read slowly
+_LAST_WORDS_S = 10  # for answers that are made, to clients that read slowly
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -87,20 +88,31 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(app: App, listener: socket.socket, limits: Limits, drain_s: float | None) -> None:
-    """Serve until a signal comes. drain_s: for requests that were accepted; None for as long as they take."""
-    config = uvicorn.Config(
+def configured(app: App, limits: Limits, proxies: Sequence[str] = ()) -> uvicorn.Config:
+    """uvicorn's settings. proxies: addresses and networks whose X-Forwarded-For and -Proto are believed."""
+    return uvicorn.Config(
         app,
-        http=timed_protocol(limits),
+        http=timed_protocol(limits, app.metrics.connection_refused),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=limits.connections,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
         timeout_keep_alive=max(1, int(limits.header_s)),
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
+
+
+def serve(
+    app: App, listener: socket.socket, limits: Limits, drain_s: float | None, proxies: Sequence[str] = ()
+) -> None:
+    """Serve until a signal comes.
+
+    drain_s: for requests that were accepted; None for as long as they take. proxies: see `configured`.
+    """
+    config = configured(app, limits, proxies)
     # What of a prompt cannot be read goes to who asked.
     warnings.filterwarnings("ignore", category=PromptWarning)
     _Server(config, app, drain_s).run([listener])

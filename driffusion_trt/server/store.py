@@ -20,6 +20,7 @@ __all__ = ["MEDIA", "Store"]
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _NAME = re.compile(r"driffusion-([0-9a-f]{32})\.(png|jpeg|webp)")
+_HALF_WRITTEN_S = 60.0  # after which whoever began to write a file is not there any more
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -62,7 +63,7 @@ class Store:
 
         Raises ApiError where they do not fit, or the disk is full.
         """
-        self._drop_old()
+        self.drop_old()
         size = sum(map(len, pictures))
         if size > self._most:
             raise ApiError(
@@ -90,7 +91,7 @@ class Store:
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         """A picture and its media type; None where there is none of this id, or no more."""
-        self._drop_old()
+        self.drop_old()
         kept = self._kept.get(name)
         if kept is None:
             return None
@@ -108,7 +109,8 @@ class Store:
             path = self._path(name, kind)
             partial = path.with_name(f".{path.name}.partial")
             try:
-                partial.write_bytes(data)
+                with open(partial, "xb", opener=_for_us_alone) as file:
+                    file.write(data)
                 os.replace(partial, path)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -127,7 +129,8 @@ class Store:
             with contextlib.suppress(OSError):
                 self._path(name, kept.kind).unlink(missing_ok=True)
 
-    def _drop_old(self) -> None:
+    def drop_old(self) -> None:
+        """Those whose time is over; to be called now and then, so that they go where nobody asks for any."""
         now = self._now()
         while self._kept and next(iter(self._kept.values())).until <= now:
             self._drop(next(iter(self._kept)))
@@ -137,16 +140,20 @@ class Store:
         return self._folder / f"driffusion-{name}.{kind}"
 
     def _find_again(self, folder: Path) -> None:
-        """Pictures of an earlier process; what it left half-written goes."""
+        """Pictures of an earlier process, which may not have ended yet; what was left half-written goes."""
         try:
             for partial in folder.glob(".driffusion-*.partial"):
-                partial.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    if partial.stat().st_mtime < time.time() - _HALF_WRITTEN_S:
+                        partial.unlink()
             probe = folder / f".driffusion-{secrets.token_hex(4)}.partial"
             probe.touch()
             probe.unlink()
-            found = [
-                (path.stat(), match) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
-            ]
+            found = []
+            for path in folder.iterdir():
+                if match := _NAME.fullmatch(path.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((path.stat(), match))
         except OSError as error:
             raise InputError(
                 f"pictures cannot be kept in {folder} ({error.strerror}); give --output-dir a folder that is "
@@ -156,4 +163,9 @@ class Store:
             until = status.st_mtime + self._keep_s
             self._kept[match.group(1)] = _Kept(match.group(2), status.st_size, until, None)
             self.size_bytes += status.st_size
-        self._drop_old()
+        self.drop_old()
+
+
+def _for_us_alone(path: str, flags: int) -> int:
+    """An opener of files that others of this machine cannot read."""
+    return os.open(path, flags, 0o600)

@@ -71,6 +71,7 @@ class Ticket:
         self,
         order: Order,
         client: str,
+        user: str,
         accepted_s: float,
         *,
         deadline_ms: float | None,
@@ -78,7 +79,7 @@ class Ticket:
         engine: Any,
     ) -> None:
         self.id = secrets.token_hex(8)
-        self.client, self.order, self.previews = client, order, previews
+        self.client, self.user, self.order, self.previews = client, user, order, previews
         self.deadline_ms = deadline_ms
         self.timeline = Timeline(accepted_s)
         self.giving_up = threading.Event()  # the `cancel` of its call

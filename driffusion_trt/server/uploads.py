@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from ..pictures import UNREADABLE
 from .answers import ApiError
+from .files import orientation_of, plain
 
 __all__ = ["decoded", "starting_picture"]
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
+_Image = PngImageFile | JpegImageFile | WebPImageFile
+_OPENED: dict[str, type[_Image]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WEBP": WebPImageFile}
 _OPAQUE = 128  # alpha below it is transparent
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decoded(name: str, data: bytes, most_pixels: int) -> Image.Image:
@@ -21,29 +35,37 @@ def decoded(name: str, data: bytes, most_pixels: int) -> Image.Image:
     Raises ApiError where it is none, of another kind than PNG, JPEG and WebP, or too large.
     """
     if not data:
-        raise ApiError(400, f"{name} is empty", "invalid_image", param=name)
+        raise _unreadable(name, "is empty")
     try:
-        # Pillow warns of headers with very many pixels here, and raises for twice as many.
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        file = plain(data)
+    except ValueError as error:
+        raise _unreadable(name, str(error)) from error
+    if file is None:
+        raise _unreadable(name, "is no PNG, JPEG or WebP picture")
+    try:
+        # The class itself: Image.open would look for further pictures in a JPEG.
+        with _OPENED[file.kind](io.BytesIO(file.data)) as image:
             if image.width * image.height > most_pixels:
                 raise _too_large(name, most_pixels)
             if image.mode[0] in "IF":
-                why = f"{name} has more than 8 bits a channel; make it 8 bits first"
-                raise ApiError(400, why, "invalid_image", param=name)
+                raise _unreadable(name, "has more than 8 bits a channel; make it 8 bits first")
             image.load()
-            turned = ImageOps.exif_transpose(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            exif = image.info.get("exif", b"") if file.kind == "WEBP" else b""
+            turn = _TURNS.get(orientation_of(exif.removeprefix(b"Exif\0\0")) if exif else file.orientation)
+            return image if turn is None else image.transpose(turn)
+    except Image.DecompressionBombError as error:
         raise _too_large(name, most_pixels) from error
     except (*UNREADABLE, MemoryError) as error:
-        raise ApiError(
-            400, f"{name} cannot be read as a PNG, JPEG or WebP picture", "invalid_image", param=name
-        ) from error
-    return turned
+        raise _unreadable(name, f"cannot be read as the {file.kind} picture that it begins as") from error
 
 
 def _too_large(name: str, most_pixels: int) -> ApiError:
     why = f"{name} has more pixels than {most_pixels}, the most here; make it smaller"
     return ApiError(400, why, "image_too_large", param=name)
+
+
+def _unreadable(name: str, why: str) -> ApiError:
+    return ApiError(400, f"{name} {why}", "invalid_image", param=name)
 
 
 def starting_picture(

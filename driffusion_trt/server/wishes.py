@@ -12,8 +12,9 @@ from .answers import ApiError
 from .fields import QUALITIES, checked
 from .limits import Limits
 
-__all__ = ["Wish"]
+__all__ = ["Wish", "check_model", "check_size"]
 
+_MOST_SIDE = {"webp": 16_383, "jpeg": 65_500}  # of libwebp and libjpeg
 _AS_THEY_ARE = (
     "steps",
     "negative_prompt",
@@ -76,7 +77,8 @@ class Wish:
         if size != "auto":
             width, height = (int(side) for side in size.split("x"))
             settings |= {"height": height, "width": width}
-        check_pixels(limits, width, height, count)
+        found_format = found.get("output_format", "png")
+        check_size(limits, width, height, count, found_format)
         if size != "auto":
             spec.latent_size(height, width)
         return cls(
@@ -90,7 +92,7 @@ class Wish:
             found.get("partial_images", 0),
             found.get("timeline", False),
             found.get("response_format") == "url",
-            found.get("output_format", "png"),
+            found_format,
             found.get("output_compression", 100 if found.get("output_format") != "jpeg" else 95),
             found,
         )
@@ -105,10 +107,16 @@ def check_model(names: tuple[str, ...], asked: str | None) -> None:
         )  # fmt: skip
 
 
-def check_pixels(limits: Limits, width: int, height: int, count: int) -> None:
-    """Raises ApiError where the pictures are too many or too large together."""
+def check_size(limits: Limits, width: int, height: int, count: int, output_format: str) -> None:
+    """Raises ApiError where the pictures are too many or too large, together or for such a file."""
     if width * height * count > limits.pixels:
         raise ApiError(
             400, f"{count} x {width} x {height} pixels were asked; the most is {limits.pixels} in all",
             "too_many_pixels", param="size",
+        )  # fmt: skip
+    most = _MOST_SIDE.get(output_format, max(width, height))
+    if max(width, height) > most:
+        raise ApiError(
+            400, f"a {output_format} has at most {most} pixels a side, not {width} x {height}; "
+            "take output_format png", "invalid_value", param="output_format",
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import tiny
-from httpd import Service, serving
+from httpd import Service, serving, until
 
 from driffusion_trt import Pipeline
 
@@ -33,3 +33,4 @@ def service(shared_service: Service) -> Iterator[Service]:
     yield shared_service
     engine.gate.set()
     engine.refuse = engine.fail = None
+    until(lambda: not engine.under_way)

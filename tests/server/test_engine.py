@@ -77,7 +77,7 @@ async def until(what: Callable[[], bool]) -> None:
 async def test_a_request_alone_gets_every_lane() -> None:
     shop, notes = FakeShop(4), Notes()
     async with engine(shop, observer=notes) as served:
-        ticket = served.submit("one")
+        ticket = await served.submit("one")
         assert ticket.position == 0 and not ticket.done
         result: Any = await ticket.result()
         assert result.lanes == ticket.timeline.lanes == 4
@@ -93,8 +93,8 @@ async def test_under_load_requests_share_the_lanes() -> None:
     shop = FakeShop(4, step_ms=1.0)
     async with engine(shop) as served:
         gate = shop.hold("first")
-        first = served.submit("first")
-        others = [served.submit("others") for _ in range(40)]
+        first = await served.submit("first")
+        others = [await served.submit("others") for _ in range(40)]
         assert [one.position for one in others] == list(range(1, 41)) and first.position == 0
         assert served.status().queued == 40 and served.status().expected_wait_ms > 0
         gate.release(GO)
@@ -131,7 +131,7 @@ def test_the_next_request_has_the_lanes_while_the_last_one_is_decoded(shared: bo
         shop = FakeShop(2, shared=shared)
         async with engine(shop) as served:
             ends = {name: shop.decoding.setdefault(name, threading.Event()) for name in ("a", "b", "c")}
-            tickets = [served.submit(name) for name in ends]
+            tickets = [await served.submit(name) for name in ends]
             await until(lambda: served.status().lanes_in_use == 0 and served.status().running > 1)
             assert not any(ticket.done for ticket in tickets)
             if not shared:  # no more than one is decoded beside another's rounds, so they do not pile up
@@ -149,9 +149,9 @@ async def test_the_queue_is_bounded() -> None:
     shop, notes = FakeShop(1), Notes()
     async with engine(shop, queue=3, observer=notes) as served:
         gate = shop.hold("held")
-        tickets = [served.submit("held") for _ in range(4)]
+        tickets = [await served.submit("held") for _ in range(4)]
         with pytest.raises(dt.QueueFullError, match="3 requests wait") as refused:
-            served.submit("one more")
+            await served.submit("one more")
         assert 0 < refused.value.retry_after_s < 60
         assert notes.seen[-1] == ("refused", "QueueFullError")
         gate.release(GO)
@@ -161,13 +161,66 @@ async def test_the_queue_is_bounded() -> None:
 
 
 @in_loop
+async def test_checking_a_request_holds_up_nothing_and_takes_a_place() -> None:
+    shop = FakeShop(1)
+    async with engine(shop, queue=2) as served:
+        gate, let = shop.hold("held"), shop.checks.setdefault("slow", threading.Event())
+        held = await served.submit("held")
+        slow = asyncio.ensure_future(served.submit("slow"))
+        left = asyncio.ensure_future(served.submit("slow"))
+        await asyncio.sleep(0)
+        with pytest.raises(dt.QueueFullError):
+            served.admit()
+        left.cancel()
+        await asyncio.wait([left])
+        served.admit()  # one that left while it was checked has no place
+        assert left.cancelled() and not slow.done()
+        let.set()
+        gate.release(GO)
+        await asyncio.gather(held.result(), (await slow).result())
+    assert [prompt for prompt, _ in shop.made] == ["held", "slow"]
+
+
+@in_loop
+async def test_an_engine_that_ends_takes_nothing_that_is_being_checked() -> None:
+    shop = FakeShop(1)
+    async with engine(shop) as served:
+        let = shop.checks.setdefault("slow", threading.Event())
+        slow = asyncio.ensure_future(served.submit("slow"))
+        await asyncio.sleep(0)
+        await served.drain()
+        let.set()
+        with pytest.raises(dt.DrainingError):
+            await slow
+        with pytest.raises(dt.DrainingError):
+            served.admit()
+    assert shop.made == []
+
+
+@in_loop
+async def test_a_deadline_counts_from_the_arrival() -> None:
+    shop = FakeShop(1, step_ms=10.0)  # 100 ms, or 50 with fewer rounds
+    async with engine(shop) as served:
+        arrived = time.perf_counter() - 60
+        with pytest.raises(dt.DeadlineError) as refused:
+            await served.submit("one", deadline_ms=60_000, since_s=arrived)
+        assert refused.value.expected_ms >= 60_050
+        ticket = await served.submit("one", deadline_ms=600_000, since_s=arrived)
+        assert ticket.timeline.queue_ms >= 60_000
+        await ticket.result()
+        for wrong in (time.perf_counter() + 60, float("nan"), "now", True):
+            with pytest.raises(dt.InputError, match="since_s must be"):
+                await served.submit("one", since_s=wrong)  # type: ignore[arg-type]
+
+
+@in_loop
 async def test_clients_take_turns() -> None:
     shop = FakeShop(1)
     async with engine(shop) as served:
         gate = shop.hold("first")
-        first = served.submit("first", client="a")
-        flood = [served.submit(f"a{k}", client="a") for k in range(5)]
-        quiet = served.submit("b", client="b")
+        first = await served.submit("first", client="a")
+        flood = [await served.submit(f"a{k}", client="a") for k in range(5)]
+        quiet = await served.submit("b", client="b")
         assert quiet.position <= 2
         gate.release(GO)
         await asyncio.gather(*(one.result() for one in (first, *flood, quiet)))
@@ -179,10 +232,10 @@ async def test_bad_input_is_refused_at_once() -> None:
     shop, notes = FakeShop(), Notes()
     async with engine(shop, observer=notes) as served:
         with pytest.raises(dt.InputError, match="steps must be"):
-            served.submit("one", steps=0)
+            await served.submit("one", steps=0)
         for deadline in (0, -1.0, float("nan"), float("inf"), "soon", True):
             with pytest.raises(dt.InputError, match="deadline_ms must be"):
-                served.submit("one", deadline_ms=deadline)
+                await served.submit("one", deadline_ms=deadline)
     assert shop.made == [] and set(notes.seen) == {("refused", "InputError")}
 
 
@@ -191,20 +244,20 @@ async def test_a_deadline_that_cannot_be_met_is_refused() -> None:
     shop = FakeShop(2, step_ms=10.0)  # 10 steps are 60 ms on both lanes, 30 with fewer rounds
     async with engine(shop) as served:
         with pytest.raises(dt.DeadlineError, match="was to be there in 20 ms") as refused:
-            served.submit("one", deadline_ms=20)
+            await served.submit("one", deadline_ms=20)
         assert 25 <= refused.value.expected_ms <= 35
         with pytest.raises(dt.DeadlineError, match="in 40 ms"):
-            served.submit("one", deadline_ms=40, quality="high")
-        ticket = served.submit("one", deadline_ms=45)
+            await served.submit("one", deadline_ms=40, quality="high")
+        ticket = await served.submit("one", deadline_ms=45)
         assert ticket.timeline.expected_ms == pytest.approx(32.5, abs=6), "a plan with fewer rounds"
         await ticket.result()
-        ticket = served.submit("one", deadline_ms=5000)
+        ticket = await served.submit("one", deadline_ms=5000)
         assert ticket.timeline.expected_ms == pytest.approx(55, abs=1), "the plan that it has without"
         await ticket.result()
         gate = shop.hold("long")
-        long = served.submit("long", steps=100)
+        long = await served.submit("long", steps=100)
         with pytest.raises(dt.DeadlineError):
-            served.submit("one", deadline_ms=100)
+            await served.submit("one", deadline_ms=100)
         gate.release(GO)
         await long.result()
 
@@ -214,8 +267,8 @@ async def test_a_deadline_that_becomes_impossible_ends_a_request_before_any_work
     shop, notes = FakeShop(1, step_ms=2.0), Notes()
     async with engine(shop, observer=notes) as served:
         gate = shop.hold("held")
-        held = served.submit("held", steps=10)
-        late = served.submit("late", deadline_ms=100)
+        held = await served.submit("held", steps=10)
+        late = await served.submit("late", deadline_ms=100)
         begun = time.perf_counter()
         with pytest.raises(dt.DeadlineError) as error:
             await late.result()
@@ -231,9 +284,9 @@ async def test_a_deadline_takes_more_lanes_where_they_are_free() -> None:
     shop = FakeShop(4, step_ms=10.0)
     async with engine(shop) as served:
         gate = shop.hold("held")
-        held = served.submit("held", mode="sequential")
-        many = [served.submit("many", steps=4) for _ in range(20)]
-        hurry = served.submit("hurry", steps=40, deadline_ms=5000, client="other")
+        held = await served.submit("held", mode="sequential")
+        many = [await served.submit("many", steps=4) for _ in range(20)]
+        hurry = await served.submit("hurry", steps=40, deadline_ms=5000, client="other")
         gate.release(GO)
         await asyncio.gather(held.result(), hurry.result(), *(one.result() for one in many))
         assert hurry.timeline.run_ms < 5000
@@ -244,8 +297,8 @@ async def test_cancelling_what_waits_is_at_once() -> None:
     shop, notes = FakeShop(1), Notes()
     async with engine(shop, observer=notes) as served:
         gate = shop.hold("held")
-        held = served.submit("held")
-        waits, stays = served.submit("waits"), served.submit("stays")
+        held = await served.submit("held")
+        waits, stays = await served.submit("waits"), await served.submit("stays")
         waits.cancel()
         assert waits.done and stays.position == 1
         with pytest.raises(dt.CancelledError, match="while it waited"):
@@ -263,7 +316,7 @@ async def test_cancelling_what_runs_frees_its_lanes_after_the_round() -> None:
     shop = FakeShop(1)
     async with engine(shop) as served:
         gate = shop.hold("held")
-        held, after = served.submit("held"), served.submit("after")
+        held, after = await served.submit("held"), await served.submit("after")
         held.cancel()
         await asyncio.sleep(0.02)
         assert not held.done and after.position == 1, "the round is under way"
@@ -285,7 +338,7 @@ async def test_a_task_that_is_cancelled_cancels_its_request() -> None:
             await task
         gate.release()
         await until(lambda: served.status().running == 0)
-        waiting = asyncio.ensure_future(served.submit("other").result())
+        waiting = asyncio.ensure_future((await served.submit("other")).result())
         await asyncio.sleep(0)
         waiting.cancel()  # of who waits only
         await until(lambda: ("other", 1) in shop.made)
@@ -297,7 +350,7 @@ async def test_a_lane_that_fails_loses_no_request() -> None:
     async with engine(shop, observer=notes) as served:
         gate = shop.hold("fails")
         shop.fails["fails"] = [dt.LaneError("lane 1 failed")]
-        ticket, others = served.submit("fails"), [served.submit("others") for _ in range(6)]
+        ticket, others = await served.submit("fails"), [await served.submit("others") for _ in range(6)]
         shop.lanes = 1
         gate.release(GO)
         assert (await ticket.result()).lanes == 1  # type: ignore[attr-defined]
@@ -324,7 +377,7 @@ async def test_without_any_lane_all_fail_and_it_is_not_ready() -> None:
     async with engine(shop, observer=notes) as served:
         gate = shop.hold("fails")
         shop.fails["fails"] = [dt.LaneError("GPU 0 failed")]
-        ticket, others = served.submit("fails"), [served.submit("others") for _ in range(3)]
+        ticket, others = await served.submit("fails"), [await served.submit("others") for _ in range(3)]
         shop.lanes = 0
         gate.release(GO)
         for one in (ticket, *others):
@@ -334,7 +387,7 @@ async def test_without_any_lane_all_fail_and_it_is_not_ready() -> None:
         assert not status.ready and status.queued == 0
         assert status.per_second == status.expected_wait_ms == 0, "numbers that JSON has"
         with pytest.raises(dt.LaneError, match="every device has failed"):
-            served.submit("one more")
+            await served.submit("one more")
         assert notes.seen.count(("lane lost", 0)) == 1
     assert shop.made == []
 
@@ -344,12 +397,12 @@ async def test_draining_finishes_what_was_taken() -> None:
     shop = FakeShop(1)
     async with engine(shop) as served:
         gate = shop.hold("held")
-        tickets = [served.submit("held"), served.submit("other")]
+        tickets = [await served.submit("held"), await served.submit("other")]
         drained = asyncio.ensure_future(served.drain())
         await asyncio.sleep(0)
         assert served.status().draining and not served.status().ready
         with pytest.raises(dt.DrainingError):
-            served.submit("late")
+            await served.submit("late")
         assert not drained.done()
         gate.release(GO)
         await drained
@@ -363,7 +416,7 @@ async def test_draining_cancels_what_takes_too_long() -> None:
     shop = FakeShop(1)
     async with engine(shop) as served:
         gate = shop.hold("held")
-        runs, waits, hangs = served.submit("held"), served.submit("other"), shop.hold("hangs")
+        runs, waits, hangs = await served.submit("held"), await served.submit("other"), shop.hold("hangs")
         drained = asyncio.ensure_future(served.drain(0.05))
         await until(lambda: waits.done)
         gate.release()
@@ -380,7 +433,7 @@ async def test_draining_does_not_wait_for_what_hangs() -> None:
     shop = FakeShop(1)
     async with engine(shop) as served:
         gate = shop.hold("hangs")
-        ticket = served.submit("hangs")
+        ticket = await served.submit("hangs")
         await served.drain(0.05)
         with pytest.raises(dt.CancelledError, match="did not end in time"):
             await ticket.result()
@@ -392,7 +445,7 @@ async def test_an_error_in_its_block_cancels_all() -> None:
     shop = FakeShop(1)
     with pytest.raises(ZeroDivisionError):
         async with engine(shop) as served:
-            tickets = [served.submit("long", steps=20_000), served.submit("other")]
+            tickets = [await served.submit("long", steps=20_000), await served.submit("other")]
             raise ZeroDivisionError
     for ticket in tickets:
         with pytest.raises(dt.CancelledError):
@@ -406,11 +459,11 @@ async def test_it_works_in_its_block_only() -> None:
     served = engine(shop)
     assert not served.status().ready
     with pytest.raises(dt.LaneError, match="async with"):
-        served.submit("early")
+        await served.submit("early")
     async with served:
         pass
     with pytest.raises(dt.DrainingError):
-        served.submit("late")
+        await served.submit("late")
     with pytest.raises(dt.LaneError, match="entered once"):
         await served.__aenter__()
 
@@ -419,14 +472,14 @@ async def test_it_works_in_its_block_only() -> None:
 async def test_rounds_are_told_and_previews_where_asked() -> None:
     shop = FakeShop(1)
     async with engine(shop) as served:
-        ticket = served.submit("one", steps=5, previews=True)
+        ticket = await served.submit("one", steps=5, previews=True)
         seen = [one async for one in ticket.rounds()]
         assert [one.number for one in seen] == [1, 2, 3, 4, 5]
         assert {one.of for one in seen} == {5} and seen[-1].state == seen[-1].steps == 5
         assert [one.ms for one in seen] == sorted(one.ms for one in seen)
         assert [one.preview.getpixel((0, 0))[0] for one in seen] == [1, 2, 3, 4, 5]
         assert ticket.done
-        plain = served.submit("one", steps=2)
+        plain = await served.submit("one", steps=2)
         assert [one.preview async for one in plain.rounds()] == [None, None]
         assert [one.number async for one in plain.rounds()] == [1, 2], "also for who comes late"
 
@@ -435,7 +488,7 @@ async def test_rounds_are_told_and_previews_where_asked() -> None:
 async def test_a_slow_reader_misses_old_rounds_and_delays_nothing() -> None:
     shop = FakeShop(1, step_ms=0.1)
     async with engine(shop) as served:
-        ticket, seen = served.submit("one", steps=60), []
+        ticket, seen = await served.submit("one", steps=60), []
         async for one in ticket.rounds():
             seen.append(one.number)
             if len(seen) == 1:
@@ -463,12 +516,12 @@ async def test_the_pace_follows_what_calls_take_and_refusals_do_not_keep_it_up()
         scheduler: Any = served._scheduler
         scheduler.leases.pace = 4.0
         with pytest.raises(dt.DeadlineError):
-            served.submit("one", deadline_ms=19)  # 5 ms at least, 20 at this pace
+            await served.submit("one", deadline_ms=19)  # 5 ms at least, 20 at this pace
         for _ in range(60):
             if scheduler.leases.pace * 5 < 19:
                 break
             with pytest.raises(dt.DeadlineError):
-                served.submit("one", deadline_ms=4)
+                await served.submit("one", deadline_ms=4)
         await served.generate("one")
         before = scheduler.leases.pace
         shop.hold("slow").release(5 * 400)
@@ -483,7 +536,7 @@ async def test_nothing_grows_with_the_requests_served() -> None:
     async with engine(shop) as served:
         kept = []
         for number in range(30):
-            ticket = served.submit("one", client=f"client {number}")
+            ticket = await served.submit("one", client=f"client {number}")
             await ticket.result()
             kept.append(weakref.ref(ticket))
             del ticket

@@ -54,7 +54,7 @@ def test_one_picture_at_a_time_gets_all_gpus(planned: Path, machine: Any) -> Non
         wanted = pipe(PROMPT, steps=STEPS, mode="aggressive", lanes=2)
 
     async def work(engine: dt.Engine) -> Any:
-        tickets = [engine.submit(PROMPT, steps=STEPS, mode="aggressive") for _ in range(4)]
+        tickets = [await engine.submit(PROMPT, steps=STEPS, mode="aggressive") for _ in range(4)]
         assert engine.status().running == 1 and engine.status().lanes_in_use == 2
         return [(await ticket.result(), ticket.timeline.lanes) for ticket in tickets]
 
@@ -71,7 +71,7 @@ def test_a_gpu_that_fails_under_load_loses_no_request(planned: Path, machine: An
     async def work(engine: dt.Engine) -> Any:
         await engine.generate(PROMPT, steps=STEPS, mode="aggressive")
         machine.fail("cuGraphLaunch", 719, call=3, device=1)
-        tickets = [engine.submit(PROMPT, steps=STEPS, mode="aggressive") for _ in range(4)]
+        tickets = [await engine.submit(PROMPT, steps=STEPS, mode="aggressive") for _ in range(4)]
         made = [await ticket.result() for ticket in tickets]
         status = engine.status()
         assert (status.ready, status.lanes, status.lanes_failed) == (True, 1, 1)
@@ -91,13 +91,13 @@ def test_without_any_gpu_left_all_requests_fail_with_the_error(planned: Path, ma
         await engine.generate(PROMPT, steps=STEPS, mode="sequential")
         for device in range(2):
             machine.fail("cuGraphLaunch", 719, call=1, device=device)
-        tickets = [engine.submit(PROMPT, steps=STEPS, mode="aggressive") for _ in range(3)]
+        tickets = [await engine.submit(PROMPT, steps=STEPS, mode="aggressive") for _ in range(3)]
         for ticket in tickets:
             with pytest.raises(dt.LaneError):
                 await ticket.result()
         assert not engine.status().ready and engine.status().lanes == 0
         with pytest.raises(dt.LaneError):
-            engine.submit(PROMPT)
+            await engine.submit(PROMPT)
 
     with pytest.warns(dt.pipeline.LaneWarning):  # type: ignore[attr-defined]
         serve(planned, work, observer=losses)

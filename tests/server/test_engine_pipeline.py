@@ -13,6 +13,7 @@ import calibrated
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 import driffusion_trt as dt
 from driffusion_trt._kept_costs import KeptCosts
@@ -92,11 +93,32 @@ def test_a_plan_by_name_makes_the_same_picture_whatever_the_load(
         assert made.plan.lanes == wanted.plan.lanes and made.settings == wanted.settings
 
 
+def test_a_picture_to_start_from_waits_small_and_makes_the_same(tmp_path: Path) -> None:
+    folder = tiny.make_model_folder(tmp_path / "tiny", encoder=True)
+    side = 20 * tiny.SIDE
+    noisy = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)
+    image, mask = Image.fromarray(noisy).convert("RGBA"), Image.fromarray(noisy).convert("P")
+    settings: dict[str, Any] = {"image": image, "mask_image": mask, "height": 2 * tiny.SIDE, "steps": 4}
+    settings |= {"width": 2 * tiny.SIDE, "mode": "aggressive"}
+
+    async def work(engine: dt.Engine) -> Any:
+        ticket = await engine.submit(PROMPT, **settings)
+        kept = ticket.order.settings
+        assert [one.size for one in (*kept["image"], *kept["mask_image"])] == [(2 * tiny.SIDE,) * 2] * 2
+        assert ticket.order.request[0].source is None
+        return await ticket.result()
+
+    made, wanted = serve(folder, work), alone(folder, **settings)
+    np.testing.assert_array_equal(made.latents, wanted.latents)
+    assert made.settings == wanted.settings, "the hashes of picture and mask too"
+
+
 def test_an_open_plan_goes_by_the_load_and_the_result_records_it(folder: Path) -> None:
     async def work(engine: dt.Engine) -> Any:
         quiet = await engine.generate(PROMPT, steps=20, quality="fast", guidance_scale=3.0)
         crowd = [
-            engine.submit(PROMPT, steps=20, quality="fast", guidance_scale=3.0, seed=k) for k in range(40)
+            await engine.submit(PROMPT, steps=20, quality="fast", guidance_scale=3.0, seed=k)
+            for k in range(40)
         ]
         made = [await ticket.result() for ticket in crowd]
         return quiet, made, [ticket.timeline.lanes for ticket in crowd]
@@ -120,8 +142,8 @@ def test_lanes_that_idle_in_a_round_serve_another_request(
     async def work(engine: dt.Engine) -> Any:
         settings = {"steps": 20, "mode": "conservative", "lanes": 2, "guidance_scale": 3.0}
         tickets = [
-            engine.submit(PROMPT, **settings, recorder=one),
-            engine.submit(PROMPT, **settings, recorder=other),
+            await engine.submit(PROMPT, **settings, recorder=one),
+            await engine.submit(PROMPT, **settings, recorder=other),
         ]
         assert engine.status().running == 2, "the first keeps one lane and a half at work"
         return [await ticket.result() for ticket in tickets]
@@ -168,11 +190,11 @@ def test_deadlines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(engine: dt.Engine) -> Any:
         settings = {"steps": 20, "guidance_scale": 3.0}
         with pytest.raises(dt.DeadlineError) as refused:
-            engine.submit(PROMPT, **settings, deadline_ms=1150)
+            await engine.submit(PROMPT, **settings, deadline_ms=1150)
         assert 1200 < refused.value.expected_ms < 1220
-        hurried = engine.submit(PROMPT, **settings, deadline_ms=1260)
+        hurried = await engine.submit(PROMPT, **settings, deadline_ms=1260)
         with pytest.raises(dt.DeadlineError):
-            engine.submit(PROMPT, **settings, deadline_ms=1260, quality="high")
+            await engine.submit(PROMPT, **settings, deadline_ms=1260, quality="high")
         await hurried.result()
         easy = await engine.generate(PROMPT, **settings, deadline_ms=10_000)
         return easy.settings[0], (await hurried.result()).settings[0]
@@ -184,7 +206,7 @@ def test_deadlines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_previews_and_rounds(folder: Path) -> None:
     async def work(engine: dt.Engine) -> Any:
-        ticket = engine.submit(PROMPT, steps=6, mode="sequential", previews=True)
+        ticket = await engine.submit(PROMPT, steps=6, mode="sequential", previews=True)
         seen = [one async for one in ticket.rounds()]
         return seen, await ticket.result()
 
@@ -229,7 +251,7 @@ def test_wrong_settings_are_refused_before_any_work(
 ) -> None:
     async def work(engine: dt.Engine) -> None:
         with pytest.raises(dt.InputError, match=said):
-            engine.submit(PROMPT, **settings)
+            await engine.submit(PROMPT, **settings)
         assert engine.status().running == engine.status().queued == 0
 
     serve(folder, work)

@@ -92,6 +92,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> 
 def test_another_process_finds_the_pictures_and_tidies_up(tmp_path: Path) -> None:
     (name,) = Store(100, 60, tmp_path).put([b"one"], "jpeg")
     (tmp_path / ".driffusion-1.png.partial").write_bytes(b"half")
+    os.utime(tmp_path / ".driffusion-1.png.partial", (1, 1))
     (tmp_path / "of-somebody-else.png").write_bytes(b"else")
     store = Store(100, 60, tmp_path)
     assert store.get(name) == (b"one", "image/jpeg")
@@ -120,3 +121,14 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="give --output-dir a folder"):
         Store(100, 60, tmp_path / "file")
+
+
+def test_a_picture_is_for_nobody_else_on_this_machine(tmp_path: Path) -> None:
+    (name,) = Store(100, 60, tmp_path).put([b"one"], "png")
+    assert (tmp_path / f"driffusion-{name}.png").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_another_process_writes_at_the_moment_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".driffusion-1.png.partial").write_bytes(b"half")
+    Store(100, 60, tmp_path)
+    assert files(tmp_path) == [".driffusion-1.png.partial"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from driffusion_trt.server.answers import ApiError
 from driffusion_trt.server.uploads import decoded, starting_picture
@@ -45,7 +45,7 @@ def test_pictures_of_three_kinds_are_read(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
 def test_other_kinds_are_not(kind: str) -> None:
-    with pytest.raises(ApiError, match="image cannot be read as a PNG, JPEG or WebP picture"):
+    with pytest.raises(ApiError, match="image is no PNG, JPEG or WebP picture"):
         decoded("image", data(Image.new("RGB", (8, 6)), kind), MOST)
 
 
@@ -71,11 +71,110 @@ def test_sixteen_bits_a_channel_are_refused_before_they_are_misread() -> None:
         decoded("image", data(Image.fromarray(np.zeros((4, 4), np.uint16))), MOST)
 
 
-def test_a_camera_that_was_turned_is_turned_back() -> None:
-    image = Image.new("RGB", (8, 6))
+# Files that take a decoder long
+
+
+def scans(image: Image.Image, more: int) -> bytes:
+    """A progressive JPEG whose last scan is there so many times more."""
+    whole = data(image, "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * more + whole[-2:]
+
+
+def test_scans_of_a_jpeg_are_counted_before_it_is_decoded() -> None:
+    image = Image.new("RGB", (1024, 1024), "red")
+    assert decoded("image", scans(image, 20), MOST).size == image.size
+    start = time.process_time()
+    with pytest.raises(ApiError, match="has more than 64 scans"):
+        decoded("image", scans(image, 50_000), MOST)
+    assert time.process_time() - start < 1, "nothing was decoded"
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_chunks(image: Image.Image, *more: bytes) -> bytes:
+    """A PNG with these before its pixels."""
+    whole = data(image)
+    at = whole.index(b"IDAT") - 4
+    return whole[:at] + b"".join(more) + whole[at:]
+
+
+@pytest.mark.parametrize("kind", [b"prVt", b"IDAT", b"tEXt"])
+def test_chunks_of_a_png_are_counted(kind: bytes) -> None:
+    image = Image.new("RGB", (8, 6), "red")
+    assert decoded("image", with_chunks(image, *[chunk(kind, b"")] * 1000), MOST).getpixel((0, 0)) == (
+        255,
+        0,
+        0,
+    )
+    with pytest.raises(ApiError, match="has more than 16384 chunks"):
+        decoded("image", with_chunks(image, *[chunk(kind, b"")] * 20_000), MOST)
+
+
+def test_texts_and_profiles_of_a_png_are_not_unpacked() -> None:
+    """Some that Pillow refuses: it would have unpacked them."""
+    much = zlib.compress(bytes(8 << 20), 9)
+    texts = [
+        chunk(b"zTXt", b"k\0\0" + much),
+        chunk(b"iTXt", b"k\0\1\0\0\0" + much),
+        chunk(b"iCCP", b"k\0\0" + much),
+    ]
+    file = with_chunks(Image.new("RGB", (8, 6), "red"), *texts)
+    with pytest.raises(ValueError, match="too large"):
+        Image.open(io.BytesIO(file)).load()
+    found = decoded("image", file, MOST)
+    assert found.size == (8, 6) and set(found.info) <= {"transparency"}
+
+
+def test_of_several_pictures_in_a_file_the_still_one_is_taken() -> None:
+    red, blue = Image.new("RGB", (8, 6), "red"), Image.new("RGB", (8, 6), "blue")
+    for kind in ("PNG", "MPO"):
+        several = data(red, kind, save_all=True, append_images=[blue] * 200)
+        left = np.asarray(decoded("image", several, MOST).convert("RGB"))[0, 0]
+        assert left[0] > 200 and left[2] < 50, kind
+    with pytest.raises(ApiError, match="image is animated"):
+        decoded("image", data(red, "WEBP", save_all=True, append_images=[blue]), MOST)
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xfe\x00\x02", b"\xff\xe1\x00\x02", b"\xff" * 20])
+def test_segments_of_a_jpeg_are_counted(marker: bytes) -> None:
+    whole = data(Image.new("RGB", (8, 6)), "JPEG")
+    with pytest.raises(ApiError, match=r"image (has more than 1024 segments|is broken)"):
+        decoded("image", whole[:2] + marker * 100_000 + whole[2:], MOST)
+
+
+def overlapping(count: int) -> bytes:
+    """Exif whose entries are all the same bytes."""
+    entries = b"".join(struct.pack("<HHII", 0x1000 + tag, 7, 30_000, 8) for tag in range(count))
+    return b"II*\0" + struct.pack("<IH", 8, count) + entries + bytes(30_000)
+
+
+def test_exif_is_read_for_the_turn_alone() -> None:
+    exif = overlapping(2000)
+    for kind in ("PNG", "JPEG", "WEBP"):
+        start = time.process_time()
+        found = decoded("image", data(Image.new("RGB", (8, 6)), kind, exif=exif), MOST)
+        assert found.size == (8, 6) and time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_camera_that_was_turned_is_turned_back(kind: str, turn: int, order: str) -> None:
+    corners = np.zeros((16, 24, 3), np.uint8)
+    corners[:8, :8], corners[8:, 16:] = (255, 0, 0), (0, 0, 255)
     turned = Image.Exif()
-    turned[0x0112] = 6
-    assert decoded("image", data(image, "JPEG", exif=turned), MOST).size == (6, 8)
+    turned.endian = order
+    turned[0x0112] = turn
+    options = (
+        {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    )
+    file = data(Image.fromarray(corners), kind, exif=turned.tobytes(), **options)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+    found = decoded("image", file, MOST)
+    assert found.size == expected.size and np.array_equal(np.asarray(found), np.asarray(expected))
 
 
 def transparent(size: tuple[int, int], *places: tuple[int, int], colour: str = "red") -> Image.Image:

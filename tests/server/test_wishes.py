@@ -13,7 +13,7 @@ from driffusion_trt.server.answers import ApiError
 from driffusion_trt.server.fields import EDIT, GENERATION, QUALITIES, SEEDS, fields_of
 from driffusion_trt.server.limits import Limits
 from driffusion_trt.server.openapi import document
-from driffusion_trt.server.wishes import Wish
+from driffusion_trt.server.wishes import Wish, check_size
 
 LIMITS = Limits(prompt_chars=20, images=3, pixels=64 * 64 * 2, steps=50)
 
@@ -86,6 +86,8 @@ def test_openai_names_of_qualities_are_ours(name: str, ours: str | None) -> None
         ({"model": "other"}, "model_not_found", "'other' is not served here; there is 'demo'"),
         ({"propmt": "a"}, "unknown_parameter", "did you mean 'prompt'?"),
         ({"strength": 0.5}, "unknown_parameter", "unknown parameter 'strength'"),
+        ({"prompt": [[["a"]]]}, "invalid_type", "must be a string, not a list"),
+        ({"n": {"a": [1]}}, "invalid_type", "must be an integer, not an object"),
         ({"background": "transparent"}, "invalid_value", "background cannot be"),
     ],
     ids=str,
@@ -97,6 +99,16 @@ def test_what_cannot_be_is_refused(given: dict[str, Any], code: str, said: str) 
     assert refused.value.status == (404 if code == "model_not_found" else 400)
     assert len(str(refused.value)) < 400, "what was sent is not sent back whole"
     assert refused.value.param == ("size" if code == "too_many_pixels" else next(iter(given)))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("webp", 16_383), ("jpeg", 65_500), ("png", 99_999)])
+def test_a_side_is_no_longer_than_such_a_file_can_have(kind: str, most: int) -> None:
+    limits = Limits()
+    check_size(limits, most, 16, 1, kind)
+    if kind != "png":
+        with pytest.raises(ApiError, match=f"a {kind} has at most {most} pixels a side") as refused:
+            check_size(limits, 16, most + 1, 1, kind)
+        assert refused.value.param == "output_format"
 
 
 def test_a_size_that_the_model_cannot_have_is_refused() -> None:
@@ -116,7 +128,9 @@ def test_texts_of_a_form_are_read_as_what_they_stand_for() -> None:
     assert fields["strength"].read("strength", "0.5") == 0.5
     assert fields["stream"].read("stream", "True") is True
     assert fields["prompt"].read("prompt", "5") == "5"
-    for name, text in (("n", "two"), ("n", "9" * 5000), ("strength", "")):
+    assert fields["n"].read("n", "-2") == -2 and fields["n"].read("n", "2.0") == 2.0
+    odd = ("two", "9" * 5000, "7" + " " * 39 + "8", "1_0", " 7", "", "0x1", "\u0661", "nan", "1e")
+    for name, text in (*(("n", text) for text in odd), ("strength", ""), ("strength", "inf")):
         with pytest.raises(ApiError):
             fields[name].check(name, fields[name].read(name, text))
 

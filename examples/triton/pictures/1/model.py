@@ -71,7 +71,7 @@ class TritonPythonModel:
         settings = {name: int(wanted[name]) for name in ("seed", "steps") if name in wanted}
         deadline = float(wanted["deadline_ms"]) if "deadline_ms" in wanted else None
         prompt = wanted["prompt"].decode("utf-8", "replace")
-        ticket = self._engine.submit(prompt, deadline_ms=deadline, **settings)
+        ticket = await self._engine.submit(prompt, deadline_ms=deadline, **settings)
         result = asyncio.ensure_future(ticket.result())
         while not (await asyncio.wait([result], timeout=_LOOK_S))[0]:
             if sender.is_cancelled():

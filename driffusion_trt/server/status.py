@@ -1,0 +1,57 @@
+"""What an engine is doing, as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .policy import Profile, per_second
+from .scheduler import Scheduler
+
+__all__ = ["Status", "status_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What an engine is doing.
+
+    ready: whether it takes requests. draining: whether it ends.
+    queued, running: requests. queue: how many may wait.
+    lanes: that can be used; lanes_in_use: that requests keep; lanes_failed: that were lost.
+    expected_wait_ms: from now to the start of a request with default settings that comes last; 0 where no
+        lane is left.
+    expected_ms: what such a request takes with all lanes. per_second: how many of them there can be.
+    pace: how many times as long as was measured calls take at present.
+    """
+
+    ready: bool
+    draining: bool
+    queued: int
+    running: int
+    queue: int
+    lanes: int
+    lanes_in_use: int
+    lanes_failed: int
+    expected_wait_ms: float
+    expected_ms: float
+    per_second: float
+    pace: float
+
+
+def status_of(scheduler: Scheduler, typical: Profile, queue: int, *, draining: bool, takes: bool) -> Status:
+    """typical: of a request with default settings. takes: whether it would take requests, given lanes."""
+    leases = scheduler.leases
+    there, pace = leases.lanes > 0, leases.pace
+    return Status(
+        ready=there and takes,
+        draining=draining,
+        queued=scheduler.queued,
+        running=len(leases),
+        queue=queue,
+        lanes=leases.lanes,
+        lanes_in_use=leases.in_use,
+        lanes_failed=leases.failed,
+        expected_wait_ms=scheduler.wait_ms(typical) if there else 0.0,
+        expected_ms=typical.least_ms * pace,
+        per_second=per_second(leases.machine, typical) / pace if there else 0.0,
+        pace=pace,
+    )
