@@ -194,7 +194,8 @@ def _full_log(asked: Asked) -> Row:
             again, status = ready_again(service), service.end(PATIENCE_S)
         size = os.fstat(log.fileno()).st_size
     return Row(
-        "the disk of the log is full", f"stderr is a file of at most {_SMALL_BYTES} bytes, 12 requests, SIGTERM",
+        "the disk of the log is full",
+        f"stderr is a file of at most {_SMALL_BYTES} bytes, 12 requests, then SIGTERM",
         counted(seen), f"{size} bytes of the log were written; the process ended with status {status}", again,
         set(seen) == {"200, a picture"} and status == 0 and size == _SMALL_BYTES,
     )  # fmt: skip

@@ -39,7 +39,8 @@ _DEPTHS = (10, 300, 900, 960, 983, 990, 1000, 1100, 20_000)
 
 def body(chance: random.Random) -> tuple[str, bytes]:
     """Content type and body."""
-    fields = {name: _value(chance, name) for name in chance.sample(_FIELDS, chance.randrange(6))}
+    names = _FIELDS if chance.random() < 0.4 else tuple(_LIKELY)
+    fields = {name: _value(chance, name) for name in chance.sample(names, chance.randrange(6))}
     if chance.random() < 0.8:
         fields["prompt"] = chance.choice(["a fox", "a red star", "a fox", ""])
     fields.setdefault("steps", 2)
@@ -54,7 +55,7 @@ def body(chance: random.Random) -> tuple[str, bytes]:
 
 
 def _value(chance: random.Random, name: str) -> Any:
-    return chance.choice(_LIKELY[name] if name in _LIKELY and chance.random() < 0.7 else _VALUES)
+    return chance.choice(_LIKELY[name] if name in _LIKELY and chance.random() < 0.85 else _VALUES)
 
 
 def _json(chance: random.Random, fields: dict[str, Any]) -> tuple[str, bytes]:
