@@ -12,6 +12,7 @@ import driffusion_trt as dt
 from driffusion_trt._call import FACTS
 
 MOST_GROWTH = 0.02
+MOST_LATE_MS = 500.0
 
 
 def kept(
@@ -102,6 +103,12 @@ def faults(found: dict[str, Any]) -> list[str]:
         f"{row['refused']} of {row['sent']} were refused at {row['percent']:g} % of the capacity"
         for row in found["rates"]
         if row["percent"] < 100 and row["refused"]
+    ]
+    said += [
+        f"at {row['percent']:g} % requests were sent {row['late_p99_ms']:.0f} ms late: the machine had more to do, and "
+        "latencies say nothing; measure again"
+        for row in found["rates"]
+        if (row["late_p99_ms"] or 0.0) > MOST_LATE_MS
     ]
     if not any(found["flooded"]):
         said.append("the queue was not full in the warm-up")

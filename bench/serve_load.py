@@ -170,7 +170,9 @@ def measure(
         {"mode": "aggressive", "lanes": devices},
     )
     warm_s = max(8.0, min(seconds, 30.0))
-    with served(*words_of(model, devices, "--queue", str(QUEUE))) as service:
+    # The client is behind the service where both want a core: it may be slow, and is not to be cut off for it.
+    words = words_of(model, devices, "--queue", str(QUEUE), "--header-timeout", "60")
+    with served(*words) as service:
         load = Load(service, modes, steps, told)
         capacity = load.capacity("warm", warm_s)
         refused = [load.flood(f"flood{number}") for number in range(FLOODS)]

