@@ -170,7 +170,7 @@ def measure(
         {"mode": "aggressive", "lanes": devices},
     )
     warm_s = max(8.0, min(seconds, 30.0))
-    # The client is behind the service where both want a core: it may be slow, and is not to be cut off for it.
+    # Where both want a core the client comes second; it is not to be cut off for being slow.
     words = words_of(model, devices, "--queue", str(QUEUE), "--header-timeout", "60")
     with served(*words) as service:
         load = Load(service, modes, steps, told)

@@ -18,7 +18,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 
 import driffusion_trt as dt
 
-MOST_STEPS, MOST_WORDS = 100, 1000  # what one client may ask for
+MOST_STEPS, MOST_CHARACTERS = 100, 1000  # what one client may ask for
 
 
 @contextlib.asynccontextmanager
@@ -38,19 +38,21 @@ async def picture(
     http: Request, prompt: str, seed: int = 0, steps: int = 30, deadline_ms: float | None = None
 ) -> Response:
     """A PNG. Clients take turns by their address; one that leaves frees its lanes."""
-    if steps > MOST_STEPS or len(prompt) > MOST_WORDS:
-        raise HTTPException(400, f"at most {MOST_STEPS} steps, and {MOST_WORDS} characters of prompt")
+    if steps > MOST_STEPS or len(prompt) > MOST_CHARACTERS:
+        raise HTTPException(400, f"at most {MOST_STEPS} steps, and {MOST_CHARACTERS} characters of prompt")
     engine: dt.Engine = http.app.state.engine
     client = http.client.host if http.client else ""
     try:
         ticket = await engine.submit(prompt, seed=seed, steps=steps, deadline_ms=deadline_ms, client=client)
         result = await _unless_gone(http, ticket.result())
-    except dt.InputError as error:
+    except dt.NonFiniteError as error:
+        raise HTTPException(422, "these settings made numbers that are not finite") from error
+    except (dt.InputError, dt.ModelError) as error:
         raise HTTPException(400, str(error)) from error
     except dt.QueueFullError as error:
         wait = {"Retry-After": str(math.ceil(error.retry_after_s))}
         raise HTTPException(429, str(error), wait) from error
-    except (dt.DeadlineError, dt.DrainingError, dt.LaneError) as error:
+    except (dt.DeadlineError, dt.DrainingError, dt.CancelledError, dt.LaneError) as error:
         raise HTTPException(503, str(error)) from error
     if result is None:
         ticket.cancel()

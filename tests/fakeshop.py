@@ -36,6 +36,8 @@ class FakeShop:
         self.opened = self.closed = 0
         self._lock = threading.Lock()
 
+    patience_s = 0.0
+
     def open(self) -> None:
         self.opened += 1
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import http.client
+import io
 import json
 import resource
 import secrets
@@ -190,7 +192,7 @@ class Answer:
 
 @dataclass
 class Service:
-    """A service that listens; `call` asks it."""
+    """A service that listens; `call` asks it. engine: without use where another one was given."""
 
     port: int
     engine: Engine
@@ -202,6 +204,11 @@ class Service:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def state(self) -> Any:
+        """What /readyz says."""
+        return self.call("GET", "/readyz").json
 
     @property
     def bodies(self) -> Bodies:
@@ -258,25 +265,27 @@ def serving(
     *,
     limits: Limits | None = None,
     folder: Path | None = None,
+    engine: Callable[[Metrics], Any] | None = None,
     queue: int = 8,
     proxies: Sequence[str] = (),
     **options: Any,
 ) -> Iterator[Service]:
-    """A service in a thread of its own, until the block ends."""
+    """A service in a thread of its own, until the block ends. engine: makes one that is to be no `Engine`."""
     limits = limits or Limits()
     metrics = Metrics()
-    engine = Engine(pipe, metrics, queue)
+    levers = Engine(pipe, metrics, queue)
+    scheduled = levers if engine is None else engine(metrics)
     store = Store(limits.stored_bytes, limits.stored_s, folder)
-    app = make_app(engine, Options(names=("tiny",), limits=limits, **options), store, metrics)
+    app = make_app(scheduled, Options(names=("tiny",), limits=limits, **options), store, metrics)
     listener = bound("127.0.0.1", 0)
     server = uvicorn.Server(configured(app, limits, proxies))
     thread = threading.Thread(target=server.run, args=([listener],), name="httpd")
     thread.start()
     try:
         until(lambda: server.started)
-        yield Service(listener.getsockname()[1], engine, app, store, metrics, server)
+        yield Service(listener.getsockname()[1], levers, app, store, metrics, server)
     finally:
-        engine.gate.set()
+        levers.gate.set()
         server.should_exit = True
         thread.join(DEADLINE_S)
         listener.close()
@@ -300,3 +309,60 @@ def nearly_full(most_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# What tests look at
+
+
+def picture(entry: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(entry["b64_json"])))
+
+
+def events(body: bytes) -> list[dict[str, Any]]:
+    """Those of a stream, with the name checked against what is in them."""
+    found = []
+    for block in body.decode().split("\n\n"):
+        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
+        if lines:
+            name, data = lines
+            found.append(json.loads(data.removeprefix("data: ")))
+            assert name == f"event: {found[-1]['type']}"
+    return found
+
+
+def error(answer: Answer, status: int, code: str) -> dict[str, Any]:
+    assert (answer.status, answer.json["error"]["code"]) == (status, code), answer.body
+    told: dict[str, Any] = answer.json["error"]
+    assert told["request_id"] == answer.headers["X-Request-ID"]
+    return told
+
+
+def open_request(service: Service, **fields: Any) -> socket.socket:
+    """A request for a picture on a socket of its own, sent and not yet answered."""
+    body = json.dumps({"prompt": "a red fox", "steps": 4, **fields}).encode()
+    connection = service.connect()
+    head = (
+        "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def closed(connection: socket.socket) -> bytes:
+    """What is still sent until the other side closes."""
+    found = b""
+    try:
+        while data := connection.recv(65536):
+            found += data
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def read_until(connection: socket.socket, words: bytes) -> bytes:
+    found = b""
+    end = time.monotonic() + DEADLINE_S
+    while words not in found and time.monotonic() < end and (data := connection.recv(65536)):
+        found += data
+    return found

@@ -31,6 +31,7 @@ class Asked:
     at_ms: float
     profile: Profile
     client: str = ""
+    user: str = ""
     lanes: int = 0
     start_ms: float = float("nan")
     end_ms: float = float("nan")
@@ -76,7 +77,7 @@ def serve(machine: Machine, arrivals: Sequence[Asked], bound: int = 64) -> list[
         else:
             queue.add(one)
             offered.add(now, one.work)
-        while (head := queue.head()) is not None:
+        while (head := next(iter(queue), None)) is not None:
             crowd = len(queue) >= max(2, bound // 2)
             lanes = lanes_for_next(
                 machine,

@@ -110,7 +110,7 @@ PLACES: dict[str, set[str]] = {
     "benchmark.drift": {"skimage"},
     "engines": {"polygraphy", "tensorrt", "tensorrt_rtx"},
     "runtime._driver": {"cuda"},
-    "server": {"prometheus_client", "starlette", "uvicorn"},
+    "server": {"prometheus_client", "python_multipart", "starlette", "uvicorn"},
 }
 
 MODULE_LINES = 300

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import re
 from importlib.util import find_spec
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ _NEEDED = {
     "starlette": "starlette",
     "uvicorn": "uvicorn",
 }
+_HOST = r"[\w-]+(\.[\w-]+)*"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LIMITS = {
     "max_prompt_chars": "prompt_chars",
@@ -136,7 +138,7 @@ def _hosts(args: argparse.Namespace, keyed: bool) -> tuple[str, ...]:
     if given is None:
         return () if keyed or not _loopback(own) else (*_LOOPBACK, own)
     names = tuple(name.strip() for name in given.split(","))
-    if not all(name and name.isascii() and "/" not in name for name in names):
+    if not all(re.fullmatch(_HOST, name, re.ASCII) or _address(name) for name in names):
         raise InputError(
             f"--allowed-host takes names such as pictures.example.org, without ports, not {given!r}"
         )
@@ -144,9 +146,14 @@ def _hosts(args: argparse.Namespace, keyed: bool) -> tuple[str, ...]:
 
 
 def _loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
     with contextlib.suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
+        return ip_address(host)
+    return None
 
 
 def _proxies(args: argparse.Namespace) -> list[str]:

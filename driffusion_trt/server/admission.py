@@ -11,48 +11,77 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .._errors import InputError, QueueFullError
+from .._errors import InputError, QueueFullError, did_you_mean
 from .orders import Order, Prompt, Shop
 from .scheduler import Scheduler
 
-__all__ = ["Admission", "arrival", "check_deadline"]
+__all__ = ["SHARES", "Admission", "arrival", "check_deadline", "check_options"]
 
+SHARES = ("elastic", "all", "one")
+_MOST_WAITING = 1024  # what is expected of them is worked out in the event loop
 _CHECKING = 2  # requests that are checked at once, each in a thread: pictures are resized there
 _LEAST_RETRY_S = 0.05
+_KEPT = 8  # of so many places one
 
 
 class Admission:
-    """The way into a scheduler's queue. queue: requests that may wait."""
+    """The way into a scheduler's queue. queue: requests that may wait.
+
+    The last eighth of the places is for clients that have less than their share: that of the queue for those
+    that wait and one more. The eighth before it is for users that have less than theirs of their client's.
+    """
 
     def __init__(self, shop: Shop, scheduler: Scheduler, queue: int) -> None:
         self._shop, self._scheduler, self._queue = shop, scheduler, queue
         self._threads = ThreadPoolExecutor(_CHECKING, "driffusion-check")
-        self._checking = 0  # requests that are about to wait
+        self._checking: list[tuple[str, str]] = []  # client and user of requests that are about to wait
 
-    def check(self, *, checked: bool = False) -> None:
+    def check(self, client: str, user: str, *, checked: bool = False) -> None:
         """Raise QueueFullError where no more may wait. checked: this one has only to be added."""
         # Of those that are being checked some will find lanes that are free now.
-        coming = 0 if checked else max(0, self._checking - self._scheduler.leases.free)
-        if self._scheduler.waiting + coming < self._queue:
-            return
-        retry_s = max(_LEAST_RETRY_S, 1e-3 * self._scheduler.wait_ms())
-        raise QueueFullError(
-            f"{self._queue} requests wait, and no more may; ask again in about {retry_s:.1f} s", retry_s
-        )
+        coming = 0 if checked else max(0, len(self._checking) - self._scheduler.leases.free)
+        waiting = len(self._scheduler.waiting.queue) + coming
+        if waiting >= self._queue:
+            self._refuse(f"{self._queue} requests wait, and no more may")
+        kept = self._queue // _KEPT
+        (own, others), (users_own, users_others) = self._scheduler.waiting.queue.places(client, user)
+        share = self._queue / (others + 2)
+        own += sum(one == client for one, _ in self._checking)
+        if waiting >= self._queue - kept and own >= share:
+            self._refuse(f"{own} requests of this client wait, and the last {kept} places are for others")
+        users_own += self._checking.count((client, user))
+        if user and waiting >= self._queue - 2 * kept and users_own >= share / (users_others + 2):
+            self._refuse(
+                f"{users_own} requests of this user wait, and the last {2 * kept} places are for others"
+            )
 
-    async def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
+    def _refuse(self, why: str) -> None:
+        retry_s = max(_LEAST_RETRY_S, 1e-3 * self._scheduler.waits.first_ms())
+        raise QueueFullError(f"{why}; ask again in about {retry_s:.1f} s", retry_s)
+
+    async def order(self, prompt: Prompt, settings: Mapping[str, Any], client: str, user: str) -> Order:
         """Check what is asked for, in a thread; who leaves meanwhile leaves nothing behind."""
         inside = contextvars.copy_context()
-        self._checking += 1
+        self._checking.append((client, user))
         try:
             work = self._threads.submit(inside.run, self._shop.order, prompt, settings)
             return await asyncio.wrap_future(work)
         finally:
-            self._checking -= 1
+            self._checking.remove((client, user))
 
     def close(self) -> None:
         """What is being checked is checked to its end."""
         self._threads.shutdown(wait=False)
+
+
+def check_options(queue: object, share: object, hang_s: object) -> None:
+    """Of an engine. Raises InputError."""
+    if isinstance(queue, bool) or not isinstance(queue, int) or not 1 <= queue <= _MOST_WAITING:
+        raise InputError(f"queue must be a whole number from 1 to {_MOST_WAITING}, not {queue!r}")
+    if not isinstance(share, str) or share not in SHARES:
+        raise InputError(f"there is no share {share!r}{did_you_mean(str(share), SHARES)}")
+    if not _number(hang_s) or not 0 < hang_s <= sys.float_info.max:  # type: ignore[operator]
+        raise InputError(f"hang_s must be a number of seconds above 0, not {hang_s!r}")
 
 
 def arrival(since_s: object) -> float:
@@ -60,14 +89,17 @@ def arrival(since_s: object) -> float:
     now = time.perf_counter()
     if since_s is None:
         return now
-    number = isinstance(since_s, int | float) and not isinstance(since_s, bool)
-    if not number or not math.isfinite(since_s) or since_s > now:  # type: ignore[operator, arg-type]
+    if not _number(since_s) or not math.isfinite(since_s) or since_s > now:  # type: ignore[operator, arg-type]
         raise InputError(f"since_s must be a time of time.perf_counter that has been, not {since_s!r}")
     return float(since_s)  # type: ignore[arg-type]
 
 
 def check_deadline(deadline_ms: object) -> None:
     """Raises InputError for what is no time to wait."""
-    number = isinstance(deadline_ms, int | float) and not isinstance(deadline_ms, bool)
-    if deadline_ms is not None and not (number and 0 < deadline_ms <= sys.float_info.max):  # type: ignore[operator]
+    possible = _number(deadline_ms) and 0 < deadline_ms <= sys.float_info.max  # type: ignore[operator]
+    if deadline_ms is not None and not possible:
         raise InputError(f"deadline_ms must be a number of milliseconds above 0, not {deadline_ms!r}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

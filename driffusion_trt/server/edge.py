@@ -134,7 +134,7 @@ class Edge:
 
     def _log(self, scope: Scope, sent: _Sent, facts: dict[str, Any], seconds: float) -> None:
         status = 499 if facts.get("gone") else sent.status
-        route = getattr(scope.get("route"), "path", "none")
+        route = scope.get("driffusion_route", "none")
         self._metrics.answered(route, status, seconds)
         client = scope.get("client") or ("",)
         line = {

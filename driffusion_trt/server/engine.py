@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -13,24 +14,26 @@ from .._call import Result
 from .._errors import (
     DrainingError,
     DriffusionError,
-    InputError,
     LaneError,
     NoDeviceError,
-    did_you_mean,
 )
 from ..pipeline import Pipeline
 from ..runtime.devices import Asked
-from .admission import Admission, arrival, check_deadline
+from .admission import SHARES, Admission, arrival, check_deadline, check_options
 from .observer import Observer, Unobserved
 from .orders import PipelineShop, Shop
 from .policy import Machine, Profile
 from .scheduler import Scheduler
 from .status import Status, status_of
 from .ticket import Ticket
+from .workers import ended_within, within
 
-__all__ = ["SHARES", "Engine", "Status"]
+__all__ = ["ENDING_S", "SHARES", "Engine", "Status"]
 
-SHARES = ("elastic", "all", "one")
+_log = logging.getLogger("driffusion_trt.engine")
+_LAST_ROUNDS_S = (1.0, 10.0)  # at least and at most, for rounds under way of requests that were cancelled
+_CLOSING_S = 10.0
+ENDING_S = _LAST_ROUNDS_S[1] + _CLOSING_S  # that the end may take after the time that `drain` was given
 
 
 class Engine:
@@ -49,26 +52,27 @@ class Engine:
         *,
         queue: int = 64,
         share: str = "elastic",
+        hang_s: float = 30.0,
         observer: Observer | None = None,
         shop: Shop | None = None,
     ) -> None:
         """Take over a pipeline, which is closed with the engine.
 
         Args:
-            queue: requests that may wait.
+            queue: requests that may wait, up to 1024.
             share: lanes of a request: "elastic" by the load, "all" or "one" whatever the load.
+            hang_s: a request that takes longer, and over 20 times what was expected, hangs; on GPUs only
+                after their own `deadline_s`. It gets a LaneError, its lanes are lost for as long as it hangs,
+                and no other requests are taken.
             observer: is told what happens.
             shop: makes the pictures, where it is not to be `pipe`.
 
         Raises InputError for what these cannot be.
         """
-        if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
-            raise InputError(f"queue must be a whole number of at least 1, not {queue!r}")
-        if not isinstance(share, str) or share not in SHARES:
-            raise InputError(f"there is no share {share!r}{did_you_mean(str(share), SHARES)}")
+        check_options(queue, share, hang_s)
         self.pipe = pipe
         self._shop: Shop = PipelineShop(pipe) if shop is None else shop
-        self._queue, self._share = queue, share
+        self._queue, self._share, self._hang_s = queue, share, hang_s
         self._observer: Observer = observer or Unobserved()
         self._scheduler: Scheduler | None = None
         self._typical: Profile | None = None
@@ -83,11 +87,12 @@ class Engine:
         devices: Asked = "auto",
         queue: int = 64,
         share: str = "elastic",
+        hang_s: float = 30.0,
         observer: Observer | None = None,
         **how: Any,
     ) -> Self:
         """Load a model for an engine; `how` are further arguments of `Pipeline.load`. Raises as it does."""
-        make = partial(cls, queue=queue, share=share, observer=observer)
+        make = partial(cls, queue=queue, share=share, hang_s=hang_s, observer=observer)
         pipe = Pipeline.load(model, devices=devices, **how)
         try:
             return make(pipe)
@@ -102,11 +107,13 @@ class Engine:
         try:
             await asyncio.to_thread(self._shop.open)
             self._typical = self._shop.order("", {}).profile
-            self._scheduler = Scheduler(self._shop, self._machine, self._queue, self._observer, self._typical)
+            self._scheduler = Scheduler(
+                self._shop, self._machine, self._queue, self._observer, self._typical, self._hang_s
+            )
             self._admission = Admission(self._shop, self._scheduler, self._queue)
         except BaseException:
             self._closed = True
-            await asyncio.to_thread(self._shop.close)
+            await self._close()
             raise
         return self
 
@@ -122,7 +129,7 @@ class Engine:
                 self._admission.close()
             if self._scheduler is not None:
                 self._scheduler.close()
-            await asyncio.to_thread(self._shop.close)
+            await self._close()
 
     def admit(self, client: str = "", user: str = "") -> None:
         """Raise what would refuse any request of this client now, whatever it asks for.
@@ -132,7 +139,7 @@ class Engine:
         Raises DrainingError, LaneError, NoDeviceError or QueueFullError as `submit` does.
         """
         try:
-            self._open()[1].check()
+            self._open()[1].check(client, user)
         except DriffusionError as error:
             self._tell_refused(error)
             raise
@@ -165,17 +172,17 @@ class Engine:
             QueueFullError: as many requests wait as may.
             DeadlineError: it cannot be there in time.
             DrainingError: the engine ends.
-            NoDeviceError: every device has failed.
+            NoDeviceError: every device has failed, or one hangs.
             LaneError: the engine is not in its `async with`.
         """
         try:
             accepted_s = arrival(since_s)
             _, admission = self._open()
-            admission.check()
+            admission.check(client, user)
             check_deadline(deadline_ms)
-            order = await admission.order(prompt, settings)
+            order = await admission.order(prompt, settings, client, user)
             scheduler, _ = self._open()  # it may have ended meanwhile
-            admission.check(checked=True)
+            admission.check(client, user, checked=True)
             ticket = Ticket(
                 order, client, user, accepted_s, deadline_ms=deadline_ms, previews=previews, engine=scheduler
             )
@@ -213,7 +220,7 @@ class Engine:
         """What it is doing; from a task of its event loop."""
         scheduler, typical = self._scheduler, self._typical
         if scheduler is None or typical is None:
-            nothing = (0, 0, self._queue, self._shop.lanes, 0, 0, 0.0, 0.0, 0.0, 1.0)
+            nothing = (0, 0, self._queue, self._shop.lanes, 0, 0, 0, 0.0, 0.0, 0.0, 1.0)
             return Status(False, self._draining, *nothing)
         takes = not self._draining and not self._closed
         return status_of(scheduler, typical, self._queue, draining=self._draining, takes=takes)
@@ -222,17 +229,23 @@ class Engine:
         """Take no more requests, and wait for those that were taken.
 
         timeout_s: after which the others are cancelled; their rounds under way have as long again to end,
-            and then their results are given up.
+            but at least a second and at most ten, and then their results are given up.
         """
         self._draining = True
         scheduler = self._scheduler
         if scheduler is None:
             return
-        if await _within(scheduler.idle, timeout_s):
+        if await within(scheduler.idle, timeout_s):
             return
         scheduler.cancel_all("was cancelled, since the engine ends,")
-        if not await _within(scheduler.idle, timeout_s or None):
+        least, most = _LAST_ROUNDS_S
+        if not await within(scheduler.idle, min(max(timeout_s or 0.0, least), most)):
             scheduler.abandon()
+
+    async def _close(self) -> None:
+        """The end of a lane that hangs is not waited for: its thread ends with the process."""
+        if not await ended_within(self._shop.close, _CLOSING_S):
+            _log.error("the pipeline was not closed within %.0f s: a lane hangs", _CLOSING_S)
 
     def _open(self) -> tuple[Scheduler, Admission]:
         """Raises what refuses any request."""
@@ -244,6 +257,8 @@ class Engine:
             raise NoDeviceError(
                 "every device has failed; load the engine again, or see driffusion-trt doctor"
             )
+        if self._scheduler.leases.hung:
+            raise NoDeviceError("a lane hangs, and no requests are taken until it ends what it does")
         return self._scheduler, self._admission
 
     def _machine(self, lanes: int) -> Machine:
@@ -251,14 +266,3 @@ class Engine:
         lanes = max(1, lanes)
         each = {"elastic": None, "all": lanes, "one": 1}[self._share]
         return Machine(lanes, self._shop.shared, lanes + 1 if self._shop.shared else 2, each)
-
-
-async def _within(event: asyncio.Event, timeout_s: float | None) -> bool:
-    """Whether it comes in time."""
-    if event.is_set():
-        return True
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return False
-    return True

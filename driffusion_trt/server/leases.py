@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,8 +11,12 @@ from .ticket import Ticket
 
 __all__ = ["Lease", "Leases"]
 
-_LEARN, _FORGET = 0.1, 0.05  # how fast the pace follows what was seen, and goes back to what was measured
+_LEARN = 0.1  # how fast the pace follows what was seen
 _PACES = (0.5, 4.0)
+# While nothing ends there is nothing to learn from: the pace stays for so long, or so many requests, and then
+# goes back to what was measured.
+_REMEMBERED_S, _REMEMBERED = 10.0, 10
+_FAR_LONGER = 20  # times as long as expected is what hangs
 _ARRIVALS = 20  # as many as there can be in the time over which they are counted
 
 
@@ -23,22 +28,28 @@ class Lease:
     started_s: float
     expected_ms: float
 
+    def hangs_s(self, least_s: float, more_s: float) -> float:
+        """From when on."""
+        return self.started_s + more_s + max(least_s, 1e-3 * _FAR_LONGER * self.expected_ms)
+
 
 class Leases:
     """The lanes that there are and the requests that have them.
 
-    lanes: that can be used now. pace: how many times as long as expected calls take these days; for what is
-    said of times, and not for the choice of plans.
+    there: lanes of the machine that did not fail. A request that hangs keeps its lanes, and does not count as
+    one under way.
     """
 
     def __init__(
         self, lanes: int, machine: Callable[[int], Machine], clock: Callable[[], float], typical: Profile
     ) -> None:
         """machine: of so many lanes, how they are given out. clock: in seconds. typical: of a request."""
-        self._most_lanes = self.lanes = lanes
+        self._most_lanes = self.there = lanes
         self._machine_of, self._clock = machine, clock
         self._of: dict[Ticket, Lease] = {}
-        self.pace = 1.0
+        self._hung: dict[Ticket, Lease] = {}
+        self._pace, self._learnt_s = 1.0, clock()
+        self._remembered_s = max(_REMEMBERED_S, 1e-3 * _REMEMBERED * typical.ms_on(1))
         self._offered = Offered(_ARRIVALS * typical.ms_on(1) / max(1, lanes))
 
     def __len__(self) -> int:
@@ -46,6 +57,25 @@ class Leases:
 
     def tickets(self) -> list[Ticket]:
         return list(self._of)
+
+    @property
+    def lanes(self) -> int:
+        """Those that can be used now."""
+        return max(0, self.there - sum(lease.keeps for lease in self._hung.values()))
+
+    @property
+    def hung(self) -> int:
+        """Requests that hang."""
+        return len(self._hung)
+
+    @property
+    def pace(self) -> float:
+        """How many times as long as expected calls take these days.
+
+        For what is said of times, and not for the choice of plans.
+        """
+        idle_s = self._clock() - self._learnt_s - self._remembered_s
+        return 1.0 + (self._pace - 1.0) * math.exp(-max(0.0, idle_s) / self._remembered_s)
 
     @property
     def machine(self) -> Machine:
@@ -90,12 +120,34 @@ class Leases:
         if lease is not None and ended_well:
             ratio = 1e3 * (self._clock() - lease.started_s) / lease.expected_ms
             low, high = _PACES
-            self.pace = min(max(self.pace + _LEARN * (ratio - self.pace), low), high)
+            self._pace = min(max(self.pace + _LEARN * (ratio - self.pace), low), high)
+            self._learnt_s = self._clock()
         return lease is not None
 
-    def refused(self) -> None:
-        """Refusals must not keep up the pace that they are for."""
-        self.pace += _FORGET * (1.0 - self.pace)
+    def hang(self, ticket: Ticket) -> None:
+        """Its lanes are lost while it hangs."""
+        self._hung[ticket] = self._of.pop(ticket)
+
+    def came_back(self, ticket: Ticket) -> bool:
+        """It ended; whether it had been taken to hang."""
+        return self._hung.pop(ticket, None) is not None
+
+    def hanging(self, least_s: float, more_s: float) -> list[tuple[Ticket, float, float]]:
+        """Requests that hang: for how long they are under way, and what was expected, in seconds.
+
+        least_s: before which none does. more_s: which they have beyond what is far longer than expected.
+        """
+        now = self._clock()
+        return [
+            (ticket, now - one.started_s, 1e-3 * one.expected_ms)
+            for ticket, one in self._of.items()
+            if now >= one.hangs_s(least_s, more_s)
+        ]
+
+    def until_hanging_ms(self, least_s: float, more_s: float) -> list[float]:
+        """For each request under way, until it hangs."""
+        now = self._clock()
+        return [1e3 * (one.hangs_s(least_s, more_s) - now) for one in self._of.values()]
 
     def under_way(self) -> list[Running]:
         """At the pace of what was measured."""
@@ -105,7 +157,7 @@ class Leases:
             for lease in self._of.values()
         ]
 
-    def waits_ms(self, profiles: Iterable[Profile]) -> list[float]:
-        """Until each of these starts, one after another, if no others come."""
-        starts = forecast(self.machine, self.under_way(), list(profiles), self.offered)
+    def waits_ms(self, profiles: Iterable[Profile], upto: int | None = None) -> list[float]:
+        """Until each of these starts, one after another, if no others come; of the first so many."""
+        starts = forecast(self.machine, self.under_way(), list(profiles), self.offered, upto)
         return [self.pace * start for start, _ in starts]

@@ -68,6 +68,10 @@ class Shop(Protocol):
     def shared(self) -> bool:
         """Whether several requests can use lanes at once; else one has all of them at a time."""
 
+    @property
+    def patience_s(self) -> float:
+        """Within which it finds out itself that a device hangs, and goes on without; 0 where it does not."""
+
     def open(self) -> None:
         """Get ready: measure, warm up. Takes long; any thread."""
 
@@ -102,6 +106,11 @@ class PipelineShop:
     @property
     def lanes(self) -> int:
         return self._pipe.devices
+
+    @property
+    def patience_s(self) -> float:
+        pipe = self._pipe
+        return 0.0 if self.shared else pipe._options.deadline_s * max(1, pipe._devices.count)
 
     def open(self) -> None:
         self._pipe.warm_up()

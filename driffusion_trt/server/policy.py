@@ -11,12 +11,23 @@ M // k servers of the machine's M lanes, as Sakasegawa approximates it (Ann. Ins
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Machine", "Offered", "Profile", "Running", "forecast", "lanes_for_next", "per_second"]
+__all__ = [
+    "Machine",
+    "Offered",
+    "Profile",
+    "Reserved",
+    "Running",
+    "forecast",
+    "lanes_for_next",
+    "per_second",
+    "reserved",
+]
 
 _IDLE_ENOUGH = 0.6  # share of its time that a machine is at work, below which the fastest plan is the best
 _CLEARLY = 1.15
@@ -144,6 +155,7 @@ def _best(
     return min(range(1, most + 1), key=lambda lanes: (mean_end(lanes), lanes))
 
 
+@functools.lru_cache(maxsize=64)  # a forecast asks the same for every request of a queue
 def _steady(machine: Machine, profile: Profile, offered: float) -> int:
     """Lanes with the shortest mean latency in the long run; where none keep up, those that come nearest."""
 
@@ -192,13 +204,21 @@ def per_second(machine: Machine, profile: Profile) -> float:
 
 
 def forecast(
-    machine: Machine, running: Sequence[Running], queue: Sequence[Profile], offered: float = 0.0
+    machine: Machine,
+    running: Sequence[Running],
+    queue: Sequence[Profile],
+    offered: float = 0.0,
+    upto: int | None = None,
 ) -> list[tuple[float, float]]:
-    """Milliseconds to the start and the end of each request of a queue, in its order, if no others come."""
+    """Milliseconds to the start and the end of each request of a queue, in its order, if no others come.
+
+    upto: only of the first so many.
+    """
+    most = len(queue) if upto is None else min(upto, len(queue))
     now, under_way = 0.0, [(one.left_ms, index, one.keeps) for index, one in enumerate(running)]
     heapq.heapify(under_way)
     found: list[tuple[float, float]] = []
-    while len(found) < len(queue):
+    while len(found) < most:
         profile, kept = queue[len(found)], sum(keeps for _, _, keeps in under_way)
         still = [Running(keeps, 0.0, end - now) for end, _, keeps in under_way]
         lanes = lanes_for_next(machine, profile, len(queue) - len(found), still, offered=offered)
@@ -210,3 +230,42 @@ def forecast(
         heapq.heappush(under_way, (end, len(running) + len(found), machine.keeps(profile, lanes)))
         found.append((now, end))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Lanes that are kept for a request which needs more than are free: it begins in so many milliseconds.
+
+    spare: lanes that it leaves to others then.
+    """
+
+    in_ms: float
+    spare: int
+
+    def leaves(self, machine: Machine, profile: Profile, lanes: int) -> int:
+        """Lanes for another request, of so many at most, that do not delay it; 0 for none."""
+        widths = range(min(lanes, len(profile.ms)), 0, -1)
+        return next(
+            (k for k in widths if profile.ms_on(k) <= self.in_ms or machine.keeps(profile, k) <= self.spare),
+            0,
+        )
+
+
+def reserved(
+    machine: Machine, running: Sequence[Running], profile: Profile, within_ms: float, least_ms: float
+) -> Reserved | None:
+    """The earliest start with which a request ends within so many milliseconds; None where there is none.
+
+    least_ms: what it takes with all lanes and the plan with the fewest rounds. With such reservations others
+    are let past the first one that waits as in EASY backfilling (Lifka, JSSPP 1995).
+    """
+    kept = sum(one.keeps for one in running)
+    for one in sorted(running, key=lambda one: one.left_ms):
+        kept -= one.keeps
+        free = machine.free(kept)
+        for lanes in range(1, free + 1):
+            if one.left_ms + profile.ms_on(lanes) <= within_ms:
+                return Reserved(one.left_ms, free - machine.keeps(profile, lanes))
+        if free == machine.lanes and one.left_ms + least_ms <= within_ms:
+            return Reserved(one.left_ms, 0)
+    return None

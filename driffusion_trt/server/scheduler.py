@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from .._call import Result
 from .._errors import CancelledError, InputError, LaneError, NoDeviceError
-from ..sampling.sample import RoundDone
-from .fair import FairQueue
+from .calls import Calls
 from .leases import Leases
 from .observer import Observer
 from .orders import Shop
-from .policy import Machine, Profile, lanes_for_next
-from .ticket import RoundSeen, Ticket, given_up, too_late
+from .policy import Machine, Profile, Reserved, lanes_for_next, reserved
+from .ticket import RoundSeen, Ticket, given_up, hung, too_late
+from .waiting import WaitingRoom
+from .waits import Waits
 
 __all__ = ["Scheduler"]
 
 _log = logging.getLogger("driffusion_trt.engine")
 _TRIES = 2  # of a call whose lane failed
 _LOOK_AGAIN_S = 0.005
+_LET_PAST = 8  # requests, at most, that wait for more lanes than are free while others start
 
 
 class Scheduler:
     """The queue, what is under way, and the threads that make it.
 
     machine: of so many lanes, how they are given out. queue: requests that may wait. typical: what one takes.
+    hang_s: a request hangs that takes longer, and far longer than expected.
     """
 
     def __init__(
@@ -43,78 +42,70 @@ class Scheduler:
         queue: int,
         observer: Observer,
         typical: Profile,
+        hang_s: float,
     ) -> None:
-        self._shop, self._bound, self._observer = shop, queue, observer
+        self._shop, self._bound, self._observer, self._hang_s = shop, queue, observer, hang_s
         self._clock = time.perf_counter
-        self._loop = asyncio.get_running_loop()
         self.leases = Leases(shop.lanes, machine, self._clock, typical)
-        self._queue: FairQueue[Ticket] = FairQueue()
-        self._again: deque[Ticket] = deque()  # their lanes failed; they come before all others
-        self._pool = ThreadPoolExecutor(self.leases.machine.most, "driffusion-engine")
+        self.waiting = WaitingRoom()
+        self.waits = Waits(self.leases, self.waiting, typical)
+        self._calls = Calls(shop, self._round_ended, self._ended)
         self._timer: asyncio.TimerHandle | None = None
+        self._stepping = self._step_again = False
         self.idle = asyncio.Event()
         self.idle.set()
 
     @property
     def queued(self) -> int:
-        return len(self._queue) + len(self._again)
-
-    @property
-    def waiting(self) -> int:
-        """Requests that were not started yet."""
-        return len(self._queue)
-
-    def wait_ms(self, profile: Profile | None = None) -> float:
-        """Of a request like this one that comes last; without one, of the first that waits."""
-        profiles = [ticket.order.profile for ticket in self._waiting()]
-        waits = self.leases.waits_ms(profiles if profile is None else [*profiles, profile])
-        return waits[0 if profile is None else -1] if waits else 0.0
+        return len(self.waiting)
 
     def add(self, ticket: Ticket) -> None:
         """Take a request. Raises DeadlineError where it cannot be there in time; then it is not taken."""
-        self._queue.add(ticket)
-        if ticket.deadline_ms is not None:
-            waiting = list(self._waiting())
-            waits = self.leases.waits_ms(one.order.profile for one in waiting)
-            gone = ticket.deadline_ms - (self._left_ms(ticket) or 0.0)
-            expected = gone + waits[waiting.index(ticket)] + self.leases.pace * ticket.order.least_ms
-            if expected > ticket.deadline_ms:
-                self._queue.remove(ticket)
-                self.leases.refused()
-                raise too_late(ticket, expected)
+        self.waiting.add(ticket)
+        left = ticket.left_ms()
+        if ticket.deadline_ms is not None and left is not None:
+            expected = self.waits.of(ticket) + self.leases.pace * ticket.order.least_ms
+            if expected > left:
+                self.waiting.remove(ticket)
+                raise too_late(ticket, ticket.deadline_ms - left + expected)
         self.idle.clear()
         self.leases.arrived(ticket.work)
         self.tell("on_queued", ticket)
         self.step()
 
     def place_of(self, ticket: Ticket) -> int:
-        return next((place for place, one in enumerate(self._waiting(), 1) if one is ticket), 0)
+        return self.waiting.place_of(ticket)
 
-    def cancel(self, ticket: Ticket, why: str = "was cancelled") -> None:
-        if ticket.done:
-            return
-        if self._queue.remove(ticket) or ticket in self._again:
-            if ticket in self._again:
-                self._again.remove(ticket)
-            self._end(ticket, error=given_up(ticket, f"{why} while it waited"))
+    def cancel(self, ticket: Ticket) -> None:
+        if not ticket.done:
+            self._give_up(ticket)
             self.step()
-        ticket.giving_up.set()
 
     def cancel_all(self, why: str) -> None:
-        for ticket in [*self._waiting(), *self.leases.tickets()]:
-            self.cancel(ticket, why)
+        """What waits first, so that none of it is started only to be cancelled."""
+        for ticket in [*self.waiting, *self.leases.tickets()]:
+            if not ticket.done:
+                ticket.why = why
+                self._give_up(ticket)
+        self.step()
+
+    def _give_up(self, ticket: Ticket) -> None:
+        ticket.giving_up.set()
+        if self.waiting.remove(ticket):
+            self._end(ticket, error=given_up(ticket, "while it waited"))
 
     def abandon(self) -> None:
         """Give up on what does not end; its threads go on for as long as they do."""
         for ticket in self.leases.tickets():
             self.leases.take_back(ticket)
-            self._end(ticket, error=given_up(ticket, "did not end in time"))
+            ticket.why = "did not end in time"
+            self._end(ticket, error=given_up(ticket, "when the engine ended"))
         self._settle()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._pool.shutdown(wait=False)
+        self._calls.close()
 
     def tell(self, what: str, *facts: object) -> None:
         """An observer that fails is no reason to lose a request."""
@@ -124,30 +115,48 @@ class Scheduler:
             _log.exception("an observer failed in %s", what)
 
     def step(self) -> None:
-        """Start what can be started, and end what waits in vain."""
-        self._end_late()
-        while (ticket := next(self._waiting(), None)) is not None:
-            lanes = self._lanes_for(ticket)
-            if not lanes or not self._start(ticket, lanes):
-                break
+        """Start what can be started, and end what waits in vain or hangs."""
+        self._step_again = True
+        if self._stepping:  # an observer called back
+            return
+        self._stepping = True
+        try:
+            while self._step_again:
+                self._step_again = False
+                self._end_what_hangs()
+                self._end_late()
+                self._start_all()
+        finally:
+            self._stepping = False
         self._settle()
 
-    def _waiting(self) -> Iterator[Ticket]:
-        yield from list(self._again)
-        yield from self._queue
+    def _start_all(self) -> None:
+        """In their order; where one waits for more lanes than are free, others that do not delay it."""
+        past: list[Ticket] = []
+        while (ticket := self.waiting.first(but=past)) is not None:
+            lanes = self._lanes_for(ticket)
+            if not lanes:
+                break
+            if past and (kept := self._reserved(past[0])) is not None:
+                lanes = kept.leaves(self.leases.machine, ticket.order.profile, lanes)
+            if not lanes or not self._start(ticket, lanes):
+                past.append(ticket)
+                if len(past) >= _LET_PAST:
+                    break
 
-    def _left_ms(self, ticket: Ticket) -> float | None:
-        """Until its deadline."""
-        if ticket.deadline_ms is None:
+    def _reserved(self, ticket: Ticket) -> Reserved | None:
+        order, left = ticket.order, ticket.left_ms()
+        if left is None:
             return None
-        return ticket.deadline_ms - 1e3 * (self._clock() - ticket.timeline.accepted_s)
+        leases, pace = self.leases, self.leases.pace
+        return reserved(leases.machine, leases.under_way(), order.profile, left / pace, order.least_ms)
 
     def _lanes_for(self, ticket: Ticket) -> int:
         machine, running, profile = self.leases.machine, self.leases.under_way(), ticket.order.profile
-        crowd = len(self._queue) >= max(2, self._bound // 2)
+        crowd = len(self.waiting.queue) >= max(2, self._bound // 2)
         offered = self.leases.offered
         lanes = lanes_for_next(machine, profile, self.queued, running, offered=offered, crowd=crowd)
-        left = self._left_ms(ticket)
+        left = ticket.left_ms()
         if not lanes or left is None or machine.each is not None:
             return lanes
         free = machine.free(sum(one.keeps for one in running))
@@ -156,7 +165,7 @@ class Scheduler:
 
     def _start(self, ticket: Ticket, lanes: int) -> bool:
         """Whether it was started, or ended: else it waits for more lanes."""
-        left, pace = self._left_ms(ticket), self.leases.pace
+        left, pace = ticket.left_ms(), self.leases.pace
         within = None if left is None else left / pace
         try:
             settings, expected_ms = self._shop.call(ticket.order, lanes, within)
@@ -169,10 +178,10 @@ class Scheduler:
                     return False
                 waited = (ticket.deadline_ms or 0.0) - left
                 failure = too_late(ticket, waited + pace * ticket.order.profile.ms_on(lanes))
-            self._remove(ticket)
+            self.waiting.take(ticket)
             self._end(ticket, error=failure)
             return True
-        self._remove(ticket)
+        self.waiting.take(ticket)
         self._run(ticket, lanes, settings, expected_ms)
         return True
 
@@ -184,45 +193,32 @@ class Scheduler:
             ticket.timeline, started_s=now if first is None else first, lanes=lanes, expected_ms=expected_ms
         )
         self.tell("on_started", ticket)
-        told = partial(self._told, ticket, now)
-        settings["cancel"] = ticket.giving_up
-        inside = contextvars.copy_context()
-        work = self._pool.submit(inside.run, self._shop.make, ticket.order, settings, told)
-        work.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._ended, ticket, done))
-
-    def _remove(self, ticket: Ticket) -> None:
-        if self._again and self._again[0] is ticket:
-            self._again.popleft()
-        else:
-            taken = self._queue.take()
-            assert taken is ticket
-
-    def _told(self, ticket: Ticket, started_s: float, done: RoundDone) -> None:
-        """In the thread of the call."""
-        preview = self._shop.preview(done) if ticket.previews else None
-        ms = 1e3 * (self._clock() - started_s)
-        seen = RoundSeen(done.round, done.rounds, done.state, done.steps, ms, preview)
-        self._loop.call_soon_threadsafe(self._round_ended, ticket, seen)
+        self._calls.make(ticket, settings)
 
     def _round_ended(self, ticket: Ticket, seen: RoundSeen) -> None:
+        if ticket.done:
+            return
         ticket.round_ended(seen)
         self.tell("on_round", ticket, seen)
         if seen.state == seen.steps and self.leases.rounds_over(ticket):
             self.step()
 
-    def _ended(self, ticket: Ticket, done: Future[Result]) -> None:
-        error = done.exception()
-        if not self.leases.take_back(ticket, ended_well=error is None):
+    def _ended(self, ticket: Ticket, result: Result | None, error: BaseException | None) -> None:
+        if self.leases.came_back(ticket):
+            _log.warning("request %s, which hung, ended; its lanes are used again", ticket.id)
+        elif not self.leases.take_back(ticket, ended_well=error is None):
             return  # it was abandoned
         self._look_at_lanes(error)
-        if error is None:
-            self._end(ticket, result=done.result())
+        if ticket.done:
+            pass
+        elif error is None:
+            self._end(ticket, result=result)
         elif isinstance(error, LaneError) and self.leases.lanes and self._may_go_on(ticket):
             _log.warning("request %s begins again: %s", ticket.id, error)
-            self._again.append(ticket)
+            self.waiting.begins_again(ticket)
         else:
             if isinstance(error, CancelledError):
-                error = given_up(ticket, "was cancelled, and ended after the round under way")
+                error = given_up(ticket, "and ended after the round under way")
             self._end(ticket, error=error)
         self.step()
 
@@ -231,25 +227,37 @@ class Scheduler:
 
     def _look_at_lanes(self, error: BaseException | None) -> None:
         """Take note of devices that failed, or came back. None at all is believed of a failure only."""
-        left = self._shop.lanes
-        if left == self.leases.lanes or (not left and not isinstance(error, LaneError)):
+        left, before = self._shop.lanes, self.leases.there
+        if left == before or (not left and not isinstance(error, LaneError)):
             return
-        lost, self.leases.lanes = left < self.leases.lanes, left
-        if lost:
-            self.tell("on_lane_lost", left)
-        if not left:
-            for ticket in list(self._waiting()):
-                self._queue.remove(ticket)
-                self._end(ticket, error=NoDeviceError(f"every device has failed; the last one: {error}"))
-            self._again.clear()
+        self.leases.there = left
+        if left < before:
+            self.tell("on_lane_lost", self.leases.lanes)
+            self._end_without_lanes(f"every device has failed; the last one: {error}")
+
+    def _end_without_lanes(self, why: str) -> None:
+        """Where no lane is left nothing that waits can be made."""
+        if self.leases.lanes:
+            return
+        for ticket in list(self.waiting):
+            if self.waiting.remove(ticket):
+                self._end(ticket, error=NoDeviceError(why))
+
+    def _end_what_hangs(self) -> None:
+        for ticket, for_s, expected_s in self.leases.hanging(self._hang_s, self._shop.patience_s):
+            self.leases.hang(ticket)
+            ticket.giving_up.set()
+            error = hung(ticket, for_s, expected_s)
+            _log.error("%s", error)
+            self._end(ticket, error=error)
+            self.tell("on_lane_lost", self.leases.lanes)
+            self._end_without_lanes(f"no lane is left; the last one hangs: {error}")
 
     def _end_late(self) -> None:
-        for ticket in [one for one in self._queue if one.deadline_ms is not None]:
-            left = self._left_ms(ticket)
+        for ticket in [one for one in self.waiting.queue.items() if one.deadline_ms is not None]:
+            left = ticket.left_ms()
             least = self.leases.pace * ticket.order.least_ms
-            if left is not None and left < least:
-                self._queue.remove(ticket)
-                self.leases.refused()
+            if left is not None and left < least and self.waiting.remove(ticket):
                 self._end(ticket, error=too_late(ticket, (ticket.deadline_ms or 0.0) - left + least))
 
     def _end(self, ticket: Ticket, result: Result | None = None, error: BaseException | None = None) -> None:
@@ -270,10 +278,13 @@ class Scheduler:
         pace = self.leases.pace
         due = [
             left - pace * one.order.least_ms
-            for one in self._queue
-            if (left := self._left_ms(one)) is not None
+            for one in self.waiting.queue.items()
+            if (left := one.left_ms()) is not None
         ]
+        due += self.leases.until_hanging_ms(self._hang_s, self._shop.patience_s)
         if self.queued and self.leases.in_use < self.leases.lanes:  # it waits for more than are free
             due += [pace * one.left_ms for one in self.leases.under_way()]
         if due:
-            self._timer = self._loop.call_later(max(_LOOK_AGAIN_S, 1e-3 * min(due)), self.step)
+            self._timer = asyncio.get_running_loop().call_later(
+                max(_LOOK_AGAIN_S, 1e-3 * min(due)), self.step
+            )

@@ -20,10 +20,10 @@ from .edge import ACCESS
 from .limits import Limits
 from .protocol import timed_protocol
 
-__all__ = ["bound", "configured", "logged", "serve"]
+__all__ = ["LAST_WORDS_S", "bound", "configured", "logged", "serve"]
 
 _log = logging.getLogger("driffusion_trt.server")
-_LAST_WORDS_S = 10  # for answers that are made, to clients that read slowly
+LAST_WORDS_S = 10  # for answers that are made, to clients that read slowly
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -101,7 +101,7 @@ def configured(app: App, limits: Limits, proxies: Sequence[str] = ()) -> uvicorn
         proxy_headers=bool(proxies),
         forwarded_allow_ips=list(proxies),
         timeout_keep_alive=max(1, int(limits.header_s)),
-        timeout_graceful_shutdown=_LAST_WORDS_S,
+        timeout_graceful_shutdown=LAST_WORDS_S,
     )
 
 

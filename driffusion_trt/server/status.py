@@ -17,6 +17,7 @@ class Status:
     ready: whether it takes requests. draining: whether it ends.
     queued, running: requests. queue: how many may wait.
     lanes: that can be used; lanes_in_use: that requests keep; lanes_failed: that were lost.
+    hanging: requests that were given up since they do not end; no others are taken meanwhile.
     expected_wait_ms: from now to the start of a request with default settings that comes last; 0 where no
         lane is left.
     expected_ms: what such a request takes with all lanes. per_second: how many of them there can be.
@@ -31,6 +32,7 @@ class Status:
     lanes: int
     lanes_in_use: int
     lanes_failed: int
+    hanging: int
     expected_wait_ms: float
     expected_ms: float
     per_second: float
@@ -42,7 +44,7 @@ def status_of(scheduler: Scheduler, typical: Profile, queue: int, *, draining: b
     leases = scheduler.leases
     there, pace = leases.lanes > 0, leases.pace
     return Status(
-        ready=there and takes,
+        ready=there and takes and not leases.hung,
         draining=draining,
         queued=scheduler.queued,
         running=len(leases),
@@ -50,7 +52,8 @@ def status_of(scheduler: Scheduler, typical: Profile, queue: int, *, draining: b
         lanes=leases.lanes,
         lanes_in_use=leases.in_use,
         lanes_failed=leases.failed,
-        expected_wait_ms=scheduler.wait_ms(typical) if there else 0.0,
+        hanging=leases.hung,
+        expected_wait_ms=scheduler.waits.last_ms() if there else 0.0,
         expected_ms=typical.least_ms * pace,
         per_second=per_second(leases.machine, typical) / pace if there else 0.0,
         pace=pace,

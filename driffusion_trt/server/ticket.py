@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import secrets
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from .._call import Result
-from .._errors import CancelledError, DeadlineError
+from .._errors import CancelledError, DeadlineError, LaneError
 from .orders import Order
 
 __all__ = ["RoundSeen", "Ticket", "Timeline"]
@@ -82,7 +84,9 @@ class Ticket:
         self.client, self.user, self.order, self.previews = client, user, order, previews
         self.deadline_ms = deadline_ms
         self.timeline = Timeline(accepted_s)
+        self.context = contextvars.copy_context()  # of who submits it, for its call
         self.giving_up = threading.Event()  # the `cancel` of its call
+        self.why = "was cancelled"
         self.tried = 0  # times that its call was started
         self._engine = engine
         self._future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -101,6 +105,12 @@ class Ticket:
         """Its place among those that wait, from 1, if no others arrive; 0 once it was started."""
         place: int = self._engine.place_of(self)
         return place
+
+    def left_ms(self) -> float | None:
+        """Until its deadline; None without one."""
+        if self.deadline_ms is None:
+            return None
+        return self.deadline_ms - 1e3 * (time.perf_counter() - self.timeline.accepted_s)
 
     @property
     def done(self) -> bool:
@@ -156,10 +166,6 @@ class Ticket:
                 self._future.set_result(result)
         self._news.set()
 
-    def on_done(self, call: Callable[[], None]) -> None:
-        """To be called, by the loop, once it is done."""
-        self._future.add_done_callback(lambda _: call())
-
     def __repr__(self) -> str:
         return f"Ticket({self.id!r}, client={self.client!r}, {'done' if self.done else 'under way'})"
 
@@ -170,8 +176,15 @@ def _looked_at(done: asyncio.Future[Result]) -> None:
         done.exception()
 
 
-def given_up(ticket: Ticket, why: str) -> CancelledError:
-    return CancelledError(f"request {ticket.id} {why}, and there is no picture of it")
+def given_up(ticket: Ticket, when: str) -> CancelledError:
+    return CancelledError(f"request {ticket.id} {ticket.why} {when}, and there is no picture of it")
+
+
+def hung(ticket: Ticket, for_s: float, expected_s: float) -> LaneError:
+    return LaneError(
+        f"request {ticket.id} has been at work for {for_s:.1f} s, where {expected_s:.1f} s were "
+        "expected, and is given up: a lane hangs; load the engine again where it stays so"
+    )
 
 
 def too_late(ticket: Ticket, expected_ms: float) -> DeadlineError:

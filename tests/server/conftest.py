@@ -8,7 +8,9 @@ import pytest
 import tiny
 from httpd import Service, serving, until
 
-from driffusion_trt import Pipeline
+from driffusion_trt import Engine, Pipeline
+from driffusion_trt.server.limits import Limits
+from driffusion_trt.server.metrics import Metrics
 
 
 @pytest.fixture(scope="package")
@@ -22,6 +24,19 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 @pytest.fixture(scope="module")
 def shared_service(pipe: Pipeline) -> Iterator[Service]:
     with serving(pipe) as found:
+        yield found
+
+
+@pytest.fixture(scope="package")
+def real() -> Iterator[Service]:
+    """The bundled model behind the engine that users get, started once."""
+    pipe = Pipeline.load("demo", devices=2)
+    limits = Limits(pixels=2 * 64 * 64, images=2, body_s=5.0)
+
+    def engine(metrics: Metrics) -> Engine:
+        return Engine(pipe, queue=4, observer=metrics)
+
+    with serving(pipe, limits=limits, engine=engine) as found:
         yield found
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gc
 import http.client
 import io
 import json
 import logging
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
-from httpd import DEADLINE_S, Answer, Service, multipart, nearly_full, serving, until
+from httpd import (
+    DEADLINE_S,
+    Answer,
+    Service,
+    closed,
+    error,
+    events,
+    multipart,
+    nearly_full,
+    open_request,
+    picture,
+    read_until,
+    serving,
+    until,
+)
 from PIL import Image
 
 from driffusion_trt import InputError, LaneError, NonFiniteError, Pipeline
@@ -25,30 +36,6 @@ from driffusion_trt._errors import DeadlineError, QueueFullError
 from driffusion_trt.pictures import SETTINGS_KEY
 from driffusion_trt.server.edge import Keys
 from driffusion_trt.server.limits import Limits
-
-
-def picture(entry: dict[str, Any]) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(entry["b64_json"])))
-
-
-def events(body: bytes) -> list[dict[str, Any]]:
-    """Those of a stream, with the name checked against what is in them."""
-    found = []
-    for block in body.decode().split("\n\n"):
-        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
-        if lines:
-            name, data = lines
-            found.append(json.loads(data.removeprefix("data: ")))
-            assert name == f"event: {found[-1]['type']}"
-    return found
-
-
-def error(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    assert (answer.status, answer.json["error"]["code"]) == (status, code), answer.body
-    told: dict[str, Any] = answer.json["error"]
-    assert told["request_id"] == answer.headers["X-Request-ID"]
-    return told
-
 
 # Pictures
 
@@ -256,18 +243,6 @@ def test_a_full_queue_is_said_with_when_to_come_again(service: Service) -> None:
     for connection in waiting:
         with connection:
             assert connection.recv(12) == b"HTTP/1.1 200"
-
-
-def open_request(service: Service, **fields: Any) -> socket.socket:
-    """A request for a picture on a socket of its own, sent and not yet answered."""
-    body = json.dumps({"prompt": "a red fox", "steps": 4, **fields}).encode()
-    connection = service.connect()
-    head = (
-        "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    connection.sendall(head.encode() + body)
-    return connection
 
 
 @pytest.mark.parametrize(
@@ -633,17 +608,6 @@ def strict(pipe: Pipeline) -> Iterator[Service]:
         yield found
 
 
-def closed(connection: socket.socket) -> bytes:
-    """What is still sent until the other side closes."""
-    found = b""
-    try:
-        while data := connection.recv(65536):
-            found += data
-    except ConnectionResetError:
-        pass
-    return found
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_is_given_up(
     service: Service, stream: bool, caplog: pytest.LogCaptureFixture
@@ -733,14 +697,6 @@ def test_a_slow_reader_of_a_stream_does_not_hold_up_the_sampler(service: Service
     with open_request(service, stream=True, partial_images=100, steps=40, mode="sequential") as connection:
         until(lambda: service.engine.tickets and not service.engine.under_way)
         assert b"image_generation.completed" in read_until(connection, b"image_generation.completed")
-
-
-def read_until(connection: socket.socket, words: bytes) -> bytes:
-    found = b""
-    end = time.monotonic() + DEADLINE_S
-    while words not in found and time.monotonic() < end and (data := connection.recv(65536)):
-        found += data
-    return found
 
 
 def test_bytes_that_are_no_http(strict: Service) -> None:

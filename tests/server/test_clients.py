@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from httpd import Service, multipart, serving
 from PIL import Image
 
-from driffusion_trt import Pipeline
+from driffusion_trt import Engine, Pipeline
 from driffusion_trt._errors import QueueFullError
+from driffusion_trt.server.edge import Keys
 from driffusion_trt.server.limits import Limits
 
 openai = pytest.importorskip("openai", reason="it is in the extra `test`")
@@ -32,6 +34,19 @@ def picture(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
+@pytest.fixture(params=["service", "real"])
+def served(request: pytest.FixtureRequest) -> Service:
+    """The service over the engine with levers, and over the one that users get."""
+    found: Service = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def anyone(served: Service) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=1) as found:
+        yield found
+
+
 @pytest.fixture
 def client(service: Service) -> Iterator[Any]:
     with openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=1) as found:
@@ -41,8 +56,8 @@ def client(service: Service) -> Iterator[Any]:
 # OpenAI's client, unchanged
 
 
-def test_openai_makes_pictures(client: Any) -> None:
-    found = client.images.generate(
+def test_openai_makes_pictures(anyone: Any) -> None:
+    found = anyone.images.generate(
         model="tiny", prompt="a red fox", n=2, size="64x64", response_format="b64_json", user="me",
         quality="auto", extra_body={"seed": 7, "steps": 4, "negative_prompt": "blue", "guidance_scale": 2.0,
                                     "mode": "aggressive", "deadline_ms": 60_000},
@@ -52,16 +67,16 @@ def test_openai_makes_pictures(client: Any) -> None:
     assert (found.size, found.output_format, found.details["mode"]) == ("64x64", "png", "aggressive")
 
 
-def test_openai_follows_links(client: Any, service: Service) -> None:
-    found = client.images.generate(prompt="a fox", response_format="url", extra_body={"steps": 3})
-    path = found.data[0].url.removeprefix(service.url)
-    assert Image.open(io.BytesIO(service.call("GET", path).body)).size == (64, 64)
+def test_openai_follows_links(anyone: Any, served: Service) -> None:
+    found = anyone.images.generate(prompt="a fox", response_format="url", extra_body={"steps": 3})
+    path = found.data[0].url.removeprefix(served.url)
+    assert Image.open(io.BytesIO(served.call("GET", path).body)).size == (64, 64)
 
 
-def test_openai_streams(client: Any) -> None:
+def test_openai_streams(anyone: Any) -> None:
     from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 
-    with client.images.generate(
+    with anyone.images.generate(
         prompt="a fox", stream=True, partial_images=3, extra_body={"steps": 8, "mode": "sequential"}
     ) as stream:
         *partial, completed = list(stream)
@@ -92,9 +107,33 @@ def test_openai_edits(client: Any, service: Service) -> None:
     assert kinds == ["image_edit.partial_image", "image_edit.completed"]
 
 
-def test_openai_lists_models(client: Any) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").owned_by == "driffusion-trt"
+def test_openai_lists_models(anyone: Any) -> None:
+    assert [model.id for model in anyone.models.list()] == ["tiny"]
+    assert anyone.models.retrieve("tiny").owned_by == "driffusion-trt"
+
+
+def test_openai_is_told_that_a_model_has_no_edits(real: Service) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(image, "PNG")
+    file = ("a.png", image.getvalue(), "image/png")
+    with (
+        openai.OpenAI(base_url=f"{real.url}/v1", api_key="any") as client,
+        pytest.raises(openai.BadRequestError, match="has no encoder"),
+    ):
+        client.images.edit(prompt="a fox", image=file)
+
+
+def test_openai_edits_with_the_engine(tmp_path: Path) -> None:
+    pipe = Pipeline.load(tiny.make_model_folder(tmp_path / "tiny", encoder=True), devices=1)
+    image = io.BytesIO()
+    Image.new("RGBA", (64, 64)).save(image, "PNG")
+    with serving(pipe, engine=lambda metrics: Engine(pipe, observer=metrics)) as service:
+        with openai.OpenAI(base_url=f"{service.url}/v1", api_key="any") as client:
+            found = client.images.edit(
+                prompt="a fox", image=("a.png", image.getvalue(), "image/png"), extra_body={"steps": 4}
+            )
+        assert picture(found.data[0].b64_json).size == (64, 64)
+        assert service.metric("driffusion_accepted_total") == 1
 
 
 def test_openai_says_what_went_wrong(client: Any, service: Service) -> None:
@@ -120,18 +159,34 @@ def bounded(pipe: Pipeline) -> Iterator[Service]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def keyed(pipe: Pipeline) -> Iterator[Service]:
+    with serving(pipe, limits=Limits(pixels=4 * 64 * 64, steps=4, images=2), keys=Keys(["secret"])) as found:
+        yield found
+
+
+ALL_BUT_FORMS = ("--exclude-path=/v1/images/edits", "--phases=coverage,fuzzing,stateful")
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("name", "words"),
     [
-        ("--exclude-path=/v1/images/edits", "--phases=coverage,fuzzing,stateful"),
+        ("bounded", ALL_BUT_FORMS),
+        ("keyed", (*ALL_BUT_FORMS, "-H", "Authorization: Bearer secret")),  # it tries without as well
+        pytest.param("real", ALL_BUT_FORMS, marks=pytest.mark.slow),
         # Its fuzzing of forms ends with an error of its own (4.32); the bodies by chance below have forms.
-        pytest.param(("--include-path=/v1/images/edits", "--phases=coverage"), marks=pytest.mark.slow),
+        pytest.param(
+            "bounded", ("--include-path=/v1/images/edits", "--phases=coverage"), marks=pytest.mark.slow
+        ),
     ],
-    ids=["all but forms", "forms"],
+    ids=["all but forms", "with keys", "with the engine", "forms"],
 )
-def test_schemathesis_finds_nothing(bounded: Service, tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_schemathesis_finds_nothing(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, words: tuple[str, ...]
+) -> None:
     """All of its checks but one, no 5xx among them: which fields go together no schema says."""
-    words += ("--max-examples=10", "--generation-deterministic", "--no-color")
+    bounded: Service = request.getfixturevalue(name)
+    words += ("--max-examples=10", "--generation-deterministic", "--no-color", "--request-timeout=120")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{bounded.url}/openapi.json", *words),
@@ -190,14 +245,22 @@ def fuzzed(service: Service, count: int, seed: int) -> dict[int, int]:
     return statuses
 
 
-def test_bodies_by_chance_do_no_harm(bounded: Service) -> None:
-    statuses = fuzzed(bounded, 400, seed=1)
+@pytest.fixture(params=["bounded", "real"])
+def fuzzing(request: pytest.FixtureRequest) -> Service:
+    found: Service = request.getfixturevalue(request.param)
+    return found
+
+
+def test_bodies_by_chance_do_no_harm(fuzzing: Service) -> None:
+    statuses = fuzzed(fuzzing, 400, seed=1)
     assert statuses[200] and statuses[400] and statuses[415]
-    assert bounded.generate().status == 200
+    assert fuzzing.generate().status == 200
 
 
 @pytest.mark.slow
-def test_ten_thousand_bodies_by_chance_do_no_harm(bounded: Service) -> None:
-    statuses = fuzzed(bounded, 10_000, seed=2)
+def test_ten_thousand_bodies_by_chance_do_no_harm(fuzzing: Service) -> None:
+    statuses = fuzzed(fuzzing, 10_000, seed=2)
     assert sum(statuses.values()) == 10_000
-    assert bounded.generate().status == 200 and not bounded.engine.under_way
+    assert fuzzing.generate().status == 200
+    state = fuzzing.state
+    assert (state["status"], state["queued"], state["running"]) == ("ready", 0, 0)

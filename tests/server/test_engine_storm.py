@@ -77,7 +77,7 @@ def test_a_storm(seed: int, shared: bool, share: str) -> None:
             status = engine.status()
             assert (status.queued, status.running, status.lanes_in_use) == (0, 0, 0)
             scheduler: Any = engine._scheduler
-            assert not scheduler._again and not scheduler._queue._had and scheduler._timer is None
+            assert not scheduler.waiting and not scheduler.waiting.queue._had and scheduler._timer is None
 
     asyncio.run(storm())
     assert set(books.taken.values()) == {1} and books.ended == books.taken, "each ends once"

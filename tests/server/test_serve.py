@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,6 @@ from httpd import DEADLINE_S, until
 from driffusion_trt.cli import main
 
 COMMAND = [sys.executable, "-m", "driffusion_trt", "serve"]
-needs_engine = pytest.mark.skipif(
-    find_spec("driffusion_trt.server.engine") is None, reason="the engine is not there yet"
-)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +42,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("--drain-timeout 0", "--drain-timeout must be above 0"),
         ("--cors-origin example.org", "--cors-origin takes origins such as https://example.org"),
         ("--cors-origin https://example.org/path", "not 'https://example.org/path'"),
+        ("--allowed-host a,,b", "--allowed-host takes names such as pictures.example.org"),
+        ("--allowed-host http://a", "without ports, not 'http://a'"),
+        ("--trusted-proxy 10.0.0.1/8", "--trusted-proxy takes addresses and networks such as 10.0.0.0/8"),
+        ("--trusted-proxy *", "not '*'"),
+        ("--read-rate 0", "the limit read_rate must be a positive number"),
+        ("--max-held-bytes 0", "the limit held_bytes must be a positive number"),
         ("--public-url ftp://x", "--public-url must begin with http:// or https://"),
         ("--api-key-file missing.txt", "the file of API keys missing.txt cannot be read"),
         ("--api-key-file empty.txt", "empty.txt has no API keys"),
@@ -168,7 +170,6 @@ class Client(threading.Thread):
             self.value = error
 
 
-@needs_engine
 def test_sigterm_under_load_loses_no_request(model: str) -> None:
     with running("--model", model, "--devices", "2") as service:
         assert service.call("GET", "/v1/models")[1]["data"][0]["id"] == "tiny"
@@ -202,11 +203,10 @@ def test_sigterm_under_load_loses_no_request(model: str) -> None:
     assert not [line for line in service.lines if "Traceback" in line]
 
 
-@needs_engine
 def test_an_end_has_an_end(model: str) -> None:
     """What is not there by --drain-timeout is given up, and told so."""
     with running("--model", model, "--devices", "1", "--drain-timeout", "0.3") as service:
-        clients = [Client(service, steps=200, n=8, mode="sequential") for _ in range(6)]
+        clients = [Client(service, steps=200, n=8, mode="sequential") for _ in range(40)]
         until(lambda: service.call("GET", "/readyz")[1]["running"])
         os.kill(service.process.pid, signal.SIGTERM)
         for client in clients:
@@ -215,7 +215,25 @@ def test_an_end_has_an_end(model: str) -> None:
     assert any(client.status == 503 for client in clients), [client.status for client in clients]
 
 
-@needs_engine
+def test_without_keys_it_is_for_this_machine_s_own_pages(model: str) -> None:
+    """As its options make it; with --allowed-host and with keys others may."""
+
+    def asked(service: Process, host: str) -> int:
+        connection = HTTPConnection("127.0.0.1", service.port, timeout=DEADLINE_S)
+        connection.request("GET", "/v1/models", headers={"Host": host, "Authorization": "Bearer secret"})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    for words, expected in (
+        ((), {"localhost": 200, "127.0.0.1:1": 200, "evil.net": 403, "pictures.net": 403}),
+        (("--allowed-host", "pictures.net"), {"localhost": 200, "evil.net": 403, "pictures.net": 200}),
+        (("--api-key", "secret"), {"localhost": 200, "evil.net": 200}),
+    ):
+        with running("--model", model, "--devices", "1", *words) as service:
+            assert {host: asked(service, host) for host in expected} == expected
+
+
 def test_keys_from_a_file_and_pictures_in_a_folder(model: str, tmp_path: Path) -> None:
     (tmp_path / "keys.txt").write_text("# ours\nsecret\n")
     (tmp_path / "pictures").mkdir()

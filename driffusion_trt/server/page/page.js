@@ -23,7 +23,7 @@ function given() {
 
 /** A panel with nothing in it. */
 function clear(panel, text) {
-  panel.querySelector("img").hidden = true;
+  panel.querySelector("img").hidden = panel.querySelector("progress").hidden = true;
   panel.querySelector(".state").textContent = text;
   panel.querySelector(".times").replaceChildren();
   panel.querySelector(".chart").replaceChildren();
@@ -40,7 +40,7 @@ function show(panel, event, whole) {
 
 /** Makes one picture in a panel; returns its details, with `ms` from the request to the picture. */
 async function make(panel, fields) {
-  const state = panel.querySelector(".state"), start = performance.now();
+  const state = panel.querySelector(".state"), bar = panel.querySelector("progress"), start = performance.now();
   clear(panel, "waiting for lanes …");
   let first = null;
   for await (const event of events(fields, by("key").value, going.signal)) {
@@ -48,9 +48,12 @@ async function make(panel, fields) {
     first ??= ms;
     if (event.type.endsWith(".partial_image")) {
       show(panel, event, false);
+      bar.hidden = false;
+      bar.value = event.round / Math.max(event.round, event.rounds);
       state.textContent = `round ${event.round} of ${Math.max(event.round, event.rounds)}, ${Math.round(ms)} ms`;
     } else if (event.type.endsWith(".completed")) {
       show(panel, event, true);
+      bar.hidden = true;
       const details = {...event.details, ms, first};
       state.textContent = `mode ${details.mode}, ${details.sequential_calls} rounds for ${details.steps} steps, `
         + `seed ${event.seed}`;
@@ -121,6 +124,7 @@ async function run(submitted) {
   going = new AbortController();
   const mine = going, found = {};
   by("message").textContent = by("verdict").textContent = "";
+  for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
   by("make").disabled = true;
   by("stop").disabled = false;
   const fields = given(), {quality, deadline_ms, ...plain} = fields;
@@ -138,7 +142,8 @@ async function run(submitted) {
     }
   } catch (error) {
     by("message").textContent = mine.signal.aborted ? "stopped" : error.message;
-    for (const id of ["parallel", "sequential"]) if (!found[id]) by(id).querySelector(".state").textContent = "–";
+    if (error.param) by(error.param)?.setAttribute("aria-invalid", "true");
+    for (const id of ["parallel", "sequential"]) if (!found[id]) clear(by(id), "–");
   } finally {
     if (mine === going) {
       by("make").disabled = false;
@@ -151,7 +156,7 @@ async function about() {
   const headers = by("key").value ? {Authorization: `Bearer ${by("key").value}`} : {};
   try {
     const answer = await fetch("v1/models", {headers});
-    if (!answer.ok) throw new Error(await reason(answer));
+    if (!answer.ok) throw await reason(answer);
     const [model] = (await answer.json()).data;
     by("about").textContent = `${model.id} on ${model.devices}; pictures of ${model.size}, or other multiples of `
       + `${model.size_multiple} pixels`;

@@ -6,7 +6,7 @@ export async function* events(fields, key, signal) {
   if (key) headers.Authorization = `Bearer ${key}`;
   const body = JSON.stringify({...fields, stream: true, partial_images: 100, timeline: true});
   const answer = await fetch("v1/images/generations", {method: "POST", headers, body, signal});
-  if (!answer.ok) throw new Error(await reason(answer));
+  if (!answer.ok) throw await reason(answer);
   const reader = answer.body.getReader(), decoder = new TextDecoder();
   let text = "";
   for (;;) {
@@ -18,20 +18,24 @@ export async function* events(fields, key, signal) {
       const data = part.split("\n").filter(line => line.startsWith("data: ")).map(line => line.slice(6)).join("\n");
       if (!data) continue; // a comment, so that the connection stays open
       const event = JSON.parse(data);
-      if (event.type === "error") throw new Error(event.error.message);
+      if (event.type === "error") throw told(event.error, "");
       yield event;
     }
     if (done) return;
   }
 }
 
-/** What an answer says went wrong. */
+/** What an answer says went wrong, as an Error; `param` is the field at fault, where it is one. */
 export async function reason(answer) {
   try {
     const {error} = await answer.json();
     const wait = answer.headers.get("Retry-After");
-    return error.message + (wait && answer.status === 429 ? ` (again in ${wait} s)` : "");
+    return told(error, wait && answer.status === 429 ? ` (again in ${wait} s)` : "");
   } catch {
-    return `the service answered ${answer.status}`;
+    return new Error(`the service answered ${answer.status}`);
   }
+}
+
+function told(error, more) {
+  return Object.assign(new Error(error.message + more), {param: error.param});
 }
