@@ -78,6 +78,7 @@ class Status:
     lanes: int = 2
     lanes_in_use: int = 0
     lanes_failed: int = 0
+    hanging: int = 0
     expected_wait_ms: float = 0.0
 
 
@@ -96,6 +97,7 @@ class Engine:
         self.tickets: list[Ticket] = []
         self.asked: list[dict[str, Any]] = []
         self.lanes = 2
+        self.hanging = 0
         self.draining = False
 
     def admit(self, client: str = "", user: str = "") -> None:
@@ -162,7 +164,9 @@ class Engine:
 
     def status(self) -> Status:
         going = len(self.under_way)
-        return Status(max(0, going - 1), min(1, going), self.lanes, 2 * min(1, going), 2 - self.lanes)
+        return Status(
+            max(0, going - 1), min(1, going), self.lanes, 2 * min(1, going), 2 - self.lanes, self.hanging
+        )
 
     async def drain(self, timeout_s: float | None = None) -> None:
         self.draining = True

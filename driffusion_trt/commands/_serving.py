@@ -84,6 +84,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "devices": args.devices,
         "queue": args.queue,
         "share": args.share,
+        "hang_s": args.hang_timeout,
         "nan_policy": args.nan_policy,
         "fp32_model": args.fp32_model,
         "cuda_graphs": False if args.no_cuda_graphs else None,

@@ -87,7 +87,11 @@ def _bounds(group: argparse._ArgumentGroup) -> None:
 
 def _others(group: argparse._ArgumentGroup) -> None:
     option(
-        group, "--queue", "N", "requests that may wait; more are told to come again (default: 64)", type=whole
+        group,
+        "--queue",
+        "N",
+        "requests that may wait, at most 1024; others come again (default: 64)",
+        type=whole,
     )
     option(group, "--max-connections", "N", "open at once (default: 512)", type=whole)
     option(group, "--max-held-bytes", "N", "of all bodies being read (default: 134217728)", type=whole)
@@ -95,6 +99,7 @@ def _others(group: argparse._ArgumentGroup) -> None:
     option(group, "--body-timeout", "S", "seconds for its body (default: 30)", type=number)
     option(group, "--stall-timeout", "S", "after which a slow reader is looked at (default: 30)", type=number)
     option(group, "--read-rate", "N", "bytes a second that it must have read (default: 8192)", type=number)
+    option(group, "--hang-timeout", "S", "after which a request may hang (default: 30)", type=number)
     option(
         group, "--drain-timeout", "S", "after SIGTERM for what was accepted (default: no end)", type=number
     )

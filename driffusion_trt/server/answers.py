@@ -71,7 +71,7 @@ def refusal(error: Exception) -> ApiError | None:
         case DrainingError():
             return ApiError(503, message, "draining", headers=_LEAVING)
         case NoDeviceError():
-            return ApiError(503, "no device is left that makes pictures", "no_device", headers=_LEAVING)
+            return ApiError(503, "no device makes pictures here at present", "no_device", headers=_LEAVING)
         case CancelledError():
             # Who cancels does not wait for an answer; what waits was given up at the end of the service.
             return ApiError(

@@ -175,7 +175,8 @@ class _About:
 
     async def ready(self, request: Request) -> Response:
         now = self._app.service.status()
-        state = "draining" if self._app.draining else "ready" if now.lanes else "no device is left"
+        well = "no device is left" if not now.lanes else "a lane hangs" if now.hanging else "ready"
+        state = "draining" if self._app.draining else well
         told = {
             "status": state,
             "queued": now.queued,
@@ -183,6 +184,7 @@ class _About:
             "lanes": now.lanes,
             "lanes_in_use": now.lanes_in_use,
             "lanes_failed": now.lanes_failed,
+            "hanging": now.hanging,
             "expected_wait_ms": round(now.expected_wait_ms, 1) if now.lanes else None,
         }
         return answer(told, 200 if state == "ready" else 503, {"Cache-Control": "no-store"})

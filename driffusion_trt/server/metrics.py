@@ -161,6 +161,7 @@ class _Gauges:
         now = self._status()
         yield _gauge("driffusion_queue_length", "Requests that wait.", now.queued)
         yield _gauge("driffusion_running", "Requests under way.", now.running)
+        yield _gauge("driffusion_hanging", "Requests that were given up and do not end.", now.hanging)
         yield _gauge(
             "driffusion_expected_wait_seconds", "For a request that came now.", now.expected_wait_ms / 1e3
         )

@@ -57,7 +57,7 @@ class Ticket(Protocol):
 
 
 class Status(Protocol):
-    """What is going on: requests that wait and run; lanes that there are, that work, and that were lost."""
+    """What is going on: requests that wait, run and hang; lanes that there are, work, and were lost."""
 
     @property
     def queued(self) -> int: ...
@@ -69,6 +69,8 @@ class Status(Protocol):
     def lanes_in_use(self) -> int: ...
     @property
     def lanes_failed(self) -> int: ...
+    @property
+    def hanging(self) -> int: ...
     @property
     def expected_wait_ms(self) -> float: ...
 

@@ -300,7 +300,11 @@ def test_health_and_readiness(service: Service) -> None:
     service.engine.lanes = 0
     lost = service.call("GET", "/readyz")
     assert lost.status == 503 and lost.json["status"] == "no device is left"
-    service.engine.lanes, service.app.draining = 2, True
+    service.engine.lanes, service.engine.hanging = 2, 1
+    hung = service.call("GET", "/readyz")
+    assert hung.status == 503 and (hung.json["status"], hung.json["hanging"]) == ("a lane hangs", 1)
+    assert service.metric("driffusion_hanging") == 1
+    service.engine.hanging, service.app.draining = 0, True
     assert service.call("GET", "/readyz").json["status"] == "draining"
     service.app.draining = False
 

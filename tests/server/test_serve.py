@@ -48,6 +48,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("--trusted-proxy *", "not '*'"),
         ("--read-rate 0", "the limit read_rate must be a positive number"),
         ("--max-held-bytes 0", "the limit held_bytes must be a positive number"),
+        ("--hang-timeout 0", "hang_s must be a number of seconds above 0"),
+        ("--queue 2000", "queue must be a whole number from 1 to 1024"),
         ("--public-url ftp://x", "--public-url must begin with http:// or https://"),
         ("--api-key-file missing.txt", "the file of API keys missing.txt cannot be read"),
         ("--api-key-file empty.txt", "empty.txt has no API keys"),
