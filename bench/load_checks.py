@@ -105,8 +105,8 @@ def faults(found: dict[str, Any]) -> list[str]:
         if row["percent"] < 100 and row["refused"]
     ]
     said += [
-        f"at {row['percent']:g} % requests were sent {row['late_p99_ms']:.0f} ms late: the machine had more to "
-        "do, and latencies say nothing; measure again"
+        f"at {row['percent']:g} % requests were sent {row['late_p99_ms']:.0f} ms late: the machine had "
+        "more to do, and latencies say nothing; measure again"
         for row in found["rates"]
         if (row["late_p99_ms"] or 0.0) > MOST_LATE_MS
     ]
