@@ -73,7 +73,7 @@ def lanes_hang(asked: Asked) -> Iterator[Row]:
 
 
 def _hangs_for_good(asked: Asked) -> Iterator[Row]:
-    """Longer than a request may hang; then the lane goes on, and another hangs until the process has ended."""
+    """For longer than a request may; then it goes on, and another hangs until the process has ended."""
     bound_s = 3
     with breakable(asked, "--drain-timeout", "3", "--hang-timeout", str(bound_s)) as (service, folder):
         since, before = len(service.lines), service.metrics()
@@ -94,8 +94,8 @@ def _hangs_for_good(asked: Asked) -> Iterator[Row]:
         took = time.monotonic() - begun
         how = "did not end" if status is None else f"ended with status {status}"
         yield Row(
-            "SIGTERM while a lane hangs", "--drain-timeout 3, one call of the network never ends", counted(seen),
-            f"the process {how} after {took:.1f} s", None, status is not None,
+            "SIGTERM while a lane hangs", "--drain-timeout 3, one call of the network never ends",
+            counted(seen), f"the process {how} after {took:.1f} s", None, status is not None,
         )  # fmt: skip
 
 

@@ -47,6 +47,13 @@ def test_lanes_that_fail_in_a_process_that_serves(asked: Asked) -> None:
     assert always.client.startswith("6 × 5") and "told to fail" not in always.client
 
 
+def test_a_lane_that_hangs_in_a_process_that_serves(asked: Asked) -> None:
+    short, long, end = fault_cases.lanes_hang(asked)
+    assert not bad([short, long, end]), bad([short, long, end])
+    assert short.client.startswith("4 × 200") and "503 `no_device`" in long.client
+    assert "a lane hangs" in long.service and long.ready_again_s is not None
+
+
 def test_clients_that_leave_a_process_that_serves(asked: Asked) -> None:
     rows = list(fault_clients.leave(asked))
     assert len(rows) == 3 and not bad(rows)
