@@ -62,14 +62,13 @@ def _left(service: Served, fault: str, stream: bool, count: int) -> Row:
     since, before = len(service.lines), service.metrics()
     more = {"stream": True, "partial_images": 100} if stream else {}
     body = json.dumps({"prompt": "a red fox", **_LONG, **more}).encode()
-    connections = [connect(service) for _ in range(count)]
-    for connection in connections:
-        connection.sendall(head(len(body)) + body)
-    waits(service, count)
-    first = connections[0].recv(1000) if stream else b""
-    begun = time.monotonic()
-    for connection in connections:
-        connection.close()
+    with contextlib.ExitStack() as clients:
+        connections = [clients.enter_context(connect(service)) for _ in range(count)]
+        for connection in connections:
+            connection.sendall(head(len(body)) + body)
+        waits(service, count)
+        first = connections[0].recv(1000) if stream else b""
+        begun = time.monotonic()
     idle = {"running": 0, "queued": 0}
     with contextlib.suppress(TimeoutError):
         service.wait(lambda: idle.items() <= service.state().items(), PATIENCE_S)
