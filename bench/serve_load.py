@@ -46,6 +46,7 @@ QUEUE = 64
 AT_ONCE = 40
 FLOODS = 3
 TIMEOUT_S = 120.0
+_MOST_A_SECOND = 300  # more pictures than that in the closed loop are not asked for
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ class Load:
 
     def capacity(self, name: str, seconds: float) -> float:
         """Pictures a second where there are always some waiting."""
-        found = self.phase(name, [None] * 100_000, at_once=AT_ONCE, stop_s=seconds)
+        found = self.phase(name, [None] * round(_MOST_A_SECOND * seconds), at_once=AT_ONCE, stop_s=seconds)
         start = seconds / 4
         ends = [one["end_s"] for one in found["seen"] if one["status"] == 200]
         return len([end for end in ends if start <= end <= seconds]) / (seconds - start)
@@ -169,7 +170,7 @@ def measure(
         {},
         {"mode": "aggressive", "lanes": devices},
     )
-    warm_s = max(8.0, min(seconds, 30.0))
+    warm_s = _warm_s(minutes, len(rates))
     # Where both want a core the client comes second; it is not to be cut off for being slow.
     words = words_of(model, devices, "--queue", str(QUEUE), "--header-timeout", "60")
     with served(*words) as service:
@@ -194,6 +195,11 @@ def measure(
     }
 
 
+def _warm_s(minutes: float, rates: int) -> float:
+    """For which the capacity is measured, before and after."""
+    return max(8.0, min(60 * minutes / rates, 30.0))
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The service from 10 % to 300 % of its capacity.")
     parser.add_argument("--model", default="demo")
@@ -205,7 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     asked = {name: getattr(options, name) for name in ("model", "devices", "minutes", "rates", "steps")}
     with Progress() as progress:
-        task = progress.add_task("Load", total=60 * options.minutes)
+        warm_s = 2 * _warm_s(options.minutes, len(options.rates))
+        task = progress.add_task("Load", total=60 * options.minutes + warm_s)
         found = measure(**asked, told=lambda seconds: progress.advance(task, seconds))
     print(load_table(found["rates"]))
     print(load_words(found))
