@@ -97,9 +97,13 @@ async def loaded(shop: Shop, share: str, times: Sequence[float], call: Mapping[s
     """Requests that come at these times, whatever becomes of those before them."""
     seen, ends, begun = Seen(), [], time.perf_counter()
 
-    async def one(ticket: Any, due: float) -> None:
+    async def one(engine: Engine, seed: int, due: float) -> None:
         try:
+            ticket = await engine.submit(PROMPT, seed=seed, **call)
             await ticket.result()
+        except dt.QueueFullError:
+            seen.refused += 1
+            return
         except dt.DriffusionError:
             seen.failed += 1
             return
@@ -111,12 +115,7 @@ async def loaded(shop: Shop, share: str, times: Sequence[float], call: Mapping[s
     async with _engine(shop, share) as engine:
         for seed, due in enumerate(times):
             await asyncio.sleep(max(0.0, due - (time.perf_counter() - begun)))
-            try:
-                ticket = await engine.submit(PROMPT, seed=seed, **call)
-            except dt.QueueFullError:
-                seen.refused += 1
-            else:
-                tasks.append(asyncio.ensure_future(one(ticket, due)))
+            tasks.append(asyncio.ensure_future(one(engine, seed, due)))
         await asyncio.gather(*tasks)
     start, end = times[-1] / 4, times[-1]
     seen.throughput = sum(start <= one <= end for one in ends) / (end - start)

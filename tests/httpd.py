@@ -222,8 +222,14 @@ class Service:
     def open_connections(self) -> int:
         return len(self.server.server_state.connections)
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+    def connect(self, receive_bytes: int | None = None) -> socket.socket:
+        """receive_bytes: that the kernel takes of what nobody has read yet."""
+        found = socket.socket()
+        if receive_bytes is not None:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        found.settimeout(DEADLINE_S)
+        found.connect(("127.0.0.1", self.port))
+        return found
 
     def call(self, method: str, path: str, body: bytes | str | None = None, **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)

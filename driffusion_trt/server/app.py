@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._errors import DriffusionError
 from .answers import ApiError, answer, body_of, refusal
@@ -69,6 +69,7 @@ class App:
     """The application; its lifespan starts the engine, and drains and closes it.
 
     draining: requests are refused, and /readyz says so; those that were accepted go on.
+    failed: what the engine raised at its start.
     """
 
     app: ASGIApp
@@ -76,9 +77,20 @@ class App:
     desk: Desk
     metrics: Metrics
     draining: bool = False
+    failed: DriffusionError | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+
+        async def told(message: Message) -> None:
+            """`failed` is told by whoever serves, and not as a traceback."""
+            if message["type"] == "lifespan.startup.failed" and self.failed is not None:
+                message = {"type": message["type"]}
+            await send(message)
+
+        await self.app(scope, receive, told)
 
 
 def make_app(service: Service, options: Options, store: Store, metrics: Metrics) -> App:
@@ -102,7 +114,12 @@ def make_app(service: Service, options: Options, store: Store, metrics: Metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with desk, service:
+        async with desk, contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(service)
+            except DriffusionError as error:
+                found.failed = error
+                raise
             yield
 
     handlers: Any = {

@@ -33,7 +33,7 @@ class Observer(Protocol):
         """A request that was taken has no pictures: it failed, was cancelled, or was too late."""
 
     def on_lane_lost(self, left: int) -> None:
-        """A device failed for good; so many are left."""
+        """A device failed, or a request hangs on some; so many are left."""
 
 
 class Unobserved:

@@ -109,8 +109,8 @@ class PipelineShop:
 
     @property
     def patience_s(self) -> float:
-        pipe = self._pipe
-        return 0.0 if self.shared else pipe._options.deadline_s * max(1, pipe._devices.count)
+        devices = self._pipe._devices
+        return self._pipe._options.deadline_s * devices.count if devices.gpus else 0.0
 
     def open(self) -> None:
         self._pipe.warm_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from .limits import Limits
 __all__ = ["timed_protocol"]
 
 
+_SENT_BYTES = 128 << 10  # of an answer that the kernel keeps until they are taken
 _SPARE = 32  # connections beyond the bound, on which questions about health are answered
 _SPARE_S = 1.0  # for which they stay
 
@@ -31,7 +33,11 @@ class _Timed(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # whatever is not taken at once is watched
+        # Whatever is not taken at once is watched. What the kernel keeps is seen to move in thirds.
+        transport.set_write_buffer_limits(high=0)
+        kernel = transport.get_extra_info("socket")
+        if kernel is not None:
+            kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENT_BYTES)
         beyond = len(self.connections) - self.most
         if beyond > _SPARE:
             self.refused()

@@ -15,7 +15,8 @@ from .calls import Calls
 from .leases import Leases
 from .observer import Observer
 from .orders import Shop
-from .policy import Machine, Profile, Reserved, lanes_for_next, reserved
+from .policy import Machine, Profile
+from .starts import Starts
 from .ticket import RoundSeen, Ticket, given_up, hung, too_late
 from .waiting import WaitingRoom
 from .waits import Waits
@@ -44,11 +45,12 @@ class Scheduler:
         typical: Profile,
         hang_s: float,
     ) -> None:
-        self._shop, self._bound, self._observer, self._hang_s = shop, queue, observer, hang_s
+        self._shop, self._observer, self._hang_s = shop, observer, hang_s
         self._clock = time.perf_counter
         self.leases = Leases(shop.lanes, machine, self._clock, typical)
         self.waiting = WaitingRoom()
         self.waits = Waits(self.leases, self.waiting, typical)
+        self._starts = Starts(shop, self.leases, self.waiting, queue)
         self._calls = Calls(shop, self._round_ended, self._ended)
         self._timer: asyncio.TimerHandle | None = None
         self._stepping = self._step_again = False
@@ -65,6 +67,9 @@ class Scheduler:
         left = ticket.left_ms()
         if ticket.deadline_ms is not None and left is not None:
             expected = self.waits.of(ticket) + self.leases.pace * ticket.order.least_ms
+            if expected <= left and not self._starts.in_hope(ticket):
+                busy_ms = max(one.left_ms for one in self.leases.under_way())
+                expected = self.leases.pace * (busy_ms + ticket.order.least_ms)
             if expected > left:
                 self.waiting.remove(ticket)
                 raise too_late(ticket, ticket.deadline_ms - left + expected)
@@ -134,43 +139,21 @@ class Scheduler:
         """In their order; where one waits for more lanes than are free, others that do not delay it."""
         past: list[Ticket] = []
         while (ticket := self.waiting.first(but=past)) is not None:
-            lanes = self._lanes_for(ticket)
+            lanes = self._starts.lanes_for(ticket)
             if not lanes:
                 break
-            if past and (kept := self._reserved(past[0])) is not None:
+            if past and (kept := self._starts.reserved(past[0])) is not None:
                 lanes = kept.leaves(self.leases.machine, ticket.order.profile, lanes)
             if not lanes or not self._start(ticket, lanes):
                 past.append(ticket)
                 if len(past) >= _LET_PAST:
                     break
 
-    def _reserved(self, ticket: Ticket) -> Reserved | None:
-        order, left = ticket.order, ticket.left_ms()
-        if left is None:
-            return None
-        leases, pace = self.leases, self.leases.pace
-        return reserved(leases.machine, leases.under_way(), order.profile, left / pace, order.least_ms)
-
-    def _lanes_for(self, ticket: Ticket) -> int:
-        machine, running, profile = self.leases.machine, self.leases.under_way(), ticket.order.profile
-        crowd = len(self.waiting.queue) >= max(2, self._bound // 2)
-        offered = self.leases.offered
-        lanes = lanes_for_next(machine, profile, self.queued, running, offered=offered, crowd=crowd)
-        left = ticket.left_ms()
-        if not lanes or left is None or machine.each is not None:
-            return lanes
-        free = machine.free(sum(one.keeps for one in running))
-        in_time = [k for k in range(lanes, free + 1) if self.leases.pace * profile.ms_on(k) <= left]
-        return in_time[0] if in_time else free
-
     def _start(self, ticket: Ticket, lanes: int) -> bool:
         """Whether it was started, or ended: else it waits for more lanes."""
         left, pace = ticket.left_ms(), self.leases.pace
-        within = None if left is None else left / pace
         try:
-            settings, expected_ms = self._shop.call(ticket.order, lanes, within)
-            if within is not None and expected_ms > within:
-                raise InputError(f"{expected_ms:.0f} ms are expected on {lanes} lanes")
+            settings, expected_ms = self._starts.planned(ticket, lanes)
         except Exception as error:  # whatever it is, it is for who waits for the request
             failure: Exception = error
             if left is not None and isinstance(error, InputError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -56,7 +57,7 @@ def bound(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """The first signal begins the end: no requests are taken, those that were are answered, then it ends.
 
-    A second one ends it at once.
+    A second one ends it at once, with its number + 128 as the status.
     """
 
     def __init__(self, config: uvicorn.Config, app: App, drain_s: float | None) -> None:
@@ -70,8 +71,9 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._app.draining or self._loop is None:
-            self.force_exit = self._app.draining
+        if self._app.draining:
+            os._exit(128 + sig)  # whatever hangs, and with it all that would wait for it
+        if self._loop is None:
             self.should_exit = True
             return
         self._app.draining = True
@@ -111,11 +113,17 @@ def serve(
     """Serve until a signal comes.
 
     drain_s: for requests that were accepted; None for as long as they take. proxies: see `configured`.
+
+    Raises what the engine raises at its start.
     """
     config = configured(app, limits, proxies)
     # What of a prompt cannot be read goes to who asked.
     warnings.filterwarnings("ignore", category=PromptWarning)
-    _Server(config, app, drain_s).run([listener])
+    try:
+        _Server(config, app, drain_s).run([listener])
+    finally:  # uvicorn exits where the start fails, or comes back, by its version
+        if app.failed is not None:
+            raise app.failed
 
 
 def logged() -> None:

@@ -309,6 +309,12 @@ def test_health_and_readiness(service: Service) -> None:
     service.app.draining = False
 
 
+def test_deadlines_count_from_the_headers(service: Service) -> None:
+    before = time.perf_counter()
+    assert service.generate(deadline_ms=60_000).status == 200
+    assert before < service.engine.asked[-1]["since_s"] < time.perf_counter()
+
+
 def test_metrics_count_what_happened(service: Service) -> None:
     route = 'route="/v1/images/generations"'
     names = {
@@ -607,7 +613,9 @@ def test_connections_have_a_bound(pipe: Pipeline) -> None:
 @pytest.fixture(scope="module")
 def strict(pipe: Pipeline) -> Iterator[Service]:
     """One with little patience."""
-    limits = Limits(header_s=2, body_s=2, stall_s=2, body_bytes=1000, upload_bytes=2000, connections=20)
+    limits = Limits(
+        header_s=2, body_s=2, stall_s=2, read_rate=1 << 20, body_bytes=1000, upload_bytes=2000, connections=20
+    )
     with serving(pipe, limits=limits) as found:
         yield found
 
@@ -682,19 +690,21 @@ def test_a_client_that_reads_nothing_or_nearly_is_cut_off(strict: Service) -> No
     """One that reads slowly is not."""
     (name,) = strict.store.put([bytes(16 << 20)], "png")
     request = f"GET /v1/images/files/{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    with strict.connect() as idle, strict.connect() as slow, strict.connect() as crawling:
+    with strict.connect() as idle, strict.connect() as slow, strict.connect(1 << 14) as crawling:
         for connection in (idle, slow, crawling):
             connection.sendall(request)
         until(lambda: strict.open_connections() == 3)
         found = 0
         while strict.open_connections() > 1:
-            found += len(slow.recv(1 << 15))
-            crawling.recv(10)
-            time.sleep(0.01)
+            found += len(slow.recv(1 << 17))
+            with contextlib.suppress(ConnectionResetError):
+                crawling.recv(1 << 12)
+            time.sleep(0.02)
         while found < 16 << 20 and (data := slow.recv(1 << 20)):
             found += len(data)
         assert found >= 16 << 20
         assert len(closed(idle)) < 16 << 20
+        assert len(closed(crawling)) < 1 << 20, "it would have been all, had it stayed"
 
 
 def test_a_slow_reader_of_a_stream_does_not_hold_up_the_sampler(service: Service) -> None:

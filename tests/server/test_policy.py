@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import queueing
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from queueing import Asked, capacity, median_ms, poisson, profile, serve, throughput
 
@@ -19,6 +19,7 @@ from driffusion_trt.server.policy import (
     forecast,
     lanes_for_next,
     per_second,
+    reserved,
 )
 
 MACHINES = st.fixed_dictionaries(
@@ -104,6 +105,48 @@ def test_a_client_that_floods_does_not_keep_another_waiting(machine: dict[str, A
     served = [asked for asked in serve(Machine(lanes), arrivals, 1000) if asked.client == "quiet"]
     # One picture under way, and one of the other client's turn before its own.
     assert max(asked.start_ms - asked.at_ms for asked in served) <= 3 * one.ms_on(1)
+
+
+def test_lanes_are_kept_for_a_request_that_needs_more_than_are_free() -> None:
+    one, machine = profile(4, steps=100), Machine(4)  # 1000, 505, 340, 258 ms
+    under_way = [Running(1, 0.0, 150.0), Running(1, 0.0, 100.0)]
+    found = reserved(machine, under_way, one, 420.0, one.least_ms)
+    assert found is not None and (found.in_ms, found.spare) == (150.0, 0), "four lanes when both are over"
+    found = reserved(machine, under_way, one, 450.0, one.least_ms)
+    assert found is not None and (found.in_ms, found.spare) == (100.0, 0), "three, sooner"
+    assert reserved(machine, under_way, one, 300.0, one.least_ms) is None
+    found = reserved(machine, under_way, one, 300.0, 90.0)
+    assert found is not None and found.in_ms == 150.0, "with all lanes there is a plan in time"
+    found = reserved(machine, under_way, one, 900.0, one.least_ms)
+    assert found is not None and (found.in_ms, found.spare) == (100.0, 1)
+    short, long = profile(4, steps=10), profile(4, steps=90)
+    assert found.leaves(machine, short, 2) == 2, "it is over by then"
+    assert found.leaves(machine, long, 2) == 1, "beside it"
+    assert found.leaves(machine, long, 0) == 0
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(2, 8),
+    st.lists(st.tuples(st.integers(1, 4), st.floats(1, 1000)), min_size=1, max_size=6),
+    st.floats(100, 3000),
+    st.lists(st.integers(1, 60), max_size=12),
+)
+def test_those_let_past_do_not_delay_who_waits_for_more_lanes(
+    lanes: int, busy: list[tuple[int, float]], within_ms: float, others: list[int]
+) -> None:
+    machine, head, under_way = Machine(lanes), profile(lanes, steps=50), []
+    for keeps, left_ms in busy:
+        if sum(one.keeps for one in under_way) + keeps <= lanes:
+            under_way.append(Running(keeps, 0.0, left_ms))
+    first = reserved(machine, under_way, head, within_ms, head.least_ms)
+    assume(first is not None and under_way)
+    for steps in others:
+        other, free = profile(lanes, steps=steps), machine.free(sum(one.keeps for one in under_way))
+        now = reserved(machine, under_way, head, within_ms, head.least_ms)
+        assert first is not None and now is not None and now.in_ms <= first.in_ms
+        if given_ := now.leaves(machine, other, free):
+            under_way.append(Running(machine.keeps(other, given_), 0.0, other.ms_on(given_)))
 
 
 def test_a_lone_request_gets_the_lanes_that_are_worth_it() -> None:

@@ -99,9 +99,9 @@ def test_the_missing_extra_is_named(
 class Process:
     """The service, on a port of its own; its lines as they are written."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], command: list[str] = COMMAND) -> None:
         self.lines: list[str] = []
-        self.process = subprocess.Popen([*COMMAND, "--port", "0", *words], stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*command, "--port", "0", *words], stderr=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         until(lambda: self.port or self.process.poll() is not None)
@@ -207,9 +207,9 @@ def test_sigterm_under_load_loses_no_request(model: str) -> None:
 
 def test_an_end_has_an_end(model: str) -> None:
     """What is not there by --drain-timeout is given up, and told so."""
-    with running("--model", model, "--devices", "1", "--drain-timeout", "0.3") as service:
-        clients = [Client(service, steps=200, n=8, mode="sequential") for _ in range(40)]
-        until(lambda: service.call("GET", "/readyz")[1]["running"])
+    with running("--model", model, "--devices", "1", "--drain-timeout", "0.1") as service:
+        clients = [Client(service, steps=200, n=8, mode="sequential") for _ in range(16)]
+        until(lambda: sum(service.call("GET", "/readyz")[1][name] for name in ("queued", "running")) >= 12)
         os.kill(service.process.pid, signal.SIGTERM)
         for client in clients:
             client.join(DEADLINE_S)
@@ -234,6 +234,69 @@ def test_without_keys_it_is_for_this_machine_s_own_pages(model: str) -> None:
     ):
         with running("--model", model, "--devices", "1", *words) as service:
             assert {host: asked(service, host) for host in expected} == expected
+
+
+# Lanes of this one hang in pictures with guidance, once it is ready.
+HANGING = """
+import sys, threading
+from driffusion_trt.cli import main
+from driffusion_trt.runtime.host_job import HostJob
+from driffusion_trt.server.engine import Engine
+
+enter = Engine.__aenter__
+
+async def entered(self):
+    await enter(self)
+    HostJob._guided = lambda *_: threading.Event().wait()
+    return self
+
+Engine.__aenter__ = entered
+sys.exit(main(["serve", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_an_end_comes_though_a_lane_hangs(model: str, signals: int) -> None:
+    """By --drain-timeout, or without one at the second signal."""
+    words = ["--model", model, "--devices", "1", *(["--drain-timeout", "0.3"] if signals == 1 else [])]
+    service = Process(words, [sys.executable, "-c", HANGING])
+    try:
+        client = Client(service, steps=4, mode="sequential", guidance_scale=3.0)
+        until(lambda: service.call("GET", "/readyz")[1]["running"])
+        os.kill(service.process.pid, signal.SIGTERM)
+        if signals == 2:
+            until(lambda: service.call("GET", "/readyz")[0] == 503)
+            assert service.process.poll() is None
+            os.kill(service.process.pid, signal.SIGTERM)
+            assert service.process.wait(2) == 128 + signal.SIGTERM
+        else:
+            assert service.process.wait(DEADLINE_S) == 0
+        client.join(DEADLINE_S)
+        assert client.status == (503 if signals == 1 else None)
+    finally:
+        service.process.kill()
+        service.end()
+
+
+def test_a_device_that_fails_at_the_start_is_one_paragraph(model: str) -> None:
+    code = """
+import sys
+from driffusion_trt._errors import LaneError
+from driffusion_trt.cli import main
+from driffusion_trt.pipeline import Pipeline
+
+def broken(*_):
+    raise LaneError("lane 0 of 1 failed: no memory")
+
+Pipeline.warm_up = broken
+sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
+"""
+    words = ["--model", model, "--devices", "1"]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr and "lane 0 of 1 failed: no memory" in found.stderr
 
 
 def test_keys_from_a_file_and_pictures_in_a_folder(model: str, tmp_path: Path) -> None:

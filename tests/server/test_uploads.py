@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from driffusion_trt.server.answers import ApiError
+from driffusion_trt.server.files import plain
 from driffusion_trt.server.uploads import decoded, starting_picture
 
 MOST = 1 << 20
@@ -149,6 +151,25 @@ def overlapping(count: int) -> bytes:
     """Exif whose entries are all the same bytes."""
     entries = b"".join(struct.pack("<HHII", 0x1000 + tag, 7, 30_000, 8) for tag in range(count))
     return b"II*\0" + struct.pack("<IH", 8, count) + entries + bytes(30_000)
+
+
+def test_a_decoder_sees_what_makes_pixels_alone() -> None:
+    """Of Pillow's own reading of Exif, profiles and further pictures nothing is left to go wrong."""
+    image, exif = Image.new("RGB", (8, 6), "red"), Image.Exif()
+    exif[0x010E] = "beside"
+    kept = {"exif": exif.tobytes(), "icc_profile": b"beside" * 100}
+    text = PngInfo()
+    text.add_text("beside", "beside", zip=True)
+    png, jpeg = data(image, **kept, pnginfo=text), data(image, "JPEG", **kept, comment=b"beside")
+    assert b"beside" in png and b"beside" in jpeg
+    for file in (png, jpeg, data(image, "MPO", **kept, save_all=True, append_images=[image])):
+        found = plain(file)
+        assert found is not None and not any(
+            word in found.data
+            for word in (b"beside", b"Exif", b"eXIf", b"iCCP", b"ICC_PROFILE", b"MPF", b"zTXt")
+        )
+        with Image.open(io.BytesIO(found.data)) as again:
+            assert not {"exif", "icc_profile", "comment", "beside", "mp"} & set(again.info)
 
 
 def test_exif_is_read_for_the_turn_alone() -> None:
