@@ -51,7 +51,7 @@ class FakeShop:
 
     def order(self, prompt: Any, settings: Mapping[str, Any]) -> Order:
         if prompt in self.checks:
-            assert self.checks[prompt].wait(20), "a test forgot to let a request be checked"
+            assert self.checks[prompt].wait(60), "a test forgot to let a request be checked"
         steps = settings.get("steps", 10)
         if not isinstance(steps, int) or steps < 1:
             raise InputError(f"steps must be a whole number of at least 1, not {steps!r}")
@@ -86,7 +86,7 @@ class FakeShop:
             if gate is None:
                 time.sleep(1e-3 * settings["ms"] / rounds)
             else:
-                assert gate.acquire(timeout=20), "a test forgot to let a request go on"
+                assert gate.acquire(timeout=60), "a test forgot to let a request go on"
             if self.fails.get(prompt):
                 raise self.fails[prompt].pop(0)
             state = min(steps, number * settings["lanes"])
@@ -94,7 +94,7 @@ class FakeShop:
             if cancel.is_set():
                 raise CancelledError("cancel was set")
         if prompt in self.decoding:
-            assert self.decoding[prompt].wait(20), "a test forgot to let a request end"
+            assert self.decoding[prompt].wait(60), "a test forgot to let a request end"
         with self._lock:
             self.made.append((prompt, settings["lanes"]))
         return SimpleNamespace(prompt=prompt, lanes=settings["lanes"], settings=(settings,))

@@ -90,7 +90,7 @@ def test_the_next_request_has_the_lanes_while_the_last_one_is_decoded(shared: bo
             await asyncio.gather(*(ticket.result() for ticket in tickets))
             assert [ticket.timeline.lanes for ticket in tickets] == [2, 2, 2]
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), 90))
 
 
 @in_loop
