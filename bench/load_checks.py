@@ -13,6 +13,7 @@ from driffusion_trt._call import FACTS
 
 MOST_GROWTH = 0.02
 MOST_LATE_MS = 500.0
+MOST_GAP_S = 10.0
 
 
 def kept(
@@ -110,6 +111,11 @@ def faults(found: dict[str, Any]) -> list[str]:
         for row in found["rates"]
         if (row["late_p99_ms"] or 0.0) > MOST_LATE_MS
     ]
+    if found["longest_gap_s"] > MOST_GAP_S:
+        said.append(
+            f"nothing was looked at for {found['longest_gap_s']:.0f} s: the machine stood still; measure again"
+        )
+    said += [f"the log: {line}" for line in found["complaints"]]
     if not any(found["flooded"]):
         said.append("the queue was not full in the warm-up")
     if found["memory"]["growth"] >= MOST_GROWTH:

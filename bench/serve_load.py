@@ -181,7 +181,7 @@ def measure(
         rows = [at_rate(load, rate, capacity, seconds, -(-verified // len(rates))) for rate in rates]
         after = load.capacity("again", warm_s)
         counted, status = service.metrics(), service.end()
-        lines = service.requests()
+        lines, log = service.requests(), service.others()
     return {
         "capacity": capacity,
         "capacity_after": after,
@@ -192,6 +192,8 @@ def measure(
         "pictures": pictures(load.seen, model, devices),
         "memory": memory(load.rss, warm),
         "exit_status": status,
+        "complaints": [line for line in log if " WARNING " in line or " ERROR " in line][:20],
+        "longest_gap_s": max(b - a for (a, _), (b, _) in itertools.pairwise(load.rss)),
     }
 
 

@@ -72,6 +72,7 @@ def result(**more: Any) -> dict[str, Any]:
         "rates": [row, late], "kept": load_checks.kept(GOOD, LINES, COUNTED), "pictures": pictures,
         "capacity": 10.0, "capacity_after": 9.0,
         "memory": {"warm_bytes": 1e8, "end_bytes": 1.01e8, "growth": 0.01}, "flooded": [3], "exit_status": 0,
+        "longest_gap_s": 1.2, "complaints": [],
         "model": "demo", "devices": 2, "steps": 10, "queue": 64, "minutes": 1.0, **more,
     }  # fmt: skip
 
@@ -82,6 +83,8 @@ def test_what_is_not_as_it_should_be() -> None:
     early["rates"][0]["refused"] = 2
     (line,) = load_checks.faults(early)
     assert "2 of 20 were refused at 10 %" in line
+    assert "for 30 s: the machine stood still" in load_checks.faults(result(longest_gap_s=30.0))[0]
+    assert load_checks.faults(result(complaints=["x ERROR y"])) == ["the log: x ERROR y"]
     late = result()
     late["rates"][1]["late_p99_ms"] = 700.0
     assert "at 300 % requests were sent 700 ms late" in load_checks.faults(late)[0]

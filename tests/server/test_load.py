@@ -27,7 +27,11 @@ def test_a_minute_of_load_loses_nothing() -> None:
         model="demo", devices=2, minutes=1.0, rates=(10, 30, 55, 100, 150, 300), steps=10, verified=60
     )
     said = serve_load.faults(found)
-    wrong = [line for line in said if not any(word in line for word in ("refused at", "memory", "late"))]
+    wrong = [
+        line
+        for line in said
+        if not any(word in line for word in ("refused at", "memory", "late", "stood still"))
+    ]
     assert not wrong, wrong
     kept = found["kept"]
     assert kept["sent"] == kept["made"] + kept["refused"] and kept["made"] > 50
