@@ -107,6 +107,25 @@ def _hanging(service: Served, folder: Path) -> list[str]:
         return [one.result() for one in found]
 
 
+def stands_still(asked: Asked) -> Iterator[Row]:
+    """As when a virtual machine is paused: no lane hangs, though more time goes by than one may."""
+    bound_s = 2
+    with served(*asked.words("--hang-timeout", str(bound_s))) as service:
+        since, before = len(service.lines), service.metrics()
+        fields = [{"seed": seed, "steps": 50, "mode": "sequential"} for seed in range(4)]
+        with several(service, fields) as found:
+            waits(service, len(fields))
+            service.signal(signal.SIGSTOP)
+            time.sleep(20)
+            service.signal(signal.SIGCONT)
+            seen = [one.result() for one in found]
+        yield Row(
+            "the process stands still", f"SIGSTOP for 20 s, four requests, --hang-timeout {bound_s}; SIGCONT",
+            counted(seen), told(service, since, before), ready_again(service),
+            set(seen) == {"200, a picture"},
+        )  # fmt: skip
+
+
 # The end
 
 

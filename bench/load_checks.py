@@ -113,7 +113,7 @@ def faults(found: dict[str, Any]) -> list[str]:
     ]
     if found["longest_gap_s"] > MOST_GAP_S:
         said.append(
-            f"nothing was looked at for {found['longest_gap_s']:.0f} s: the machine stood still; measure again"
+            f"nothing was seen for {found['longest_gap_s']:.0f} s: the machine stood still; measure again"
         )
     said += [f"the log: {line}" for line in found["complaints"]]
     if not any(found["flooded"]):

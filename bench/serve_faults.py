@@ -24,6 +24,7 @@ from .serve_parts import FAULTS, faults_table
 CASES: dict[str, Callable[[Asked], Iterator[Row]]] = {
     "lanes-fail": fault_cases.lanes_fail,
     "lanes-hang": fault_cases.lanes_hang,
+    "stands-still": fault_cases.stands_still,
     "leave": fault_clients.leave,
     "slow": fault_clients.slow,
     "malformed": fault_clients.malformed,
