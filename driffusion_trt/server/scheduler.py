@@ -26,7 +26,7 @@ __all__ = ["Scheduler"]
 _log = logging.getLogger("driffusion_trt.engine")
 _TRIES = 2  # of a call whose lane failed
 _LOOK_AGAIN_S = 0.005
-_LET_PAST = 8  # requests, at most, that wait for more lanes than are free while others start
+_LET_PAST = 4  # requests, at most, that wait for more lanes than are free while others start
 
 
 class Scheduler:
@@ -140,13 +140,11 @@ class Scheduler:
         past: list[Ticket] = []
         while (ticket := self.waiting.first(but=past)) is not None:
             lanes = self._starts.lanes_for(ticket)
-            if not lanes:
-                break
-            if past and (kept := self._starts.reserved(past[0])) is not None:
+            if lanes and past and (kept := self._starts.reserved(past[0])) is not None:
                 lanes = kept.leaves(self.leases.machine, ticket.order.profile, lanes)
             if not lanes or not self._start(ticket, lanes):
                 past.append(ticket)
-                if len(past) >= _LET_PAST:
+                if len(past) >= _LET_PAST or not self.leases.free:
                     break
 
     def _start(self, ticket: Ticket, lanes: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .._errors import InputError
@@ -44,11 +45,9 @@ class Starts:
 
     def reserved(self, ticket: Ticket) -> Reserved | None:
         """What is kept for it, where it needs more lanes than are free."""
-        order, left = ticket.order, ticket.left_ms()
-        if left is None:
-            return None
-        leases, pace = self._leases, self._leases.pace
-        return reserved(leases.machine, leases.under_way(), order.profile, left / pace, order.least_ms)
+        order, leases, left = ticket.order, self._leases, ticket.left_ms()
+        within_ms = math.inf if left is None else left / leases.pace
+        return reserved(leases.machine, leases.under_way(), order.profile, within_ms, order.least_ms)
 
     def in_hope(self, ticket: Ticket) -> bool:
         """Whether it is not first, can start now, or gets the lanes that it needs when others end."""

@@ -8,9 +8,11 @@ import http.client
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -34,6 +36,7 @@ from PIL import Image
 from driffusion_trt import InputError, LaneError, NonFiniteError, Pipeline
 from driffusion_trt._errors import DeadlineError, QueueFullError
 from driffusion_trt.pictures import SETTINGS_KEY
+from driffusion_trt.server.bodies import form_of
 from driffusion_trt.server.edge import Keys
 from driffusion_trt.server.limits import Limits
 
@@ -569,6 +572,41 @@ def test_bodies_have_a_bound_together(pipe: Pipeline) -> None:
             assert service.generate().status == 200, "a small one has room"
         until(lambda: bodies.held_bytes == 0)
         assert service.generate(user="u" * 200).status == 200
+
+
+def test_an_upload_whose_client_left_is_not_taken_apart(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two are at a time, in threads of their own; others wait for their turn, and nothing waits for them."""
+    go_on, taken = threading.Event(), []
+
+    def held(headers: Any, body: bytes) -> Any:
+        taken.append(len(body))
+        assert go_on.wait(DEADLINE_S)
+        return form_of(headers, body)
+
+    monkeypatch.setattr("driffusion_trt.server.images.form_of", held)
+    kind, body = multipart({"prompt": "a fox"}, {})
+    head = f"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}"
+    request = f"{head}\r\n\r\n".encode() + body
+    with (
+        caplog.at_level(logging.INFO, "driffusion_trt.access"),
+        service.connect() as one,
+        service.connect() as two,
+    ):
+        for connection in (one, two):
+            connection.sendall(request)
+        until(lambda: len(taken) == 2)
+        with service.connect() as leaving:
+            leaving.sendall(request)
+            until(lambda: service.bodies.held_bytes == 3 * len(body))
+            assert service.generate().status == 200
+        until(lambda: service.bodies.held_bytes == 2 * len(body))
+        go_on.set()
+        for connection in (one, two):
+            assert b"image is missing" in read_until(connection, b"image is missing")
+        until(lambda: any('"status": 499' in line for line in caplog.messages))
+    assert len(taken) == 2
 
 
 def test_a_form_of_boundaries_is_refused_before_it_is_taken_apart(service: Service) -> None:

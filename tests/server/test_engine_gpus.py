@@ -102,3 +102,12 @@ def test_without_any_gpu_left_all_requests_fail_with_the_error(planned: Path, ma
     with pytest.warns(dt.pipeline.LaneWarning):  # type: ignore[attr-defined]
         serve(planned, work, observer=losses)
     assert losses.left[-1] == 0
+
+
+def test_gpus_have_their_own_time_to_find_out_what_hangs(planned: Path) -> None:
+    """Each of them, one after another, before the engine gives up their request."""
+
+    async def work(engine: dt.Engine) -> float:
+        return engine._shop.patience_s
+
+    assert serve(planned, work, deadline_s=7.0) == 14.0

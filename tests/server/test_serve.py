@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -29,6 +30,18 @@ COMMAND = [sys.executable, "-m", "driffusion_trt", "serve"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """As they were: the command lets them write to what stderr is while a test runs."""
+    names = ("driffusion_trt", "driffusion_trt.access", "uvicorn.error")
+    found = [logging.getLogger(name) for name in names]
+    kept = [(list(one.handlers), one.level, one.propagate) for one in found]
+    yield
+    for one, (handlers, level, propagate) in zip(found, kept, strict=True):
+        one.handlers[:], one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 # Misuse
