@@ -16,6 +16,7 @@ from fakeengine import GO, Notes, engine, in_loop, until
 from fakeshop import FakeShop
 
 import driffusion_trt as dt
+from driffusion_trt.server.ticket import Ticket
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,6 +178,31 @@ async def test_where_every_lane_hangs_nothing_waits_and_the_end_comes() -> None:
         assert (status.queued, status.running, status.lanes, status.ready) == (0, 0, 0, False)
         await served.drain()  # without a timeout
     gate.release(GO)
+
+
+@in_loop
+async def test_an_observer_may_call_back_while_several_hang() -> None:
+    class Canceller(Notes):
+        def on_failed(self, ticket: Ticket, error: BaseException) -> None:
+            super().on_failed(ticket, error)
+            for one in tickets:
+                one.cancel()
+
+    shop, notes, wrong = FakeShop(2), Canceller(), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: wrong.append(what))
+    async with engine(shop, hang_s=0.2, observer=notes, share="one") as served:
+        gate = shop.hold("hangs")
+        tickets = [await served.submit("hangs") for _ in range(4)]
+        scheduler: Any = served._scheduler
+        first, second = scheduler.leases._of.values()
+        second.started_s = first.started_s  # so that one step finds both
+        await until(lambda: all(ticket.done for ticket in tickets))
+        assert notes.names().count("failed") == 4 and served.status().hanging == 2
+        for ticket, kind in zip(tickets, [dt.LaneError] * 2 + [dt.CancelledError] * 2, strict=True):
+            with pytest.raises(kind):
+                await ticket.result()
+    gate.release(GO)
+    assert not wrong
 
 
 @in_loop
