@@ -35,7 +35,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(shell find -L driffusion_trt -type f ! -path '*/__pycache__/*')
 
-.PHONY: help run test test-slow test-full test-gpu bench-gpu sim-report lint lint-tensorrt demo-train wheel-check clean
+.PHONY: help run test test-slow test-full test-gpu bench-gpu bench-serve serve-faults sim-report lint lint-tensorrt demo-train wheel-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -60,6 +60,13 @@ test-gpu: $(VENV)/.gpu-$(FLAVOUR) ## what only a GPU can show: FLAVOUR=tensorrt 
 # MODELS="models/sdxl models/sd3" are folders with plans, the bundled models where there are none; resumable.
 bench-gpu: test-gpu ## then every mode on 1 to N GPUs, diffusers, copies: FLAVOUR=... MODELS="..." BENCH_ARGS="..."
 	DRIFFUSION_FLAVOUR=$(FLAVOUR) $(PY) -m bench.gpu $(MODELS) $(BENCH_ARGS)
+
+# Twelve minutes on a machine with nothing else to do; CI runs one minute of it (tests/server/test_load.py).
+bench-serve: $(VENV)/.test ## the service from 10 % to 300 % of its capacity: ARGS="--minutes 10 --write"
+	$(PY) -m bench.serve_load $(ARGS)
+
+serve-faults: $(VENV)/.test ## faults of lanes, clients and disks on the service, and what clients see: ARGS="--write"
+	$(PY) -m bench.serve_faults $(ARGS)
 
 # On the simulated driver, which CMake builds with a C++ compiler; no GPU.
 sim-report: $(VENV)/.test ## what GPU lanes cost: driver calls, bytes, memory, host time; and races: 0

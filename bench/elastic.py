@@ -28,6 +28,8 @@ from driffusion_trt.server.engine import SHARES, Engine
 from driffusion_trt.server.orders import PipelineShop, Shop
 
 from . import report
+from .readme import renew
+from .serve_parts import ELASTIC, elastic_table
 
 LOADS = (0.1, 0.5, 1.0, 3.0)
 QUEUE = 32
@@ -180,30 +182,10 @@ def _over(row: Mapping[str, Mapping[str, float]], name: str, other: str) -> floa
 
 def show(shown: Mapping[str, Any]) -> None:
     """As Markdown."""
-    rows = []
-    for load, at_load in shown["loads"].items():
-        for share, figures in at_load["figures"].items():
-            median = {name: spread["median"] for name, spread in figures.items()}
-            rows.append(
-                [
-                    f"{100 * float(load):.0f} %",
-                    share,
-                    f"{median['p50_ms']:.0f}",
-                    f"{median['p99_ms']:.0f}",
-                    f"{median['throughput']:.2f}",
-                    f"{median['lanes']:.1f}",
-                    f"{median['refused']:.0f}",
-                ]
-            )
-    head = ["load", "lanes each", "p50 ms", "p99 ms", "a second", "mean lanes", "refused"]
-    print(report.table(head, rows))
+    print(elastic_table(shown["loads"]))
     for load, at_load in shown["loads"].items():
         for name, ratio in at_load["elastic"].items():
-            print(f"{100 * float(load):.0f} %: elastic's {name}: {_text(ratio)}")
-
-
-def _text(spread: Mapping[str, float]) -> str:
-    return f"{spread['median']:.3f} ({spread['low']:.3f}–{spread['high']:.3f})"
+            print(f"{100 * float(load):.0f} %: elastic's {name}: {report.words(ratio, '.3f')}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -235,7 +217,8 @@ def main(arguments: list[str] | None = None) -> None:
     show(shown)
     if options.write:
         asked = {"model": options.model, "devices": options.devices, "call": call, "queue": QUEUE}
-        print(f"written to {report.write('elastic', {**asked, 'costs': costs.to_json(), **found, **shown})}")
+        path = report.write(ELASTIC, {**asked, "costs": costs.to_json(), **found, "summary": shown})
+        print(f"written to {path}, {', '.join(renew())}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The measured parts of README.md and of docs, made from bench/results: `python -m bench.readme`.
 
 A part stands between `<!-- bench.readme: NAME -->` and `<!-- end -->`; `--check` only says whether they are
-what the results say. The plot docs/quality.svg is made too (needs matplotlib).
+what the results say. The plots docs/quality.svg and docs/serve-load.svg are made too (needs matplotlib).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from driffusion_trt.engines.manifest import BUNDLED
 
-from . import quality_table, report
+from . import quality_table, report, serve_parts
 from .performance import result_name
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/measured.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/faults.md", "docs/measured.md", "docs/performance.md", "docs/serving.md")
 PLOT = ROOT / "docs" / "quality.svg"
 _PART = re.compile(r"(<!-- bench\.readme: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _RIVALS = ("sequential", "onnxruntime, 2 threads", "diffusers, 2 threads", "ideal")
@@ -120,12 +120,25 @@ MAKERS: dict[str, Callable[[], str]] = {
     "quality-short": quality_short,
     "quality-full": quality_full,
     "performance": performance,
+    **serve_parts.MAKERS,
 }
 
 
 def renewed(text: str) -> str:
     """A document with its parts made anew."""
     return _PART.sub(lambda part: f"{part[1]}\n{MAKERS[part[2]]()}\n\n{part[3]}", text)
+
+
+def renew(check: bool = False) -> list[str]:
+    """Write the parts of all documents anew; those that were stale. check: write nothing."""
+    stale = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text("utf-8")
+        if (new := renewed(text)) != text:
+            stale.append(name)
+            if not check:
+                (ROOT / name).write_text(new, "utf-8")
+    return stale
 
 
 def draw(path: Path) -> None:
@@ -173,18 +186,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; 1 where a document is stale")
     options = parser.parse_args(arguments)
-    stale = []
-    for name in DOCUMENTS:
-        text = (ROOT / name).read_text("utf-8")
-        if (new := renewed(text)) != text:
-            stale.append(name)
-            if not options.check:
-                (ROOT / name).write_text(new, "utf-8")
+    stale = renew(options.check)
     if options.check:
         print(f"stale: {', '.join(stale)}" if stale else "up to date")
         return bool(stale)
     draw(PLOT)
-    print(f"written: {', '.join([*stale, str(PLOT.relative_to(ROOT))])}")
+    plots = [PLOT, serve_parts.PLOT] if serve_parts.draw() else [PLOT]
+    print(f"written: {', '.join([*stale, *(str(plot.relative_to(ROOT)) for plot in plots)])}")
     return 0
 
 

@@ -254,9 +254,13 @@ class Reserved:
 
     def leaves(self, machine: Machine, profile: Profile, lanes: int) -> int:
         """Lanes for another request, of so many at most, that do not delay it; 0 for none."""
-        widths = range(min(lanes, len(profile.ms)), 0, -1)
+        widths = profile.widths(lanes) if lanes >= min(profile.least, machine.lanes) else range(0)
         return next(
-            (k for k in widths if profile.ms_on(k) <= self.in_ms or machine.keeps(profile, k) <= self.spare),
+            (
+                k
+                for k in reversed(widths)
+                if profile.ms_on(k) <= self.in_ms or machine.keeps(profile, k) <= self.spare
+            ),
             0,
         )
 
@@ -273,7 +277,9 @@ def reserved(
     for one in sorted(running, key=lambda one: one.left_ms):
         kept -= one.keeps
         free = machine.free(kept)
-        for lanes in range(1, free + 1):
+        if free < min(profile.least, machine.lanes):
+            continue
+        for lanes in profile.widths(free):
             if one.left_ms + profile.ms_on(lanes) <= within_ms:
                 return Reserved(one.left_ms, free - machine.keeps(profile, lanes))
         if free == machine.lanes and one.left_ms + least_ms <= within_ms:

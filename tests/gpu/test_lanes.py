@@ -123,7 +123,7 @@ def test_groups_of_gpus_at_the_same_time(reduced_model: Path, gpus: tuple[Gpu, .
 
     async def work() -> list[Any]:
         async with dt.Engine.load(reduced_model, devices=devices) as engine:
-            tickets = [engine.submit(PROMPT, **call) for call in calls]
+            tickets = [await engine.submit(PROMPT, **call) for call in calls]
             running = engine.status().running
             made = [await ticket.result() for ticket in tickets]
             lanes: Any = engine.pipe._lanes

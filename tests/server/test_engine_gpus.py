@@ -99,7 +99,9 @@ def test_requests_of_one_gpu_each_are_made_at_the_same_time(planned: Path, four:
             together.wait(30)
 
     async def work(engine: dt.Engine) -> Any:
-        tickets = [engine.submit(PROMPT, **call, previews=number < 4) for number, call in enumerate(calls)]
+        tickets = [
+            await engine.submit(PROMPT, **call, previews=number < 4) for number, call in enumerate(calls)
+        ]
         status = engine.status()
         assert (status.running, status.lanes_in_use) == (4, 4)
         made = [(await ticket.result(), ticket.timeline.lanes) for ticket in tickets]
@@ -118,9 +120,9 @@ def test_requests_of_one_gpu_each_are_made_at_the_same_time(planned: Path, four:
 
 def test_a_lone_request_has_all_gpus_and_a_crowd_one_each(planned: Path, four: Any) -> None:
     async def work(engine: dt.Engine) -> Any:
-        lone = engine.submit(PROMPT, steps=30, seed=1)
+        lone = await engine.submit(PROMPT, steps=30, seed=1)
         made = [(await lone.result(), lone.timeline.lanes)]
-        crowd = [engine.submit(PROMPT, steps=30, seed=seed) for seed in range(2, 14)]
+        crowd = [await engine.submit(PROMPT, steps=30, seed=seed) for seed in range(2, 14)]
         return made + [(await ticket.result(), ticket.timeline.lanes) for ticket in crowd]
 
     made = serve(planned, work, queue=16)
@@ -134,7 +136,7 @@ def test_a_lone_request_has_all_gpus_and_a_crowd_one_each(planned: Path, four: A
 @pytest.mark.parametrize(("share", "at_once"), [("all", 1), ("one", 4)])
 def test_a_fixed_number_of_gpus(planned: Path, four: Any, share: str, at_once: int) -> None:
     async def work(engine: dt.Engine) -> Any:
-        tickets = [engine.submit(PROMPT, steps=20, seed=seed) for seed in range(6)]
+        tickets = [await engine.submit(PROMPT, steps=20, seed=seed) for seed in range(6)]
         assert engine.status().running == at_once
         return [(await ticket.result(), ticket.timeline.lanes)[1] for ticket in tickets]
 
@@ -146,8 +148,8 @@ def test_who_leaves_gives_its_gpu_to_the_next_and_disturbs_nobody(planned: Path,
     wanted = alone(planned, calls)
 
     async def work(engine: dt.Engine) -> Any:
-        tickets = [engine.submit(PROMPT, **call) for call in calls]
-        gone = engine.submit(PROMPT, steps=500, mode="sequential")
+        tickets = [await engine.submit(PROMPT, **call) for call in calls]
+        gone = await engine.submit(PROMPT, steps=500, mode="sequential")
         async for _ in gone.rounds():
             gone.cancel()
             break
@@ -171,7 +173,7 @@ def test_a_gpu_that_is_lost_costs_only_its_own_request_time(planned: Path, four:
             four.hang(device=2)
         else:
             four.fail("cuGraphLaunch", 719, call=3, device=2)
-        tickets = [engine.submit(PROMPT, **call) for call in calls]
+        tickets = [await engine.submit(PROMPT, **call) for call in calls]
         made = [await ticket.result() for ticket in tickets]
         status = engine.status()
         assert (status.ready, status.lanes, status.lanes_failed) == (True, 3, 1)
@@ -187,7 +189,7 @@ def test_a_gpu_that_is_lost_costs_only_its_own_request_time(planned: Path, four:
 def test_a_plan_of_more_gpus_than_are_left_is_made_for_those(planned: Path, four: Any) -> None:
     async def work(engine: dt.Engine) -> Any:
         four.fail("cuGraphLaunch", 719, call=3, device=1)
-        tickets = [engine.submit(PROMPT, steps=40, mode="aggressive", seed=seed) for seed in range(3)]
+        tickets = [await engine.submit(PROMPT, steps=40, mode="aggressive", seed=seed) for seed in range(3)]
         return [(await ticket.result()).plan.lanes for ticket in tickets]
 
     assert serve(planned, work) == [3, 3, 3]
