@@ -55,7 +55,7 @@ def at_once(runs: Sequence[BoundRun], calls: int) -> Clock:
     def run() -> float:
         others = [pool.submit(work, one) for one in runs[1:]]
         took = [work(runs[0]), *(other.result() for other in others)]
-        return statistics.median(map(max, *took) if len(took) > 1 else took[0])
+        return float(statistics.median(max(times) for times in zip(*took, strict=True)))
 
     return run
 
