@@ -16,8 +16,8 @@ from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.sample import Sampled
 
+from .calls import Instant, at_once
 from .cells import beside_ms, host_pair, request_of
-from .speed import Instant, at_once
 
 __all__ = ["LaneFigures"]
 

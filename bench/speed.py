@@ -1,15 +1,19 @@
 """The denoising loop on CPU lanes against its rivals and against the ideal, on the bundled models.
 
 `python -m bench.speed` runs everything of a model interleaved in one process and reports ratios taken within
-a repeat, with their quartiles: the machine's noise then hits both sides.
+a repeat, with their quartiles: the machine's noise then hits both sides. Every repeat has another held-out
+prompt.
 
-- loop: the whole denoising loop (guidance 3, batch 1), without text encoders and VAE, of a held-out prompt.
-- rivals: sequential on one thread; sequential with ONNX Runtime on two threads;
-  diffusers' own loop in torch on two threads (same architecture, random weights). torch's idle threads wait
-  passively, since they would take the cores from what is measured next.
-- ideal: Σ over the rounds that were run of t(k), where t(1) is one network call alone and t(2) two at once
-  in independent sessions, from the first one's start to the last one's end.
-- orchestration: what a round costs when the network costs nothing, with a plan that has made pictures before.
+- loop: the whole denoising loop (guidance 3, batch 1), without text encoders and VAE.
+- network: Σ over its rounds of the slowest lane's network call, as a recorder took it down in the same loop:
+  loop over network is what everything but networks costs.
+- ideal: Σ over its rounds of t(k), where t(1) is one network call alone and t(2) the slower of two at once in
+  independent sessions, measured outside of loops.
+- rivals: sequential on one thread; sequential with ONNX Runtime on two threads, which spin within a call, as
+  is its default; diffusers' own loop in torch on two threads (same architecture, random weights). Its idle
+  threads wait passively here, since they would take the cores from what is measured next; what that loop
+  takes in a process of its own, with torch's defaults, is measured before.
+- executor: what a round costs when the network costs nothing, with a plan that has made pictures before.
 """
 
 from __future__ import annotations
@@ -20,10 +24,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads must
 
 import argparse
 import contextlib
+import itertools
+import json
 import statistics
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,14 +38,16 @@ from rich.progress import track
 
 import driffusion_trt as dt
 from driffusion_trt.engines.manifest import BUNDLED
-from driffusion_trt.engines.onnx_session import BoundRun, OnnxSession
+from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
+from driffusion_trt.sampling.recording import Recorder
 from driffusion_trt.sampling.sample import run_plan
 
 from . import report
-from .baselines import shapes_of
-from .crowd import Demo, both
+from .calls import Clock, Instant, at_once, bound
+from .crowd import Demo
+from .diffusers_loop import diffusers_loop
 
 MODES = ("aggressive", "conservative", "tolerance")  # the last is what `auto` takes for "balanced"
 EXECUTOR = {
@@ -46,104 +55,40 @@ EXECUTOR = {
     "window": "executor_ms_per_round_of_window",
     "tolerance": "executor_ms_per_round_of_tolerance",
 }
+DISPATCH = "executor_and_lanes_ms_per_round"
+RIVALS = ("sequential", "onnxruntime, 2 threads", "diffusers, 2 threads")
 PICTURE, SCALE = 2000, 3.0
-Clock = Callable[[], float]  # runs something once and returns its wall-clock seconds
 
 
 class Loop:
-    """One denoising loop with guidance on a job of its own; `widths` are the predictions of its rounds."""
+    """One denoising loop with guidance, of one held-out prompt after another.
+
+    widths: network calls of each round of the last run. network_s: Σ of the slowest one's seconds in each.
+    """
 
     def __init__(self, demo: Demo, lanes: HostLanes, plan: dt.Plan) -> None:
-        given, without = demo.embeddings([PICTURE])
-        self._job, self._plan, self._shape = lanes.job(given, SCALE, without), plan, demo.shape
+        self._demo, self._lanes, self._plan = demo, lanes, plan
+        self._prompts = itertools.cycle(demo.prompts)
         self.widths: list[int] = []
+        self.network_s = 0.0
 
     def __call__(self) -> float:
-        streams = noise_streams([PICTURE], 1)
-        noise = streams.draw(self._shape)
-        widths: list[int] = []
-
-        def predict(requests: Sequence[tuple[np.ndarray, float]]) -> list[np.ndarray]:
-            widths.append(len(requests))
-            return self._job.predict(requests)
-
+        prompt = next(self._prompts)
+        given, without = self._demo.embeddings([prompt])
+        job = self._lanes.job(given, SCALE, without)
+        job.warm_up(self._demo.shape)
+        streams, recorder = noise_streams([prompt], 1), Recorder()
+        noise = streams.draw(self._demo.shape)
         start = time.perf_counter()
-        run_plan(self._plan, predict, noise, streams)
+        job.sample(self._plan, noise, streams, recorder=recorder)
         seconds = time.perf_counter() - start
-        self.widths = widths
+        rounds: dict[int, list[float]] = {}
+        for span in recorder.spans:
+            if span.name == "network":
+                rounds.setdefault(span.round, []).append(1e-3 * span.ms)
+        self.widths = [len(calls) for calls in rounds.values()]
+        self.network_s = sum(map(max, rounds.values()))
         return seconds
-
-
-def bound(demo: Demo, session: OnnxSession) -> BoundRun:
-    """A guided network call: batch 2."""
-    shapes = shapes_of(demo, 2)
-    run = session.bind(shapes)
-    given, without = demo.embeddings([PICTURE])
-    latents, timestep = demo.folder.spec.denoiser_inputs[:2]
-    run.inputs[latents][:] = np.random.default_rng(0).normal(size=shapes[latents])
-    run.inputs[timestep][:] = 500
-    for name, value in both(without, given).items():
-        run.inputs[name][:] = value
-    return run
-
-
-def at_once(runs: Sequence[BoundRun], calls: int) -> Clock:
-    """Mean time of `len(runs)` network calls made at once, one thread each."""
-    barrier = threading.Barrier(len(runs))
-    starts, ends = np.zeros((len(runs), calls)), np.zeros((len(runs), calls))
-
-    def work(lane: int) -> None:
-        for call in range(calls):
-            barrier.wait()
-            starts[lane, call] = time.perf_counter()
-            runs[lane]()
-            ends[lane, call] = time.perf_counter()
-
-    def run() -> float:
-        threads = [threading.Thread(target=work, args=(lane,)) for lane in range(len(runs))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return float((ends.max(0) - starts.min(0)).mean())
-
-    return run
-
-
-def diffusers_loop(demo: Demo, threads: int, steps: int) -> Clock:
-    """diffusers' scheduler and network in torch: what one would write today."""
-    import torch
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
-    from driffusion_trt.export.demo.denoiser import DEMOS, denoiser_of
-
-    torch.set_num_threads(threads)
-    kind = DEMOS[demo.folder.spec.family]
-    made: Any = kind.make().eval()
-    if hasattr(made, "unet"):  # for training they have another, whose backward pass is faster
-        made.unet.set_attn_processor(AttnProcessor2_0())
-    network, scheduler = denoiser_of(made), kind.scheduler()
-    for parameter in network.parameters():  # zero-initialised layers would be no fair load
-        torch.nn.init.normal_(parameter, std=0.02)
-    given, without = demo.embeddings([PICTURE])
-    told = {name: torch.from_numpy(value) for name, value in both(without, given).items()}
-    latents_name, time_name = demo.folder.spec.denoiser_inputs[:2]
-
-    @torch.inference_mode()
-    def run() -> float:
-        latents = torch.randn(1, *demo.shape)
-        scheduler.set_timesteps(steps)
-        latents *= getattr(scheduler, "init_noise_sigma", 1.0)
-        scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
-        start = time.perf_counter()
-        for timestep in scheduler.timesteps:
-            both = scale(torch.cat([latents, latents]), timestep)
-            out = network(**{latents_name: both, time_name: timestep.float().expand(2), **told})
-            first, second = out.chunk(2)
-            latents = scheduler.step(first + SCALE * (second - first), timestep, latents).prev_sample
-        return time.perf_counter() - start
-
-    return run
 
 
 def orchestration(plan: dt.Plan, shape: tuple[int, ...], repeats: int) -> list[float]:
@@ -159,26 +104,9 @@ def orchestration(plan: dt.Plan, shape: tuple[int, ...], repeats: int) -> list[f
     return times[1:]
 
 
-class Instant(OnnxSession):
-    """A session whose network costs nothing and predicts zeros, to time the lanes' threads alone."""
-
-    def bind(self, inputs: Any, outputs: Any = None) -> Any:
-        run = super().bind(inputs, outputs)
-        for value in run.outputs.values():
-            value[:] = 0
-
-        class Nothing:
-            inputs, outputs = run.inputs, run.outputs
-
-            def __call__(self) -> None:
-                pass
-
-        return Nothing()
-
-
 def measure(model: str, repeats: int, steps: int | None) -> dict[str, Any]:
     """Interleaved wall-clock seconds of everything, one list entry a repeat."""
-    demo = Demo([PICTURE], model)
+    demo = Demo(range(PICTURE, PICTURE + repeats + 1), model)
     denoiser, schedule = demo.folder.network("denoiser"), demo.schedule(steps)
     plans = {mode: dt.make_plan(schedule, mode=mode, lanes=2) for mode in MODES}
     sequential = dt.make_plan(schedule)
@@ -186,71 +114,83 @@ def measure(model: str, repeats: int, steps: int | None) -> dict[str, Any]:
         one = stack.enter_context(HostLanes(denoiser, 1))
         one_wide = stack.enter_context(HostLanes(denoiser, 1, threads_per_lane=2))
         two = stack.enter_context(HostLanes(denoiser, 2))
-        runs = [bound(demo, stack.enter_context(OnnxSession(denoiser))) for _ in range(2)]
+        runs = [bound(demo, stack.enter_context(OnnxSession(denoiser)), PICTURE) for _ in range(2)]
+        loops = {mode: Loop(demo, two, plan) for mode, plan in plans.items()}
         clocks: dict[str, Clock] = {
             "t(1)": at_once(runs[:1], 10),
-            "aggressive": Loop(demo, two, plans["aggressive"]),
+            "aggressive": loops["aggressive"],
             "t(2)": at_once(runs, 10),
-            "conservative": Loop(demo, two, plans["conservative"]),
+            "conservative": loops["conservative"],
             "t(1) again": at_once(runs[:1], 10),
             "sequential": Loop(demo, one, sequential),
             "t(2) again": at_once(runs, 10),
-            "tolerance": Loop(demo, two, plans["tolerance"]),
+            "tolerance": loops["tolerance"],
             "onnxruntime, 2 threads": Loop(demo, one_wide, sequential),
-            "diffusers, 2 threads": diffusers_loop(demo, 2, schedule.steps),
+            "diffusers, 2 threads": diffusers_loop(demo, SCALE, 2, schedule.steps),
         }
         for clock in clocks.values():  # warm up
             clock()
         times: dict[str, list[float]] = {name: [] for name in clocks}
+        network: dict[str, list[float]] = {mode: [] for mode in loops}
+        widths: dict[str, list[list[int]]] = {mode: [] for mode in loops}
         for repeat in track(range(repeats), f"Measuring {model}"):
             names = list(clocks)
             for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
                 times[name].append(clocks[name]())
+                if name in loops:
+                    network[name].append(loops[name].network_s)
+                    widths[name].append(loops[name].widths)
         instant = stack.enter_context(HostLanes(lambda: Instant(denoiser), 2))
         lanes_only = Loop(demo, instant, plans["aggressive"])
         lanes_only()
         rounds = plans["aggressive"].sequential_calls
         dispatch = [1e3 * lanes_only() / rounds for _ in range(20)]
-    loops = {mode: clock for mode, clock in clocks.items() if isinstance(clock, Loop) and mode in plans}
+    executor = {mode: dt.make_plan(schedule, mode=mode, lanes=2) for mode in EXECUTOR}
     return {
         "steps": schedule.steps,
         "seconds": times,
-        "widths": {mode: clock.widths for mode, clock in loops.items()},
-        **{
-            name: orchestration(dt.make_plan(schedule, mode=mode, lanes=2), demo.shape, 21)
-            for mode, name in EXECUTOR.items()
-        },
-        "executor_and_lanes_ms_per_round": dispatch,
+        "network": network,
+        "widths": widths,
+        **{name: orchestration(executor[mode], demo.shape, 21) for mode, name in EXECUTOR.items()},
+        DISPATCH: dispatch,
     }
 
 
 def summary(measured: dict[str, Any]) -> dict[str, Any]:
     """Ratios within a repeat, with quartiles."""
-    times, out = measured["seconds"], {}
+    times, modes = measured["seconds"], {}
     single = [(a + b) / 2 for a, b in zip(times["t(1)"], times["t(1) again"], strict=True)]
     double = [(a + b) / 2 for a, b in zip(times["t(2)"], times["t(2) again"], strict=True)]
     for mode, widths in measured["widths"].items():
         ideal = [
-            sum(one if width == 1 else two for width in widths)
-            for one, two in zip(single, double, strict=True)
+            sum(one if calls == 1 else two for calls in rounds)
+            for rounds, one, two in zip(widths, single, double, strict=True)
         ]
-        against = {
-            "ideal": [t / i for t, i in zip(times[mode], ideal, strict=True)],
-            **{
-                rival: [r / t for t, r in zip(times[mode], times[rival], strict=True)]
-                for rival in ("sequential", "onnxruntime, 2 threads", "diffusers, 2 threads")
-            },
+        over = {"loop_over_network": measured["network"][mode], "loop_over_ideal": ideal}
+        modes[mode] = {
+            "rounds": report.spread([float(len(rounds)) for rounds in widths]),
+            **{name: _ratios(times[mode], below) for name, below in over.items()},
+            **{f"{rival} / loop": _ratios(times[rival], times[mode]) for rival in RIVALS},
         }
-        out[mode] = {name: report.spread(ratios) for name, ratios in against.items()}
     return {
         "steps": measured["steps"],
-        "rounds": {mode: len(widths) for mode, widths in measured["widths"].items()},
-        "loop_over_ideal_and_rivals_over_loop": out,
-        "t2_over_t1": report.spread([b / a for a, b in zip(single, double, strict=True)]),
-        **{name: report.spread(measured[name]) for name in EXECUTOR.values()},
-        "executor_and_lanes_ms_per_round": report.spread(measured["executor_and_lanes_ms_per_round"]),
+        "modes": modes,
+        "t2_over_t1": _ratios(double, single),
+        **{name: report.spread(measured[name]) for name in (*EXECUTOR.values(), DISPATCH)},
         "median_ms": {name: round(1e3 * statistics.median(values), 2) for name, values in times.items()},
     }
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    return report.spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def diffusers_alone(model: str, repeats: int) -> dict[str, float]:
+    """Milliseconds of diffusers' loop in a process of its own, with torch's own way to wait."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-m", "bench.diffusers_loop", model, str(SCALE), str(repeats)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return report.spread(json.loads(ran.stdout))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -264,7 +204,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     found = {}
     for model in options.models:
-        found[model] = summary(measure(model, options.repeats, options.steps))
+        alone = diffusers_alone(model, options.repeats)
+        found[model] = {
+            **summary(measure(model, options.repeats, options.steps)),
+            "diffusers_alone_ms": alone,
+        }
         show(model, found[model])
     if not options.no_write:
         result = {"repeats": options.repeats, "guidance_scale": SCALE, "models": found}
@@ -273,21 +217,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def show(model: str, shown: dict[str, Any]) -> None:
     """The ratios as Markdown."""
-    rows = []
-    for mode, ratios in shown["loop_over_ideal_and_rivals_over_loop"].items():
-        cells = [f"{r['median']:.3f} ({r['low']:.3f}–{r['high']:.3f})" for r in ratios.values()]
-        rows.append([mode, str(shown["rounds"][mode]), *cells])
-    head = [
-        f"{model}, {shown['steps']} steps, 2 lanes",
-        "rounds",
-        "loop / ideal",
-        "sequential / loop",
-        "ONNX Runtime 2 threads / loop",
-        "diffusers 2 threads / loop",
-    ]
+    first = next(iter(shown["modes"].values()))
+    head = [f"{model}, {shown['steps']} steps, 2 lanes", *(name.replace("_", " ") for name in first)]
+    rows = [[mode, *map(_spread, ratios.values())] for mode, ratios in shown["modes"].items()]
     print(report.table(head, rows))
-    for name in ("t2_over_t1", *EXECUTOR.values(), "executor_and_lanes_ms_per_round"):
-        print(f"{name}: {shown[name]['median']:.3f} ({shown[name]['low']:.3f}–{shown[name]['high']:.3f})")
+    for name in ("t2_over_t1", *EXECUTOR.values(), DISPATCH, "diffusers_alone_ms"):
+        print(f"{name}: {_spread(shown[name])}")
+
+
+def _spread(found: dict[str, float]) -> str:
+    return f"{found['median']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
 
 
 if __name__ == "__main__":

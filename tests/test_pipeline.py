@@ -545,13 +545,13 @@ def test_unknown_words_are_a_warning_and_the_picture_is_made(pipe: Pipeline) -> 
 
 def test_warm_up_predicts_on_every_lane(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     lanes: list[int] = []
-    run = pipe._lanes._threads.run
+    run = pipe._lanes._threads.run_made
 
-    def spy(calls: Any) -> Any:
-        lanes.append(len(calls))
-        return run(calls)
+    def spy(count: int, make: Any) -> Any:
+        lanes.append(count)
+        return run(count, make)
 
-    monkeypatch.setattr(pipe._lanes._threads, "run", spy)
+    monkeypatch.setattr(pipe._lanes._threads, "run_made", spy)
     assert pipe.warm_up(batch=2) > 0
     assert lanes == [pipe.devices] == [2]
     assert pipe.warm_up(split_guidance=True) > 0

@@ -112,7 +112,7 @@ class Choice:
         lines = [
             f"devices: {costs.devices}; calls with guidance take {costs.batch_factor:.2f} times those "
             f"without, and {costs.crowded:.2f} times as long while all devices are at work",
-            "measured on these devices" if costs.measured else "assumed, not measured: times are in calls",
+            _source(costs),
             *([self.basis] if self.basis else []),
         ]
         for one in self.considered:
@@ -128,3 +128,11 @@ def _rounds(one: Candidate) -> str:
     about = "" if float(one.rounds).is_integer() else "about "
     bound = "" if one.most_rounds is None else f" (at most {one.most_rounds})"
     return f"{about}{one.rounds:.3g}{bound}"
+
+
+def _source(costs: Costs) -> str:
+    if not costs.measured:
+        return "assumed, not measured: times are in calls"
+    if costs.disturbed:
+        return "measured on these devices while other work took them: not kept, and to be done again"
+    return "measured on these devices"

@@ -38,7 +38,7 @@ class Costs:
     picture_ms: what a picture takes beside its rounds: encoders and decoder.
     rows: of one network call, from and to: several drafts on one device are one call, and can be no more
         than fit into it; to 0 where there is no such bound, and they are calls of their own.
-    measured: whether all of this was; see `assumed`.
+    measured: whether all of this was; see `assumed`. disturbed: other work took the devices meanwhile.
     """
 
     devices: int
@@ -51,6 +51,7 @@ class Costs:
     measured: bool = True
     host_ms: tuple[float, float] = (0.0, 0.0)
     ahead: bool = True
+    disturbed: bool = False
 
     def __post_init__(self) -> None:
         times = (*self.call_ms, *self.exchange_ms, *self.host_ms, self.look_ms, self.picture_ms, self.crowded)

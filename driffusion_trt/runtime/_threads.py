@@ -80,11 +80,18 @@ class LaneThreads:
             raise LaneError("the lanes are closed; make new ones")
 
     def run(self, calls: Sequence[Callable[[int], _T]]) -> list[_T]:
-        """Run every call on a lane, with its lane as argument, and wait for all of them.
+        """Run every call on a lane, with its lane as argument, and wait for all of them; see `run_made`."""
+        return self.run_made(len(calls), lambda k, lane: calls[k])
+
+    def run_made(self, count: int, make: Callable[[int, int], Callable[[int], _T]]) -> list[_T]:
+        """Run so many calls, each on a lane and with its lane as argument, and wait for all of them.
 
         They go to the lanes in turn, beginning with the one that has the least to do, so
         that several users with one call each do not queue up on the first lane. If that one
         has nothing to do at all, this thread runs its calls, as the lane's own would.
+
+        make: of a call's number and lane the call; of all of them before the first runs, on this thread and
+            in its turn, so that it must not take long. What it raises is raised, and nothing has run.
 
         Raises:
             LaneError: a call failed (that of the lowest lane, if several did) and its error is
@@ -98,11 +105,14 @@ class LaneThreads:
             with state.lock:
                 self.check_open()
                 first = state.waiting.index(min(state.waiting))
-                tasks = [_Task(call, (first + k) % len(self), done) for k, call in enumerate(calls)]
+                width, tasks = len(self._threads), list[_Task]()
+                for k in range(count):
+                    lane = (first + k) % width
+                    tasks.append(_Task(make(k, lane), lane, done))
                 # Where nothing waits nobody is overtaken, and the lane's thread is idle.
                 if tasks and not state.waiting[first]:
                     alone = state.working[first].acquire(blocking=False)
-                    own = tasks[:: len(self)] if alone else own
+                    own = tasks[::width] if alone else own
                 self._hand_over(tasks, first if alone else None)
             for k in range(len(own)):
                 try:
@@ -117,12 +127,12 @@ class LaneThreads:
                     state.waiting[first] -= len(own)
         for _ in range(len(tasks) - len(own)):
             done.get()
-        failed = min((task for task in tasks if task.error), key=lambda task: task.lane, default=None)
-        if failed is not None:
-            lane, cause = failed.lane, failed.error
+        if failed := [task for task in tasks if task.error]:
+            first_failed = min(failed, key=lambda task: task.lane)
+            lane, cause = first_failed.lane, first_failed.error
             # An error of a call made here holds this frame, which is not to hold the error: nobody would
             # let go of the buffers that the call was about.
-            del tasks[:], own[:], failed
+            del tasks[:], own[:], failed, first_failed
             try:
                 name = f"{type(cause).__name__}: {cause}"
                 raise LaneError(f"lane {lane} of {len(self)} failed: {name}") from cause
@@ -132,12 +142,12 @@ class LaneThreads:
 
     def _hand_over(self, tasks: Sequence[_Task], mine: int | None) -> None:
         """Give the tasks to the lanes' threads, but for those of the lane that this thread works itself."""
+        if mine is not None:
+            self._state.callers[mine] = threading.get_ident()
         for task in tasks:
             self._state.waiting[task.lane] += 1
             if task.lane != mine:
                 self._queues[task.lane].put(task)
-        if mine is not None:
-            self._state.callers[mine] = threading.get_ident()
 
     def _working(self) -> set[int | None]:
         """Threads in which calls run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from ..engines.onnx_session import BoundRun
 from ..sampling.known import Known
 from ..sampling.noise import NoiseStreams
 from ..sampling.plan import Plan
-from ..sampling.recording import Recorder, lane_track, span
+from ..sampling.recording import Recorder, lane_track
 from ..sampling.sample import RoundDone, Sampled, run_plan
 from ._waiting import Waiting
 
@@ -27,6 +28,46 @@ __all__ = ["TIMESTEP", "Conditioning", "HostJob"]
 Latents = NDArray[np.float32]
 Conditioning = Mapping[str, NDArray[np.float32]]
 TIMESTEP = "timestep"
+
+
+class _Call:
+    """Buffers for one call of the network at a time, on one lane, and how they are filled and emptied."""
+
+    def __init__(self, run: BoundRun, latents: str, batch: int, guidance_scale: Latents) -> None:
+        """guidance_scale: () float32; used where the buffers are of both branches."""
+        seen, (out,) = run.inputs[latents], run.outputs.values()
+        self._run, self._scale, self._timesteps = run, guidance_scale, run.inputs[TIMESTEP]
+        self._made: Latents | None = None
+        parts = range(0, len(seen), batch)
+        self._seen = [seen[first : first + batch] for first in parts]
+        self._branches = [out[first : first + batch] for first in parts]
+
+    def fill(self, latents: Latents, timestep: float, recorder: Recorder | None) -> None:
+        for seen in self._seen:
+            seen[:] = latents
+        self._timesteps.fill(timestep)
+        self._made = None
+        self._timestep, self._recorder, self._asker = timestep, recorder, threading.get_ident()
+
+    def work(self, lane: int) -> None:
+        """The network. Whoever asked takes what came out at once, while other lanes are at work."""
+        if self._recorder is None:
+            self._run()
+        else:
+            track = lane_track(lane)
+            with (
+                self._recorder.span("predict", track, timestep=self._timestep),
+                self._recorder.span("network", track),
+            ):
+                self._run()
+        if threading.get_ident() == self._asker:
+            self.take()
+
+    def take(self) -> Latents:
+        """What came out, in an array of its own: guided where it is of both branches."""
+        if self._made is None:
+            self._made = _guided(self._branches, self._scale)
+        return self._made
 
 
 class HostJob:
@@ -57,8 +98,9 @@ class HostJob:
             other = _named("unconditional", unconditional, lanes._told)
             _check_alike(other, given)
             self._told = (_copied(other), _copied(given)) if split_guidance else (_copied(other, given),)
-        # By lane, then by which of the calls and the latents' shape.
-        self._runs: list[dict[tuple[int, tuple[int, ...]], BoundRun]] = [{} for _ in range(len(lanes))]
+        self._scale = np.array(guidance_scale, np.float32)
+        # Those that are not in use: by lane, then by which of a prediction's calls and the latents' shape.
+        self._calls: list[dict[tuple[int, tuple[int, ...]], list[_Call]]] = [{} for _ in range(len(lanes))]
         self._checked: set[tuple[int, ...]] = set()
 
     def predict(
@@ -83,19 +125,28 @@ class HostJob:
         for latents, _ in requests:
             self._check_latents(latents)
         # Both calls of a prediction next to each other: lanes take calls in turn, so that with an even
-        # number of them a lane has those of one branch only, and buffers for no other.
-        calls = range(len(self._told))
-        made = self._lanes._threads.run(
-            [
-                partial(self._call, latents, timestep, call, recorder)
-                for latents, timestep in requests
-                for call in calls
-            ]
-        )
-        if len(calls) == 1:
+        # number of them a lane has those of one branch only, and buffers for no other. This thread fills and
+        # empties those of all lanes: after a network a core's caches hold nothing of Python's, and what one
+        # thread does twice in a row is in them the second time.
+        parts = len(self._told)
+        used: list[tuple[list[_Call], _Call]] = []
+
+        def make(k: int, lane: int) -> Callable[[int], None]:
+            latents, timestep = requests[k // parts]
+            free = self._calls[lane].setdefault((k % parts, latents.shape), [])
+            call = free.pop() if free else self._new_call(lane, k % parts, latents.shape)
+            call.fill(latents, timestep, recorder)
+            used.append((free, call))
+            return call.work
+
+        self._lanes._threads.run_made(parts * len(requests), make)
+        made = []
+        for free, call in used:
+            made.append(call.take())
+            free.append(call)
+        if parts == 1:
             return made
-        pairs = zip(made[::2], made[1::2], strict=True)
-        return [self._guided(unconditional, conditional) for unconditional, conditional in pairs]
+        return [_guided(pair, self._scale) for pair in zip(made[::2], made[1::2], strict=True)]
 
     def sample(
         self,
@@ -144,37 +195,23 @@ class HostJob:
         first = {self._lanes._latents: (batch, *latents[1:]), TIMESTEP: (batch,)}
         return first | {name: value.shape for name, value in told.items()}
 
-    def _bound(self, lane: int, call: int, shape: tuple[int, ...]) -> BoundRun:
-        """The lane's buffers for latents of this shape, made at first use by whoever works the lane."""
-        runs, key = self._runs[lane], (call, shape)
-        if key not in runs:
-            runs[key] = self._lanes._sessions[lane].bind({**self._shapes(shape), **self._told[call]})
-        return runs[key]
+    def _bound(self, lane: int, part: int, shape: tuple[int, ...]) -> BoundRun:
+        """New buffers of the lane for latents of this shape."""
+        return self._lanes._sessions[lane].bind({**self._shapes(shape), **self._told[part]})
 
-    def _call(
-        self, latents: Latents, timestep: float, call: int, recorder: Recorder | None, lane: int
-    ) -> Latents:
-        """One call of the network on a lane: guided where it has both branches in its batch."""
-        track = lane_track(lane)
-        with span(recorder, "predict", track, timestep=timestep):
-            run = self._bound(lane, call, latents.shape)
-            sample = run.inputs[self._lanes._latents]
-            for first in range(0, len(sample), self.batch):
-                sample[first : first + self.batch] = latents
-            run.inputs[TIMESTEP].fill(timestep)
-            with span(recorder, "network", track):
-                run()
-            (out,) = run.outputs.values()
-            if len(sample) == self.batch:
-                return out.copy()
-            return self._guided(out[: self.batch], out[self.batch :])
+    def _new_call(self, lane: int, part: int, shape: tuple[int, ...]) -> _Call:
+        return _Call(self._bound(lane, part, shape), self._lanes._latents, self.batch, self._scale)
 
-    def _guided(self, unconditional: Latents, conditional: Latents) -> Latents:
-        """g (c - u) + u, in an array of its own."""
-        guided: Latents = conditional - unconditional
-        guided *= np.float32(self.guidance_scale)
-        guided += unconditional
-        return guided
+
+def _guided(branches: Sequence[Latents], scale: Latents) -> Latents:
+    """g (c - u) + u of both branches (u, c), or one branch as it is, in an array of its own."""
+    if len(branches) == 1:
+        return branches[0].copy()
+    unconditional, conditional = branches
+    guided: Latents = conditional - unconditional
+    guided *= scale
+    guided += unconditional
+    return guided
 
 
 def _copied(*branches: Conditioning) -> dict[str, Latents]:

@@ -173,5 +173,5 @@ class _Picard:
 
 def _accepted(moved: Float64, tolerance: float) -> tuple[int, Float64]:
     """How many leading states are within the tolerance in every picture of the batch; and how far off."""
-    near = near_ones(moved, tolerance)
+    near = near_ones(moved.T.tolist(), tolerance)
     return near, moved[:, :near].max(1, initial=0.0)

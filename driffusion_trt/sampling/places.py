@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .rounds import Round
-from .tables import Float64, Table
+from .tables import Table
 from .traced import TapedTable
 
 __all__ = ["PLACES_KEPT", "Asked", "Place", "Places"]
@@ -36,7 +37,7 @@ class Place(NamedTuple):
     item: Round
     asked: Asked
     drafts: TapedTable | None
-    sizes: Float64
+    sizes: Sequence[float]
 
 
 class Places:

@@ -46,7 +46,8 @@ class Recorder:
     spans: in the order in which they ended. On the host: `tokenize`, `encode`, `denoise`, `decode`. In every
     round `draft`, `wait` (for the lanes) and `refine`, on the host or the lead; on the lead also `look`, in
     which it waits until the host has seen a round and decided the next one. On every lane `predict`, and in
-    it `network`. round: the one that is under way.
+    it `network`; what is copied to and from a CPU lane is part of the host's `wait`. round: the one that is
+    under way.
     """
 
     def __init__(self) -> None:

@@ -184,15 +184,14 @@ def run_plan(
             outputs = predict(requests)
         with span(recorder, "refine"):
             following, drift = _next(walk, latents.refine(item, outputs))
-        state = plan.schedule.steps if following is None else following.starts_from()
         if on_round is not None:
+            state = plan.schedule.steps if following is None else following.starts_from()
             look = partial(_clean, plan.schedule, latents.held_of(last_columns(latents.held, state, plan)))
             expected = plan.expected_rounds(rounds, state)
             on_round(RoundDone(rounds, expected, state, plan.schedule.steps, look))
         if following is None:
-            return Sampled(
-                latents.held[Column("state", state)], Stats.of(rounds, predictions, drift, len(noise))
-            )
+            made = latents.held[Column("state", plan.schedule.steps)]
+            return Sampled(made, Stats.of(rounds, predictions, drift, len(noise)))
         item = following
 
 

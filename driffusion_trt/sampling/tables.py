@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +77,13 @@ class Table:
             if coefficients.ndim == 3 and len(coefficients) == 1:
                 coefficients = coefficients[0]  # a number in place of an array of one
             single = coefficients.astype(np.float32)
-            used = coefficients != 0
-            used = used.any(0) if used.ndim == 3 else used
+            used: NDArray[Any] = coefficients if coefficients.ndim == 2 else (coefficients != 0).any(0)
             terms: list[list[_Term]] = [[] for _ in self.targets]
-            for row, at in zip(*map(np.ndarray.tolist, np.nonzero(used)), strict=True):
-                factor = single[..., row, at]
-                sign = int(factor) if not factor.ndim and abs(factor) == 1 else 0
-                terms[row].append((self.columns[at], factor, sign))
+            for row, values in enumerate(used.tolist()):
+                for at, value in enumerate(values):
+                    if value:
+                        sign = int(value) if coefficients.ndim == 2 and abs(value) == 1 else 0
+                        terms[row].append((self.columns[at], single[..., row, at], sign))
             object.__setattr__(self, "_terms", terms)
         assert self._terms is not None
         return self._terms
@@ -117,21 +117,16 @@ def _weighted_sum(terms: Iterable[_Term], latents: Mapping[Column, Float32]) -> 
     own = False  # whether `out` is ours to write into
     for column, factor, sign in terms:
         latent = latents[column]
+        if factor.ndim:  # each picture's own
+            factor = factor.reshape(-1, *([1] * (latent.ndim - 1)))
         if out is None:
-            out, own = (latent, False) if sign == 1 else (latent * _spread(factor, latent), True)
+            out, own = (latent, False) if sign == 1 else (latent * factor, True)
             continue
         if sign:  # x + 1·y and x + (−1)·y to the bit, in one pass
-            out = (np.add if sign == 1 else np.subtract)(out, latent, out=out if own else None)
+            out = (np.add if sign == 1 else np.subtract)(out, latent, out if own else None)
         else:
-            if scratch is None:
-                scratch = np.empty_like(out)
-            np.multiply(latent, _spread(factor, latent), out=scratch)
-            out = np.add(out, scratch, out=out if own else None)
+            scratch = np.multiply(latent, factor, scratch)
+            out = np.add(out, scratch, out if own else None)
         own = True
     assert out is not None, "a row without terms"
     return out
-
-
-def _spread(factor: Float32, latent: Float32) -> Float32:
-    """A factor of each picture's own, as it is to be multiplied with latents."""
-    return factor.reshape(-1, *([1] * (latent.ndim - 1))) if factor.ndim else factor

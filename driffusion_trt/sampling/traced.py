@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
-
 from .tables import Column, Float64, Form, Number, Table
 
 __all__ = ["Tape", "TapedTable", "Traced"]
@@ -93,7 +91,7 @@ class TapedTable:
     def table(self, inputs: Sequence[Float64]) -> Table:
         """The table for these inputs, each (B,): its coefficients are (B, rows, columns)."""
         batch, shape = len(inputs[0]), self.plain.coefficients.shape
-        coefficients = np.repeat(self.plain.coefficients.reshape(1, -1), batch, 0)
+        coefficients = self.plain.coefficients.reshape(1, -1).repeat(batch, 0)
         # One picture is computed in plain floats, which are ten times as fast as arrays of one.
         given: Sequence[Number] = [float(one[0]) for one in inputs] if batch == 1 else inputs
         values = self._tape.values(given)

@@ -6,6 +6,7 @@ docs/method.md section 4. A *window* plan takes a number of steps that is fixed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -85,8 +86,8 @@ class Window:
         self._round = self.at = 0
         self._predict = range(0)
         self._asked = Asked((), (), ())
-        self._sizes = np.zeros(0)
-        self.drift: Float64 | None = None
+        self._sizes: Sequence[float] = ()
+        self._taken: list[list[float]] = []
 
     def next_round(self) -> Round:
         """Draft from what is known, predict, refine as far as may be needed."""
@@ -101,7 +102,8 @@ class Window:
         if place.drafts is None:
             return place.item
         given = [share for share in shares if isinstance(share, np.ndarray)]
-        return replace(place.item, draft=place.drafts.table(given))
+        item = place.item
+        return Round(item.predict, place.drafts.table(given), item.refine, item.keep, item.observe)
 
     def _place(self, fitted: tuple[bool, ...]) -> Place:
         """What there is to do here, with shares as they are where they were not fitted, else any."""
@@ -116,7 +118,8 @@ class Window:
         item = Round(tuple(self._predict), drafts.plain, Table.of(self._refined()), observe=asked.tables)
         kept = {Column(kind, i) for i in known for kind in ("input", "output")}
         item = replace(item, keep=frozenset(item.reads() | kept))
-        return Place(item, asked, drafts if drafts else None, sizes_of(self._schedule, asked.drafted))
+        sizes = sizes_of(self._schedule, asked.drafted).tolist()
+        return Place(item, asked, drafts if drafts else None, sizes)
 
     def _memory(self) -> Form | None:
         """x̂0 of the step before, where the next one is of second order."""
@@ -185,15 +188,19 @@ class Window:
         self._theta = fitted(observation[0], self._asked.fitted, self._theta)
         return observation[1:]
 
-    def _distances(self, observation: Observation) -> Float64:
-        """Of each draft from its refined state (B, drafts)."""
-        squares = [np.diagonal(gram, axis1=1, axis2=2) for gram in observation]
-        if not squares:
-            return np.zeros((1, 0))
-        found: Float64 = np.sqrt(np.concatenate(squares, 1)) / self._sizes
-        return found
+    def _distances(self, observation: Observation) -> list[list[float]]:
+        """Of each draft from its refined state, in every picture."""
+        squares = [
+            [rows[k][k] for rows in pictures]
+            for pictures in map(np.ndarray.tolist, observation)
+            for k in range(len(pictures[0]))
+        ]
+        return [
+            [math.sqrt(square) / size for square in state]
+            for state, size in zip(squares, self._sizes, strict=True)
+        ]
 
-    def _accepted(self, distances: Float64) -> int:
+    def _accepted(self, distances: list[list[float]]) -> int:
         """Steps that are taken: one, and one for each draft that was near, up to the first that was not.
 
         The pictures of a batch go on together: as far as the one whose drafts were the worst. Where the
@@ -201,9 +208,16 @@ class Window:
         """
         tolerance = self._settings.tolerance
         taken = 1 + max(near_ones(distances, tolerance), self._behind())
-        drift = distances[:, : taken - 1].max(1, initial=0.0)
-        self.drift = drift if self.drift is None else np.maximum(self.drift, drift)
+        self._taken += distances[: taken - 1]
         return taken
+
+    @property
+    def drift(self) -> Float64 | None:
+        """The furthest that a draft which was taken was off (B,), or (1,) where there was none."""
+        if self._settings.strides is not None:
+            return None
+        furthest: Float64 = np.array(self._taken or [[0.0]]).max(0)
+        return furthest
 
     def _behind(self) -> int:
         """Drafts that must be taken in this round for the rounds after it to suffice."""
@@ -221,10 +235,10 @@ def sizes_of(schedule: Schedule, states: Sequence[int], power: float = SIGNAL_PO
     return found
 
 
-def near_ones(distances: Float64, tolerance: float) -> int:
-    """How many leading states (B, states) are within the tolerance in every picture."""
+def near_ones(distances: Sequence[Sequence[float]], tolerance: float) -> int:
+    """How many leading states are within the tolerance in every picture."""
     near = 0
-    for state in distances.T.tolist():
+    for state in distances:
         if not all(distance <= tolerance for distance in state):  # nor is a NaN
             break
         near += 1

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from driffusion_trt import InputError, LaneError, ModelError, Schedule, make_plan
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import OnnxSession
-from driffusion_trt.runtime import host
+from driffusion_trt.runtime import host, host_job
 from driffusion_trt.runtime.host import HostJob, HostLanes, auto_lanes
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.plan import MODES
@@ -56,6 +56,24 @@ def make_job(
 ) -> HostJob:
     text, empty = normal(seed, batch, 16, 96), normal(seed + 100, batch, 16, 96)
     return lanes.job(text, guidance_scale, empty, split_guidance=split)
+
+
+def watch(job: HostJob, told: Callable[[int, float, int], object]) -> None:
+    """Tell of each of the job's network calls right before it, on its lane's thread."""
+    new_call = job._new_call
+
+    def make(lane: int, part: int, shape: tuple[int, ...]) -> Any:
+        call = new_call(lane, part, shape)
+        work = call.work
+
+        def noted(lane: int) -> None:
+            told(part, call._timestep, lane)
+            work(lane)
+
+        call.work = noted  # type: ignore[method-assign]
+        return call
+
+    job._new_call = make  # type: ignore[method-assign]
 
 
 def literal(
@@ -94,7 +112,7 @@ def test_guidance_of_one_needs_no_unconditional_and_half_the_batch(lanes: HostLa
     np.testing.assert_array_equal(
         plain.predict([(latents(0), 5.0)])[0], lanes.job(text, 1.0, 0 * text).predict([(latents(0), 5.0)])[0]
     )
-    assert plain._runs[0][0, (1, 4, 16, 16)].inputs["sample"].shape[0] == 1
+    assert plain._calls[0][0, (1, 4, 16, 16)][0]._run.inputs["sample"].shape[0] == 1
     split = lanes.job(text, 1.0, 0 * text, split_guidance=True)
     np.testing.assert_array_equal(split.predict([(latents(0), 5.0)]), plain.predict([(latents(0), 5.0)]))
     assert len(split._told) == 1
@@ -112,15 +130,13 @@ def test_requests_go_to_the_lanes_in_turn(network: Path) -> None:
     with HostLanes(network, 3) as lanes:
         job = make_job(lanes)
         seen: dict[int, list[float]] = {}
-        call_one = job._call
 
-        def noted(x: Floats, timestep: float, call: int, recorder: None, lane: int) -> Floats:
+        def note(part: int, timestep: float, lane: int) -> None:
             seen.setdefault(lane, []).append(timestep)
             own = "MainThread" if lane == 0 else f"driffusion-lane-{lane}"  # the caller works the first one
             assert threading.current_thread().name == own
-            return call_one(x, timestep, call, recorder, lane)
 
-        job._call = noted  # type: ignore[method-assign, assignment]
+        watch(job, note)
         job.predict([(latents(0), float(k)) for k in range(7)])
     assert seen == {0: [0.0, 3.0, 6.0], 1: [1.0, 4.0], 2: [2.0, 5.0]}
 
@@ -243,31 +259,19 @@ def test_split_guidance_keeps_all_lanes_busy(network: Path, count: int, requests
     with HostLanes(network, count) as lanes:
         job = make_job(lanes, split=True)
         seen: dict[int, list[int]] = {}
-        call_one = job._call
-
-        def noted(x: Floats, timestep: float, call: int, recorder: None, lane: int) -> Floats:
-            seen.setdefault(lane, []).append(call)
-            return call_one(x, timestep, call, recorder, lane)
-
-        job._call = noted  # type: ignore[method-assign, assignment]
+        watch(job, lambda part, timestep, lane: seen.setdefault(lane, []).append(part))
         job.predict([(latents(k), 5.0) for k in range(requests)])
         assert sum(len(calls) for calls in seen.values()) == 2 * requests
         assert max(len(calls) for calls in seen.values()) == most
         assert len(seen) == min(count, 2 * requests)
         if count % 2 == 0:  # and then a lane has buffers of one branch only
-            assert all(len(runs) <= 1 for runs in job._runs)
+            assert all(len(calls) <= 1 for calls in job._calls)
 
 
 def test_both_branches_run_at_the_same_time(lanes: HostLanes) -> None:
     both = threading.Barrier(2, timeout=30)  # broken, and raised as LaneError, unless both are there
     job = make_job(lanes, split=True)
-    call_one = job._call
-
-    def met(*arguments: Any) -> Floats:
-        both.wait()
-        return call_one(*arguments)
-
-    job._call = met  # type: ignore[method-assign]
+    watch(job, lambda part, timestep, lane: both.wait())
     assert len(job.predict([(latents(0), 5.0)])) == 1
 
 
@@ -295,18 +299,18 @@ def sizes(seed: int) -> list[tuple[Floats, float]]:
 
 def test_a_branch_that_fails_fails_the_prediction_and_nothing_else(lanes: HostLanes) -> None:
     job = make_job(lanes, split=True)
-    wanted = job.predict([(latents(0), 5.0)])
-    call_one = job._call
+    failing = False
 
-    def refuse(x: Floats, timestep: float, call: int, recorder: None, lane: int) -> Floats:
-        if call == 1:
+    def refuse(part: int, timestep: float, lane: int) -> None:
+        if failing and part == 1:
             raise ModelError("no memory")
-        return call_one(x, timestep, call, recorder, lane)
 
-    job._call = refuse  # type: ignore[method-assign]
+    watch(job, refuse)
+    wanted = job.predict([(latents(0), 5.0)])
+    failing = True
     with pytest.raises(LaneError, match=r"lane 1 of 2 failed: ModelError: no memory"):
         job.predict([(latents(0), 5.0)])
-    job._call = call_one  # type: ignore[method-assign]
+    failing = False
     np.testing.assert_array_equal(job.predict([(latents(0), 5.0)]), wanted)
 
 
@@ -340,6 +344,37 @@ def test_many_threads_with_one_job_are_not_mixed_up(lanes: HostLanes) -> None:
 
     in_threads([partial(work, seed) for seed in wanted])
     assert wrong == []
+
+
+def test_whoever_asks_guides_what_all_lanes_predicted(
+    lanes: HostLanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lanes' threads run nothing but the network."""
+    guided, threads = host_job._guided, list[int]()
+
+    def noted(*arguments: Any) -> Floats:
+        threads.append(threading.get_ident())
+        return guided(*arguments)
+
+    monkeypatch.setattr(host_job, "_guided", noted)
+    job = make_job(lanes)
+    job.predict([(latents(0), 5.0)] * 3)
+    assert threads == [threading.get_ident()] * 3
+
+
+def test_buffers_are_used_again_and_those_of_a_failure_are_not(lanes: HostLanes) -> None:
+    """As many as there were calls at once; a call that failed may have left a lane at work in its own."""
+    job = make_job(lanes)
+    for _ in range(3):
+        job.predict([(latents(0), 5.0)] * 3)
+    kept = [set(calls[0, (1, 4, 16, 16)]) for calls in job._calls]
+    assert [len(calls) for calls in kept] == [2, 1]
+    with pytest.raises(LaneError):
+        job.predict([(latents(0), 5.0), (latents(0), 1000.0)])
+    assert [len(calls[0, (1, 4, 16, 16)]) for calls in job._calls] == [1, 0]
+    job.predict([(latents(0), 5.0)] * 3)
+    made = [set(calls[0, (1, 4, 16, 16)]) for calls in job._calls]
+    assert [len(calls) for calls in made] == [2, 1] and len(made[0] & kept[0]) == 1 and not made[1] & kept[1]
 
 
 def requests(seed: int) -> list[tuple[Floats, float]]:
@@ -392,7 +427,7 @@ def test_wrong_latents_are_refused_before_any_work(lanes: HostLanes, wrong: Any,
     job = make_job(lanes)
     with pytest.raises(InputError, match=message):
         job.predict([(latents(0), 5.0), (wrong, 5.0)])
-    assert job._runs == [{}, {}]
+    assert job._calls == [{}, {}]
 
 
 @pytest.mark.parametrize(
