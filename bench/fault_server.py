@@ -13,28 +13,27 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from driffusion_trt.cli import main
-from driffusion_trt.runtime.host_job import HostJob
+from driffusion_trt.runtime.host_job import _Call
 
 FOLDER = "DRIFFUSION_FAULTS"
 WHY = "the lane was told to fail"
 
 
 def break_lanes(folder: Path) -> None:
-    call = HostJob._call
+    work = _Call.work
 
-    def broken(self: HostJob, *args: Any) -> Any:
+    def broken(self: _Call, lane: int) -> None:
         for name in os.listdir(folder):
             if name == "always" or (name.startswith("fail-") and _taken(folder / name)):
                 raise RuntimeError(WHY)
             if name == "hang" and _taken(folder / name, folder / "hangs"):
                 while (folder / "hangs").exists():
                     time.sleep(0.02)
-        return call(self, *args)
+        work(self, lane)
 
-    HostJob._call = broken  # type: ignore[assignment, method-assign]
+    _Call.work = broken  # type: ignore[method-assign]
 
 
 def _taken(path: Path, to: Path | None = None) -> bool:

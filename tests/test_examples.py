@@ -20,7 +20,7 @@ from PIL import Image
 
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt.planning.costs import Costs
-from driffusion_trt.runtime.host import HostJob
+from driffusion_trt.runtime.host_job import _Call
 
 PROMPT = "a red fox"
 
@@ -48,13 +48,13 @@ def loaded(path: Path, patch: pytest.MonkeyPatch, **modules: ModuleType) -> Modu
 
 def held(patch: pytest.MonkeyPatch) -> threading.Event:
     """Predictions wait until it is set."""
-    go_on, call = threading.Event(), HostJob._call
+    go_on, call = threading.Event(), _Call.work
 
-    def waits(self: HostJob, *args: Any) -> Any:
+    def waits(self: _Call, lane: int) -> None:
         assert go_on.wait(20)
-        return call(self, *args)
+        call(self, lane)
 
-    patch.setattr(HostJob, "_call", waits)
+    patch.setattr(_Call, "work", waits)
     return go_on
 
 

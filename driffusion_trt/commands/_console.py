@@ -35,13 +35,13 @@ class Console:
     def note(self, text: str, *, detail: bool = False) -> None:
         """Something good to know; a detail is for -v."""
         if not self.quiet and (self.verbose or not detail):
-            print(text, file=sys.stderr)
+            _tell(text)
 
     def warn(self, text: str) -> None:
         """Each warning once."""
         if text not in self._warned:
             self._warned.add(text)
-            print(f"warning: {text}", file=sys.stderr)
+            _tell(f"warning: {text}")
 
     @contextlib.contextmanager
     def warnings(self) -> Iterator[None]:
@@ -81,6 +81,12 @@ class Console:
         with bar:
             task = bar.add_task("", total=total)
             yield lambda done, text: bar.update(task, completed=done, description=text)
+
+
+def _tell(text: str) -> None:
+    """On stderr; where that cannot be written to, a full disk or nobody who reads, the work goes on."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def drop_stdout() -> None:

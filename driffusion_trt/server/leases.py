@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from .policy import Machine, Offered, Profile, Running, forecast
 from .ticket import Ticket
 
-__all__ = ["Lease", "Leases"]
+__all__ = ["BEAT_S", "Lease", "Leases"]
+
+BEAT_S = 1.0
 
 _LEARN = 0.1  # how fast the pace follows what was seen
 _PACES = (0.5, 4.0)
@@ -51,6 +53,7 @@ class Leases:
         self._pace, self._learnt_s = 1.0, clock()
         self._remembered_s = max(_REMEMBERED_S, 1e-3 * _REMEMBERED * typical.ms_on(1))
         self._offered = Offered(_ARRIVALS * typical.ms_on(1) / max(1, lanes))
+        self._beat_s = clock()
 
     def __len__(self) -> int:
         return len(self._of)
@@ -103,8 +106,22 @@ class Leases:
         return self.pace * self._offered.at(1e3 * self._clock())
 
     def give(self, ticket: Ticket, lanes: int, expected_ms: float) -> None:
+        if not self._of:
+            self._beat_s = self._clock()
         keeps = self.machine.keeps(ticket.order.profile, lanes)
         self._of[ticket] = Lease(keeps, self._clock(), expected_ms)
+
+    def beat(self) -> None:
+        """To be called every `BEAT_S` while requests are under way.
+
+        Where it comes much later the whole process stood still, and that time is not the requests'.
+        """
+        now = self._clock()
+        stood_s = now - self._beat_s - BEAT_S
+        if stood_s > BEAT_S:
+            for lease in self._of.values():
+                lease.started_s = min(now, lease.started_s + stood_s)
+        self._beat_s = now
 
     def rounds_over(self, ticket: Ticket) -> bool:
         """What is left of it is done beside the lanes; whether it had some."""

@@ -12,7 +12,7 @@ from typing import Any
 from .._call import Result
 from .._errors import CancelledError, InputError, LaneError, NoDeviceError
 from .calls import Calls
-from .leases import Leases
+from .leases import BEAT_S, Leases
 from .observer import Observer
 from .orders import Shop
 from .policy import Machine, Profile
@@ -125,6 +125,7 @@ class Scheduler:
         if self._stepping:  # an observer called back
             return
         self._stepping = True
+        self.leases.beat()
         try:
             while self._step_again:
                 self._step_again = False
@@ -263,6 +264,7 @@ class Scheduler:
             if (left := one.left_ms()) is not None
         ]
         due += self.leases.until_hanging_ms(self._hang_s, self._shop.patience_s)
+        due += [1e3 * BEAT_S] if self.leases else []
         if self.queued and self.leases.in_use < self.leases.lanes:  # it waits for more than are free
             due += [pace * one.left_ms for one in self.leases.under_way()]
         if due:

@@ -19,8 +19,9 @@ import driffusion_trt as dt
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt.calibration import add_entries
 from driffusion_trt.engines.manifest import ModelFolder
+from driffusion_trt.engines.onnx_session import BoundRun
 from driffusion_trt.planning.costs import Costs
-from driffusion_trt.runtime.host import HostJob
+from driffusion_trt.runtime.host_job import _Call
 from driffusion_trt.sampling.recording import Span
 
 PROMPT = "a red fox"
@@ -57,14 +58,14 @@ def alone(folder: Path, **settings: Any) -> Any:
 
 
 def slow_calls(patch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Every guided prediction takes so much longer; other lanes can work meanwhile."""
-    guided = HostJob._guided
+    """Every prediction takes so much longer; other lanes can work meanwhile."""
+    run = BoundRun.__call__
 
-    def slowed(self: HostJob, *args: Any) -> Any:
+    def slowed(self: BoundRun) -> None:
         time.sleep(seconds)
-        return guided(self, *args)
+        run(self)
 
-    patch.setattr(HostJob, "_guided", slowed)
+    patch.setattr(BoundRun, "__call__", slowed)
 
 
 @pytest.mark.parametrize(
@@ -162,15 +163,15 @@ def _during(one: Span, other: Span) -> bool:
 
 def test_a_call_that_fails_on_a_lane_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = alone(folder, steps=8, mode="aggressive")
-    call, failing = HostJob._call, threading.Event()
+    call, failing = _Call.work, threading.Event()
 
-    def broken(self: HostJob, *args: Any) -> Any:
-        if args[-1] == 1 and failing.is_set():
+    def broken(self: _Call, lane: int) -> None:
+        if lane == 1 and failing.is_set():
             failing.clear()
             raise MemoryError("no memory for the lane")
-        return call(self, *args)
+        call(self, lane)
 
-    monkeypatch.setattr(HostJob, "_call", broken)
+    monkeypatch.setattr(_Call, "work", broken)
 
     async def work(engine: dt.Engine) -> Any:
         failing.set()
@@ -183,15 +184,15 @@ def test_a_call_that_fails_on_a_lane_is_made_again(folder: Path, monkeypatch: py
 
 
 def test_a_lane_that_hangs_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guided, hangs, lets = HostJob._guided, threading.Event(), threading.Event()
+    guided, hangs, lets = _Call.work, threading.Event(), threading.Event()
 
-    def hanging(self: HostJob, *args: Any) -> Any:
+    def hanging(self: _Call, lane: int) -> None:
         if hangs.is_set():
             hangs.clear()
             assert lets.wait(20)
-        return guided(self, *args)
+        guided(self, lane)
 
-    monkeypatch.setattr(HostJob, "_guided", hanging)
+    monkeypatch.setattr(_Call, "work", hanging)
     settings: dict[str, Any] = {"steps": 4, "mode": "sequential", "guidance_scale": 3.0}
 
     async def work(engine: dt.Engine) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from queueing import profile
 
-from driffusion_trt.server.leases import Leases
+from driffusion_trt.server.leases import BEAT_S, Leases
 from driffusion_trt.server.policy import Machine
 
 ONE = profile(4, steps=10, step_ms=100.0)  # a second on one lane
@@ -90,3 +90,30 @@ def test_lanes_of_what_hangs_are_lost_while_it_does() -> None:
     assert not leases.take_back(hangs) and not leases.came_back(other)
     assert leases.came_back(hangs) and not leases.came_back(hangs)
     assert (leases.lanes, leases.failed, leases.hung) == (4, 0, 0)
+
+
+def test_time_in_which_the_process_stood_still_is_nobodys() -> None:
+    """It was stopped, or its machine: what it had under way does not hang."""
+    books = Books()
+    books.begin()
+    for _ in range(25):
+        books.now += BEAT_S
+        books.leases.beat()
+    assert not books.leases.hanging(30.0, 0.0), "25 s"
+    books.now += 600.0
+    books.leases.beat()
+    assert not books.leases.hanging(30.0, 0.0), "and 10 minutes of standing still"
+    for _ in range(5):
+        books.now += BEAT_S
+        books.leases.beat()
+    assert [for_s for _, for_s, _ in books.leases.hanging(30.0, 0.0)] == [pytest.approx(31.0)]
+
+
+def test_an_idle_engine_needs_no_beat() -> None:
+    books = Books()
+    books.now += 600.0
+    books.begin()
+    books.now += BEAT_S
+    books.leases.beat()
+    books.now += 30.0 - BEAT_S
+    assert len(books.leases.hanging(30.0, 0.0)) == 1

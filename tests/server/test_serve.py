@@ -275,14 +275,14 @@ def test_without_keys_it_is_for_this_machine_s_own_pages(model: str) -> None:
 HANGING = """
 import sys, threading
 from driffusion_trt.cli import main
-from driffusion_trt.runtime.host_job import HostJob
+from driffusion_trt.runtime.host_job import _Call
 from driffusion_trt.server.engine import Engine
 
 enter = Engine.__aenter__
 
 async def entered(self):
     await enter(self)
-    HostJob._guided = lambda *_: threading.Event().wait()
+    _Call.work = lambda *_: threading.Event().wait()
     return self
 
 Engine.__aenter__ = entered
