@@ -55,16 +55,14 @@ class Seen:
     throughput: float = 0.0  # a second
 
     def figures(self) -> dict[str, float]:
-        none = not self.latencies_ms
-        p50, p99 = (0.0, 0.0) if none else np.percentile(self.latencies_ms, [50, 99])
+        p50, p99 = np.percentile(self.latencies_ms, [50, 99])
         return {
             "p50_ms": float(p50),
             "p99_ms": float(p99),
             "throughput": self.throughput,
-            "lanes": 0.0 if none else statistics.mean(self.lanes),
+            "lanes": statistics.mean(self.lanes),
             "made": len(self.latencies_ms),
             "refused": self.refused,
-            "failed": self.failed,
         }
 
 
@@ -117,6 +115,10 @@ async def loaded(shop: Shop, share: str, times: Sequence[float], call: Mapping[s
             await asyncio.sleep(max(0.0, due - (time.perf_counter() - begun)))
             tasks.append(asyncio.ensure_future(one(engine, seed, due)))
         await asyncio.gather(*tasks)
+    if seen.failed or not seen.latencies_ms:
+        raise RuntimeError(
+            f"of {len(times)} requests {seen.failed} failed, {len(seen.latencies_ms)} were made"
+        )
     start, end = times[-1] / 4, times[-1]
     seen.throughput = sum(start <= one <= end for one in ends) / (end - start)
     return seen

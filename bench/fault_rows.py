@@ -62,14 +62,14 @@ def counted(outcomes: Sequence[str]) -> str:
     return "; ".join(f"{count} × {what}" for what, count in Counter(outcomes).most_common())
 
 
-def ready_again(service: Served, within_s: float = PATIENCE_S) -> float | None:
-    """Seconds until a picture is made again; None where that does not come."""
+def ready_again(service: Served, within_s: float = PATIENCE_S) -> float:
+    """Seconds until a picture is made again. Raises TimeoutError where that does not come."""
     start = time.monotonic()
     while service.alive and time.monotonic() - start < within_s:
         if service.ready() and outcome(service) == "200, a picture":
             return time.monotonic() - start
         time.sleep(0.2)
-    return None
+    raise TimeoutError(f"no picture was made again within {within_s:.0f} s")
 
 
 def told(service: Served, since: int, before: dict[str, float]) -> str:

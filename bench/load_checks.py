@@ -16,12 +16,17 @@ MOST_LATE_MS = 500.0
 MOST_GAP_S = 10.0
 
 
+def was_made(one: Mapping[str, Any]) -> bool:
+    """Whether an answer is a picture, and no more than one answer came."""
+    return one["status"] == 200 and "why" not in one
+
+
 def kept(
     seen: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], counted: Mapping[str, float]
 ) -> dict[str, Any]:
     """Whether each request was answered, and once: by the client, by the log and by the metrics."""
     logged = Counter(line["id"] for line in lines)
-    tickets = Counter(one["ticket"] for one in seen if one["status"] == 200)
+    tickets = Counter(one["ticket"] for one in seen if was_made(one))
     made = sum(tickets.values())
     return {
         "sent": len(seen),
@@ -45,7 +50,7 @@ def _short(one: dict[str, Any]) -> str:
 
 def pictures(seen: Sequence[dict[str, Any]], model: str, devices: int) -> dict[str, Any]:
     """Whether each picture is its request's: by its seed, by being unlike the others, and made again."""
-    made = [one for one in seen if one["status"] == 200]
+    made = [one for one in seen if was_made(one)]
     wrong = [one["asked"] for one in made if not one["wanted_seed"] == one["seed"] == one["settings"]["seed"]]
     alike = Counter(one["pixels"] for one in made)
     again = [one for one in made if "mode" in one["settings"]]

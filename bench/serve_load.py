@@ -34,7 +34,7 @@ from rich.progress import Progress
 
 from . import report
 from .elastic import arrivals
-from .load_checks import faults, kept, memory, pictures
+from .load_checks import faults, kept, memory, pictures, was_made
 from .load_client import NICE
 from .readme import renew
 from .serve_parts import LOAD, draw, load_table, load_words
@@ -106,7 +106,7 @@ class Load:
         """Pictures a second where there are always some waiting."""
         found = self.phase(name, [None] * round(_MOST_A_SECOND * seconds), at_once=AT_ONCE, stop_s=seconds)
         start = seconds / 4
-        ends = [one["end_s"] for one in found["seen"] if one["status"] == 200]
+        ends = [one["end_s"] for one in found["seen"] if was_made(one)]
         return len([end for end in ends if start <= end <= seconds]) / (seconds - start)
 
     def flood(self, name: str) -> int:
@@ -125,7 +125,7 @@ def at_rate(load: Load, percent: float, capacity: float, seconds: float, keep: i
 
 def figures(found: dict[str, Any], seconds: float) -> dict[str, Any]:
     seen = found["seen"]
-    made = [one for one in seen if one["status"] == 200]
+    made = [one for one in seen if was_made(one)]
     refused = [one for one in seen if one["status"] == 429]
     waits = [one["retry_after_ms"] for one in refused]
     start = seconds / 4

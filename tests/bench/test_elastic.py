@@ -32,7 +32,7 @@ def test_all_three_see_the_same_load(capsys: pytest.CaptureFixture[str]) -> None
             count = round(5 * max(1, 3 * float(load)))
             assert {one["made"] + one["refused"] for one in at_load.values()} == {count}
             assert at_load["all"]["lanes"] == 2 and at_load["one"]["lanes"] == 1
-            assert 1 <= at_load["elastic"]["lanes"] <= 2 and not at_load["elastic"]["failed"]
+            assert 1 <= at_load["elastic"]["lanes"] <= 2
     shown = elastic.summary(found)
     assert list(shown["loads"]) == ["0.2", "3"]
     elastic.show(shown)
