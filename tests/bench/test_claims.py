@@ -1,0 +1,75 @@
+"""What README.md and docs say in words of the measured tables, against the results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from bench import report
+
+SHOWN = json.loads((report.RESULTS / "quality.json").read_text("utf-8"))["models"]
+LANES = (2, 3, 4)
+FIXED = ("aggressive", "window")
+
+
+def cells(guidance: str) -> Iterator[tuple[str, dict[tuple[str, int], Any]]]:
+    for model, by_guidance in SHOWN.items():
+        yield model, {(row["method"], row["lanes"]): row for row in by_guidance[guidance]}
+
+
+def right(row: dict[str, Any]) -> float:
+    return 100 * float(row["right"]["mean"])
+
+
+def test_a_tolerance_shows_what_prompts_name_as_often_as_sequential() -> None:
+    worst = []
+    for guidance in ("3", "7.5"):
+        for _, rows in cells(guidance):
+            for n in LANES:
+                row = rows["tolerance 0.01", n]
+                assert abs(right(row) - right(rows["sequential", 1])) <= 0.5
+                worst.append(row["relative_l2"]["worst"])
+    assert sorted(one > 0.1 for one in worst) == [False] * 17 + [True], "one picture went another way"
+
+
+def test_fixed_calls_are_near_at_guidance_3_with_two_or_three_lanes() -> None:
+    for _, rows in cells("3"):
+        for (_, n), row in rows.items():
+            assert n == 4 or abs(right(row) - right(rows["sequential", 1])) <= 1.0
+
+
+def test_strong_guidance_is_where_fewer_steps_show_as_much() -> None:
+    for _, rows in cells("7.5"):
+        for n in LANES:
+            assert right(rows["direct skip", n]) >= max(right(rows[method, n]) for method in FIXED)
+
+
+def test_a_window_is_nearer_than_aggressive_where_steps_are_many() -> None:
+    nearer = {model: 0 for model in SHOWN}
+    for guidance in ("3", "7.5"):
+        for model, rows in cells(guidance):
+            for n in LANES:
+                aggressive, window = (rows[method, n]["relative_l2"]["mean"] for method in FIXED)
+                nearer[model] += window < aggressive
+    assert nearer == {"demo": 6, "demo-xl": 5, "demo-sd3": 1}
+
+
+def test_two_lanes_against_the_threads_of_onnx_runtime() -> None:
+    modes = {
+        model: found["modes"]
+        for model, found in json.loads((report.RESULTS / "speed.json").read_text("utf-8"))["models"].items()
+    }
+    over = {
+        (model, mode): ratios["onnxruntime, 2 threads / loop"]["median"]
+        for model, by_mode in modes.items()
+        for mode, ratios in by_mode.items()
+    }
+    assert min(over[model, "aggressive"] for model in modes) > 1.1
+    assert [model for model in modes if over[model, "tolerance"] < 1] == ["demo-sd3"]
+    assert max(over[model, "conservative"] for model in modes) < 1.1
+    spent = {
+        mode: [by_mode[mode]["loop_over_network"]["median"] for by_mode in modes.values()]
+        for mode in FIXED[:1]
+    }
+    assert min(spent["aggressive"]) > 1.02 and max(spent["aggressive"]) < 1.04
