@@ -176,8 +176,9 @@ def elastic() -> str:
         return _NOT_YET
     loads = found["summary"]["loads"]
     low, high = min(loads, key=float), max(loads, key=float)
+    steps = f", {found['call']['steps']} steps" if "steps" in found["call"] else ""
     about = (
-        f"{_where(found)}: `{found['model']}` on {found['devices']} CPU lanes, medians of "
+        f"{_where(found)}: `{found['model']}` on {found['devices']} CPU lanes{steps}, medians of "
         f"{len(found['repeats'])} repeats; ratios with quartiles, each of one repeat."
     )
     p50 = report.words(loads[low]["elastic"]["p50_ms over all"])
