@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._app.draining:
+        if self._app.draining or self.should_exit:  # which the first one sets while the engine warms up
             os._exit(128 + sig)  # whatever hangs, and with it all that would wait for it
         if self._loop is None:
             self.should_exit = True
@@ -94,6 +94,7 @@ def configured(app: App, limits: Limits, proxies: Sequence[str] = ()) -> uvicorn
     """uvicorn's settings. proxies: addresses and networks whose X-Forwarded-For and -Proto are believed."""
     return uvicorn.Config(
         app,
+        loop="asyncio",  # "auto" would take uvloop where it happens to be installed
         http=timed_protocol(limits, app.metrics.connection_refused),
         ws="none",
         lifespan="on",
