@@ -53,7 +53,7 @@ class Bodies:
             found.hold(0)
 
     def changed(self, client: str, old_bytes: int, new_bytes: int) -> None:
-        """One share holds more or less than it did. Raises ApiError where it is too much, and changes nothing."""
+        """One share holds more or less than it did. Raises ApiError where it is too much."""
         more, most = new_bytes - old_bytes, self.limits.held_bytes
         if more > 0:
             for held, bound, whose in (

@@ -28,7 +28,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A picture that was found; whoever asked closes the file. media: its type. left_s: that it is kept on."""
+    """A picture that was found; who asked closes the file. media: its type. left_s: that it is kept on."""
 
     file: BinaryIO
     size_bytes: int
