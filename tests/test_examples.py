@@ -179,7 +179,7 @@ def test_fastapi_leaves_nothing_behind_where_its_task_is_cancelled(
         task = asyncio.ensure_future(app.routes["/pictures"](Http(app), PROMPT, steps=50))
         while not engine.status().running:
             await asyncio.sleep(0.005)
-        (ticket,) = engine._scheduler.running
+        (ticket,) = engine._scheduler.leases.tickets()
         task.cancel()
         await asyncio.wait([task])
         assert ticket.giving_up.is_set()

@@ -173,7 +173,7 @@ def test_a_deadline_leaves_the_quality_to_it(page: Any, service: Service) -> Non
 def test_events_are_read_however_they_are_cut(page: Any) -> None:
     """Of one byte, of all of them, and between the two line ends that end an event."""
     found = page.evaluate(
-        """async () => {
+        r"""async () => {
             const {events} = await import("/stream.js");
             const text = ": waiting\n\nevent: a\ndata: {\"type\": \"a\", \"text\": \"ü\"}\n\n"
                 + "event: b\ndata: {\"type\": \"b\"}\n\n";

@@ -73,7 +73,7 @@ class TritonPythonModel:
             response = _failed("the picture could not be made; the log has the reason", codes.INTERNAL)
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    async def _ticket(self, wanted: dict) -> dt.Ticket:
+    async def _ticket(self, wanted: dict):
         settings = {name: int(wanted[name]) for name in ("seed", "steps") if name in wanted}
         deadline = float(wanted["deadline_ms"]) if "deadline_ms" in wanted else None
         prompt = wanted["prompt"].decode("utf-8", "replace")
@@ -81,7 +81,7 @@ class TritonPythonModel:
             raise dt.InputError(f"at most {_MOST_STEPS} steps, and {_MOST_CHARACTERS} characters of prompt")
         return await self._engine.submit(prompt, deadline_ms=deadline, **settings)
 
-    async def _picture(self, ticket: dt.Ticket, sender) -> np.ndarray:
+    async def _picture(self, ticket, sender) -> np.ndarray:
         result = asyncio.ensure_future(ticket.result())
         while not (await asyncio.wait([result], timeout=_LOOK_S))[0]:
             if sender.is_cancelled():
