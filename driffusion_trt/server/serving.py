@@ -21,9 +21,10 @@ from .edge import ACCESS
 from .limits import Limits
 from .protocol import timed_protocol
 
-__all__ = ["LAST_WORDS_S", "bound", "configured", "logged", "serve"]
+__all__ = ["LAST_WORDS_S", "LOOP", "bound", "configured", "logged", "serve"]
 
 _log = logging.getLogger("driffusion_trt.server")
+LOOP = "asyncio"  # "auto" would take uvloop where something else happened to bring it
 LAST_WORDS_S = 10  # for answers that are made, to clients that read slowly
 
 
@@ -94,7 +95,7 @@ def configured(app: App, limits: Limits, proxies: Sequence[str] = ()) -> uvicorn
     """uvicorn's settings. proxies: addresses and networks whose X-Forwarded-For and -Proto are believed."""
     return uvicorn.Config(
         app,
-        loop="asyncio",  # "auto" would take uvloop where it happens to be installed
+        loop=LOOP,
         http=timed_protocol(limits, app.metrics.connection_refused),
         ws="none",
         lifespan="on",
