@@ -234,7 +234,7 @@ def test_of_an_upload_that_waits_there_are_the_pixels_that_it_needs(service: Ser
 
 
 def test_links_that_may_not_fit_are_refused_before_they_are_made(pipe: Pipeline) -> None:
-    """By the most that a file of so many pixels can be: of the size asked for, the model's or the upload's."""
+    """By the most that a file of so many pixels can be: of the size asked, the model's or the upload's."""
     image = io.BytesIO()
     Image.new("RGB", (512, 512)).save(image, "PNG")
     with serving(pipe, limits=Limits(stored_bytes=100_000)) as service:
