@@ -16,10 +16,13 @@ from dataclasses import asdict
 
 from rich.console import Console
 
+from driffusion_trt.server.serving import LOOP
+
 from . import fault_cases, fault_clients, report
 from .fault_rows import Asked, Row
 from .readme import renew
 from .serve_parts import FAULTS, faults_table
+from .served import PACKAGES
 
 CASES: dict[str, Callable[[Asked], Iterator[Row]]] = {
     "lanes-fail": fault_cases.lanes_fail,
@@ -69,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = [asdict(row) for row in rows]
     print(faults_table(found))
     if options.write and options.only == list(CASES):
-        path = report.write(FAULTS, {**asdict(asked), "rows": found})
+        path = report.write(FAULTS, {**asdict(asked), "loop": LOOP, "rows": found}, PACKAGES)
         print(f"written to {path}, {', '.join(renew())}")
     elif options.write:
         print("not written: only all cases together are kept")

@@ -32,13 +32,15 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from driffusion_trt.server.serving import LOOP
+
 from . import report
 from .elastic import arrivals
 from .load_checks import faults, kept, memory, pictures, was_made
 from .load_client import NICE
 from .readme import renew
 from .serve_parts import LOAD, draw, load_table, load_words
-from .served import ROOT, Served, served, words_of
+from .served import PACKAGES, ROOT, Served, served, words_of
 
 RATES = (10, 25, 50, 75, 90, 100, 125, 150, 200, 300)
 PROMPT = "a red fox left of a blue star on a yellow background"
@@ -222,7 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
     for line in wrong:
         print(f"NOT AS IT SHOULD BE: {line}")
     if options.write:
-        path = report.write(LOAD, {**asked, "queue": QUEUE, "prompt": PROMPT, **found})
+        path = report.write(
+            LOAD, {**asked, "loop": LOOP, "queue": QUEUE, "prompt": PROMPT, **found}, PACKAGES
+        )
         draw()
         print(f"written to {path}, {', '.join(renew())}")
     return bool(wrong)

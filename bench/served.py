@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import psutil
 
+PACKAGES = ("numpy", "onnxruntime", "starlette", "uvicorn")  # whose versions results name
 ROOT = Path(__file__).parent.parent
 START_S = 300.0  # to load, warm up and measure
 _AT = re.compile(r"http://127\.0\.0\.1:(\d+)/")

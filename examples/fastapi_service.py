@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 import math
 import os
 from collections.abc import AsyncIterator
@@ -44,18 +45,25 @@ async def picture(
     client = http.client.host if http.client else ""
     try:
         ticket = await engine.submit(prompt, seed=seed, steps=steps, deadline_ms=deadline_ms, client=client)
-        result = await _unless_gone(http, ticket.result())
-    except dt.NonFiniteError as error:
-        raise HTTPException(422, "these settings made numbers that are not finite") from error
     except (dt.InputError, dt.ModelError) as error:
         raise HTTPException(400, str(error)) from error
     except dt.QueueFullError as error:
         wait = {"Retry-After": str(math.ceil(error.retry_after_s))}
         raise HTTPException(429, str(error), wait) from error
-    except (dt.DeadlineError, dt.DrainingError, dt.CancelledError, dt.LaneError) as error:
+    except (dt.DeadlineError, dt.DrainingError, dt.LaneError) as error:
         raise HTTPException(503, str(error)) from error
+    try:
+        result = await _unless_gone(http, ticket.result())
+    except dt.NonFiniteError as error:
+        raise HTTPException(422, "these settings made numbers that are not finite") from error
+    except (dt.DeadlineError, dt.CancelledError) as error:
+        raise HTTPException(503, str(error)) from error
+    except dt.DriffusionError as error:  # it was taken, so its client has no part in this
+        logging.getLogger(__name__).exception("the request %s failed", ticket.id)
+        raise HTTPException(500, f"the picture could not be made; the log has {ticket.id}") from error
+    finally:
+        ticket.cancel()  # does nothing to one that is done
     if result is None:
-        ticket.cancel()
         return Response(status_code=499)  # nobody reads it
     png = io.BytesIO()
     result.images[0].save(png, "PNG")

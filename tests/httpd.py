@@ -99,6 +99,7 @@ class Engine:
         self.lanes = 2
         self.hanging = 0
         self.draining = False
+        self.loop: asyncio.AbstractEventLoop | None = None  # of the last request
 
     def admit(self, client: str = "", user: str = "") -> None:
         if self.draining:
@@ -119,6 +120,7 @@ class Engine:
     ) -> Ticket:
         asked = {"prompt": prompt, "client": client, "user": user, "deadline_ms": deadline_ms}
         self.asked.append({**asked, "since_s": since_s, **settings})
+        self.loop = asyncio.get_running_loop()
         self.admit(client, user)
         if self.refuse is not None:
             raise self.refuse
@@ -322,6 +324,17 @@ def nearly_full(most_bytes: int) -> Iterator[None]:
 
 
 # What tests look at
+
+
+def stored(store: Store, name: str) -> tuple[bytes, str] | None:
+    """Of a picture behind a link its bytes and media type."""
+    found = store.get(name)
+    if found is None:
+        return None
+    with found.file as file:
+        data = file.read()
+    assert len(data) == found.size_bytes
+    return data, found.media
 
 
 def picture(entry: dict[str, Any]) -> Image.Image:

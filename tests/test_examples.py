@@ -18,7 +18,9 @@ import pytest
 import tiny
 from PIL import Image
 
+import driffusion_trt as dt
 from driffusion_trt._kept_costs import KeptCosts
+from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.planning.costs import Costs
 from driffusion_trt.runtime.host_job import _Call
 
@@ -138,6 +140,52 @@ def test_fastapi_says_what_is_wrong(service: Any) -> None:
         return found
 
     assert served(service, work) == [400, 400, 503]
+
+
+def broken(patch: pytest.MonkeyPatch) -> None:
+    """The decoder fails, in words that are nobody's business."""
+
+    def run(session: OnnxSession, inputs: Any) -> Any:
+        if "decoder" in session.path:
+            raise dt.ModelError(f"{session.path} failed")
+        return known_run(session, inputs)
+
+    known_run = OnnxSession.run
+    patch.setattr(OnnxSession, "run", run)
+
+
+def test_fastapi_takes_the_blame_for_what_fails_later(
+    service: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(app: FastAPI) -> Any:
+        broken(monkeypatch)
+        with pytest.raises(HTTPException) as error:
+            await app.routes["/pictures"](Http(app), PROMPT, steps=2)
+        return error.value
+
+    error = served(service, work)
+    assert error.status_code == 500 and "onnx" not in str(error) and "onnx" in caplog.text
+
+
+def test_fastapi_leaves_nothing_behind_where_its_task_is_cancelled(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = held(monkeypatch)
+    go_on.set()
+
+    async def work(app: FastAPI) -> None:
+        go_on.clear()
+        engine = app.state.engine
+        task = asyncio.ensure_future(app.routes["/pictures"](Http(app), PROMPT, steps=50))
+        while not engine.status().running:
+            await asyncio.sleep(0.005)
+        (ticket,) = engine._scheduler.leases.tickets()
+        task.cancel()
+        await asyncio.wait([task])
+        assert ticket.giving_up.is_set()
+        go_on.set()
+
+    served(service, work)
 
 
 def test_fastapi_refuses_more_than_may_wait(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,12 +312,29 @@ def test_triton_answers_every_request_once(triton: Any) -> None:
 def test_triton_gets_errors_by_their_code(triton: Any) -> None:
     requests = [
         TritonRequest(PROMPT=b"a red fox", STEPS=0),
+        TritonRequest(PROMPT=b"a red fox", STEPS=101),
+        TritonRequest(PROMPT=b"a" * 1001),
         TritonRequest(PROMPT=b"a red fox", DEADLINE_MS=1.0),
         TritonRequest(STEPS=3),
     ]
     triton.execute(requests)
     errors = [response.error for response in answered(*requests)]
-    assert [error and error.code for error in errors] == ["INVALID_ARG", "UNAVAILABLE", "INTERNAL"]
+    assert [error and error.code for error in errors] == [
+        *3 * ["INVALID_ARG"],
+        "UNAVAILABLE",
+        "INTERNAL",
+    ]
+
+
+def test_triton_takes_the_blame_for_what_fails_later(
+    triton: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken(monkeypatch)
+    request = TritonRequest(PROMPT=b"a red fox", STEPS=2)
+    triton.execute([request])
+    (response,) = answered(request)
+    assert response.error is not None and response.error.code == "INTERNAL"
+    assert "onnx" not in response.error.message and "onnx" in caplog.text
 
 
 def test_triton_cancels_what_its_client_gave_up(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import logging
 import re
+import socket
+from dataclasses import replace
 from importlib.util import find_spec
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,17 +62,21 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
     given = {field: getattr(args, name) for name, field in _LIMITS.items()}
     limits = Limits(**{field: value for field, value in given.items() if value is not None})
     keys, url, proxies = Keys(_keys(args)), _url(args.public_url), _proxies(args)
-    options = Options(_names(args), limits, keys, _origins(args), _hosts(args, bool(keys)), url)
+    own, named = args.host or "127.0.0.1", _allowed(args)
+    options = Options(_names(args), limits, keys, _origins(args), public_url=url)
     drain_s = args.drain_timeout
     if drain_s is not None and not drain_s > 0:
         raise InputError(f"--drain-timeout must be above 0, not {drain_s:g}; leave it out to wait for all")
     if args.ray:
-        serve_replicas(args, options, _how(args), drain_s, console)
+        hosts = _hosts(own, _address_of(own), named, bool(keys), console)
+        serve_replicas(args, replace(options, hosts=hosts), _how(args), drain_s, console)
         return
     refuse_without_ray(args)
     folder = None if args.output_dir is None else Path(args.output_dir)
     store = Store(limits.stored_bytes, limits.stored_s, folder)
-    with bound(args.host or "127.0.0.1", 8000 if args.port is None else args.port) as listener:
+    with bound(own, 8000 if args.port is None else args.port) as listener:
+        host, port = listener.getsockname()[:2]
+        options = replace(options, hosts=_hosts(own, host, named, bool(keys), console))
         logged()
         if args.quiet:
             logging.getLogger("driffusion_trt").setLevel(logging.WARNING)
@@ -78,7 +84,6 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
 
         metrics = Metrics()
         engine = Engine.load(observer=metrics, **_here(args, console), **_how(args))
-        host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         console.note(f"{options.names[0]} on {engine.pipe.where}: http://{shown}:{port}/")
         serve(make_app(engine, options, store, metrics), listener, limits, drain_s, proxies)
@@ -149,28 +154,51 @@ def _origins(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def _hosts(args: argparse.Namespace, keyed: bool) -> tuple[str, ...]:
-    """Names that the service goes by. A page that is led to this machine by its name has no key."""
-    own, given = args.host or "127.0.0.1", args.allowed_host
-    if given is None:
-        return () if keyed or not _loopback(own) else (*_LOOPBACK, own)
-    names = tuple(name.strip() for name in given.split(","))
-    if not all(re.fullmatch(_HOST, name, re.ASCII) or _address(name) for name in names):
-        raise InputError(
-            f"--allowed-host takes names such as pictures.example.org, without ports, not {given!r}"
-        )
-    return (*names, *(_LOOPBACK if _loopback(own) else ()))
+def _allowed(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.allowed_host is None:
+        return ()
+    names = tuple(name.strip() for name in args.allowed_host.split(","))
+    if not all(re.fullmatch(_HOST, name, re.ASCII) or _is_address(name) for name in names):
+        given = f"without ports, not {args.allowed_host!r}"
+        raise InputError(f"--allowed-host takes names such as pictures.example.org, {given}")
+    return names
 
 
-def _loopback(host: str) -> bool:
-    address = _address(host)
-    return host == "localhost" if address is None else address.is_loopback
+def _hosts(own: str, address: str, named: tuple[str, ...], keyed: bool, console: Console) -> tuple[str, ...]:
+    """Names that it goes by, none for any. A page that is led to this machine by its own name has no key.
+
+    own: what it is to listen at, however it is spelt. address: what that was found to be.
+    """
+    if keyed:
+        return named
+    if _loopback(address):
+        return (*_LOOPBACK, own, address, *named)
+    console.warn(
+        f"whoever can reach {address} can use this service, which asks for no key; give --api-key-file, or "
+        "leave out --host"
+    )
+    return named
 
 
-def _address(host: str) -> IPv4Address | IPv6Address | None:
+def _loopback(address: str) -> bool:
+    found = ip_address(address.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
+def _address_of(host: str) -> str:
+    """The first that a listener would take."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise InputError(f"--host {host} has no address ({error.strerror}); choose another one") from error
+    return str(found[0][4][0])
+
+
+def _is_address(host: str) -> bool:
     with contextlib.suppress(ValueError):
-        return ip_address(host)
-    return None
+        return bool(ip_address(host))
+    return False
 
 
 def _proxies(args: argparse.Namespace) -> list[str]:

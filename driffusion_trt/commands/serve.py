@@ -98,7 +98,7 @@ def _others(group: argparse._ArgumentGroup) -> None:
         type=whole,
     )
     option(group, "--max-connections", "N", "open at once (default: 512)", type=whole)
-    option(group, "--max-held-bytes", "N", "of all bodies being read (default: 134217728)", type=whole)
+    option(group, "--max-held-bytes", "N", "of all uploads, read or waiting (default: 134217728)", type=whole)
     option(group, "--header-timeout", "S", "seconds for a request's headers (default: 10)", type=number)
     option(group, "--body-timeout", "S", "seconds for its body (default: 30)", type=number)
     option(group, "--stall-timeout", "S", "after which a slow reader is looked at (default: 30)", type=number)

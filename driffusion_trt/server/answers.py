@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import math
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from .._errors import (
     CancelledError,
@@ -20,7 +25,21 @@ from .._errors import (
     QueueFullError,
 )
 
-__all__ = ["ApiError", "answer", "body_of", "refusal"]
+__all__ = [
+    "PIECE_BYTES",
+    "ApiError",
+    "Base64",
+    "Long",
+    "answer",
+    "body_of",
+    "json_parts",
+    "refusal",
+    "send_parts",
+]
+
+PIECE_BYTES = (
+    64 << 10
+)  # of an answer that are handed to the server at a time; it waits for slow clients between
 
 
 class ApiError(Exception):
@@ -98,3 +117,68 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
     """JSON in ASCII: a text with half a surrogate pair has no other form."""
     content = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Response(content, status, headers, "application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Base64:
+    """Bytes that stand in JSON as text: it is made when it is sent, piece by piece."""
+
+    data: bytes = field(repr=False)
+
+
+Part = bytes | Base64
+
+
+def json_parts(value: Any) -> list[Part]:
+    """JSON in ASCII, in which values may be `Base64`: each is a part, and what is around them are others."""
+    marks: dict[str, Base64] = {}
+
+    def marked(one: object) -> str:
+        if not isinstance(one, Base64):
+            raise TypeError(f"{type(one).__name__} has no form in JSON")
+        marks[mark := secrets.token_hex(16)] = one
+        return mark
+
+    text = json.dumps(value, default=marked, allow_nan=False, separators=(",", ":"))
+    parts: list[Part] = []
+    for mark, one in marks.items():
+        before, _, text = text.partition(mark)
+        parts += [before.encode(), one]
+    return [*parts, text.encode()]
+
+
+class Long(Response):
+    """JSON that may be long: its texts are made as they are sent, and a slow client has one piece of them."""
+
+    media_type = "application/json"
+
+    def __init__(self, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        self._parts = json_parts(value)
+        size = sum(map(_size_bytes, self._parts))
+        super().__init__(headers={**(headers or {}), "Content-Length": str(size)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send_parts(send, self._parts)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def send_parts(send: Send, parts: Iterable[Part]) -> None:
+    """A part of a body, after which others come; the event loop goes on between the pieces."""
+    for part in parts:
+        for piece in _pieces(part):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)
+
+
+def _size_bytes(part: Part) -> int:
+    return 4 * math.ceil(len(part.data) / 3) if isinstance(part, Base64) else len(part)
+
+
+def _pieces(part: Part) -> Iterator[bytes]:
+    if isinstance(part, bytes):
+        yield from (part[at : at + PIECE_BYTES] for at in range(0, len(part), PIECE_BYTES))
+        return
+    step = PIECE_BYTES // 4 * 3  # whole groups of three, so that the texts join
+    for at in range(0, len(part.data), step):
+        yield base64.b64encode(part.data[at : at + step])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from python_multipart.multipart import parse_options_header
@@ -16,9 +17,10 @@ from starlette.requests import ClientDisconnect, Request
 from .answers import ApiError
 from .limits import Limits
 
-__all__ = ["Bodies", "Form", "Gone", "form_of", "object_of"]
+__all__ = ["Bodies", "Form", "Gone", "Share", "form_of", "object_of"]
 
 _MOST_FIELDS, _MOST_FILES, _MOST_TEXT_BYTES = 64, 4, 1 << 18
+_UNCOUNTED_BYTES = 16 << 10  # of a body of JSON
 _MOST_BOUNDARIES = 2 * (_MOST_FIELDS + _MOST_FILES)
 
 Form = tuple[dict[str, str], dict[str, list[bytes]]]
@@ -29,28 +31,64 @@ class Gone(Exception):
 
 
 class Bodies:
-    """Reads bodies; of all that are held together there are at most `limits.held_bytes` bytes."""
+    """What requests hold of their bodies, and of pictures in them while these wait: bounded for all together.
+
+    Of `limits.held_bytes` one client has at most half. What is alone, of all or of its client, is always let
+    in: other limits bound it. So that uploads hold up no other request, the first 16 KiB of a body of JSON
+    are not counted; the number of connections bounds them.
+    """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self.held_bytes = 0
+        self._by_client: Counter[str] = Counter()
 
-    @contextlib.asynccontextmanager
-    async def read(self, request: Request, kind: str) -> AsyncIterator[bytes]:
-        """A body of this media type, which counts as held until the block ends. Raises ApiError, Gone."""
+    @contextlib.contextmanager
+    def share(self, client: str) -> Iterator[Share]:
+        """Of a request of this client, until the block ends."""
+        found = Share(self, client)
+        try:
+            yield found
+        finally:
+            found.hold(0)
+
+    def changed(self, client: str, old_bytes: int, new_bytes: int) -> None:
+        """One share holds more or less than it did. Raises ApiError where it is too much."""
+        more, most = new_bytes - old_bytes, self.limits.held_bytes
+        if more > 0:
+            for held, bound, whose in (
+                (self._by_client[client], most // 2, "of one client"),
+                (self.held_bytes, most, "of all requests"),
+            ):
+                if held > old_bytes and held + more > bound:
+                    raise ApiError(
+                        503, f"uploads {whose} have {bound} bytes together, the most here; come again in a "
+                        "moment", "busy", headers={"Connection": "close", "Retry-After": "1"},
+                    )  # fmt: skip
+        self.held_bytes += more
+        self._by_client[client] += more
+        if not self._by_client[client]:
+            del self._by_client[client]
+
+
+class Share:
+    """What one request holds; make one with `Bodies.share`."""
+
+    def __init__(self, bodies: Bodies, client: str) -> None:
+        self._bodies, self._client, self._size_bytes = bodies, client, 0
+
+    def hold(self, size_bytes: int) -> None:
+        """So many bytes, in place of what it held. Raises ApiError where they are too many."""
+        self._bodies.changed(self._client, self._size_bytes, size_bytes)
+        self._size_bytes = size_bytes
+
+    async def read(self, request: Request, kind: str) -> bytes:
+        """A body of this media type, which is held then. Raises ApiError, Gone."""
         given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if given != kind:
             raise ApiError(415, f"the body must be {kind}, not {given[:60] or 'nothing'}", "media_type")
-        most = self._limits.body_bytes if kind == "application/json" else self._limits.upload_bytes
-        found = bytearray()
-        try:
-            await self._fill(found, request, most)
-            yield bytes(found)
-        finally:
-            self.held_bytes -= len(found)
-
-    async def _fill(self, found: bytearray, request: Request, most_bytes: int) -> None:
-        """The body into `found`, whose bytes are counted as held, whatever happens."""
+        limits, json_ = self._bodies.limits, kind == "application/json"
+        most_bytes = limits.body_bytes if json_ else limits.upload_bytes
         too_large = ApiError(
             413, f"the body is larger than {most_bytes} bytes, the most here", "too_large",
             headers={"Connection": "close"},
@@ -58,19 +96,15 @@ class Bodies:
         told = request.headers.get("content-length", "")
         if told.isdecimal() and int(told[:20]) > most_bytes:
             raise too_large
-        limits = self._limits
+        found = bytearray()
         try:
             async with asyncio.timeout(limits.body_s):
                 async for chunk in request.stream():
-                    if self.held_bytes + len(chunk) > limits.held_bytes:
-                        raise ApiError(
-                            503, f"bodies have {limits.held_bytes} bytes together, the most here; come again "
-                            "in a moment", "busy", headers={"Connection": "close", "Retry-After": "1"},
-                        )  # fmt: skip
-                    self.held_bytes += len(chunk)
-                    found += chunk
-                    if len(found) > most_bytes:
+                    size_bytes = len(found) + len(chunk)
+                    if size_bytes > most_bytes:
                         raise too_large
+                    self.hold(max(0, size_bytes - _UNCOUNTED_BYTES) if json_ else size_bytes)
+                    found += chunk
         except TimeoutError:
             raise ApiError(
                 408, f"the body was not there within {limits.body_s:g} seconds", "body_timeout",
@@ -78,6 +112,7 @@ class Bodies:
             ) from None  # fmt: skip
         except ClientDisconnect:
             raise Gone from None
+        return bytes(found)
 
 
 def object_of(body: bytes) -> dict[str, Any]:

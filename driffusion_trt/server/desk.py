@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,10 +15,10 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from .._call import Result
-from .._errors import DeadlineError
+from .._errors import DeadlineError, DriffusionError, InputError, ModelError, NonFiniteError
 from ..pictures import png_info
 from ..sampling.recording import Recorder
-from .answers import ApiError
+from .answers import ApiError, Base64
 from .bodies import Bodies, Gone
 from .limits import Limits
 from .metrics import Metrics
@@ -34,6 +33,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _UPLOADS = 2  # that are taken apart at a time
 _TIDIED_S = 10.0
+_SIDES = ("height", "width")
+_MOST_PIXEL_BYTES, _MOST_FILE_BYTES = 4, 64 << 10  # of a file, in every format: noise grows a little
 
 
 def note(request: Request, **facts: Any) -> None:
@@ -107,7 +108,10 @@ class Desk:
     async def submit(self, request: Request, wish: Wish, client: str, user: str) -> Order:
         """Into the queue, or refused at once. Raises ApiError and what the engine raises."""
         if wish.link:
-            self.store.check()
+            height, width = (
+                wish.settings.get(name, own) for name, own in zip(_SIDES, self.own_size, strict=True)
+            )
+            self.store.check(wish.count * (height * width * _MOST_PIXEL_BYTES + _MOST_FILE_BYTES))
         recorder = Recorder() if wish.timeline else None
         settings = {**wish.settings, **({} if recorder is None else {"recorder": recorder})}
         ticket = await self.service.submit(
@@ -134,7 +138,11 @@ class Order:
     recorder: Recorder | None
 
     async def result(self) -> Result:
-        """The pictures; the request is cancelled where whoever waits here is. Raises ApiError, Gone."""
+        """The pictures; the request is cancelled where whoever waits here is.
+
+        Raises ApiError, Gone, and DriffusionError for what the client has no part in: its request was checked
+        before it was taken.
+        """
         work = asyncio.ensure_future(self.ticket.result())
         left = asyncio.ensure_future(gone(self.request.receive))
         try:
@@ -147,6 +155,10 @@ class Order:
                 504, str(error), "deadline_exceeded", param="deadline_ms",
                 headers={"x-should-retry": "false"},
             ) from error  # fmt: skip
+        except NonFiniteError:  # by its settings
+            raise
+        except (InputError, ModelError) as error:
+            raise DriffusionError(f"request {self.ticket.id} was taken and failed: {error}") from error
         finally:
             left.cancel()
             if not work.done():
@@ -184,12 +196,11 @@ class Order:
         return found
 
     async def data(self, result: Result) -> list[dict[str, Any]]:
-        """For each picture its entry in `data`. Raises ApiError where it cannot be kept."""
+        """For each picture its entry in `data`, for `json_parts`. Raises ApiError where it cannot be kept."""
         files = await asyncio.to_thread(self._encoded, result)
         seeds = [self.wish.seed + k for k in range(len(files))]
         if not self.wish.link:
-            texts = await asyncio.to_thread(lambda: [base64.b64encode(data).decode() for data in files])
-            return [{"b64_json": text, "seed": seed} for text, seed in zip(texts, seeds, strict=True)]
+            return [{"b64_json": Base64(one), "seed": seed} for one, seed in zip(files, seeds, strict=True)]
         kind, desk = self.wish.output_format, self.desk
         async with desk._storing:
             names = await asyncio.to_thread(desk.store.put, files, kind)

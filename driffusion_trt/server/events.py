@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import io
-import json
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .answers import ApiError, body_of, refusal
+from .answers import ApiError, Base64, Part, body_of, json_parts, refusal, send_parts
 from .desk import Order, gone
 from .service import Seen
 
@@ -36,14 +34,17 @@ def due(state: int, steps: int, wanted: int, shown: int) -> bool:
 
 
 class Events(Response):
-    """The stream of one order. A client that leaves cancels it; one that is slow misses previews."""
+    """The stream of one order. A client that leaves cancels it; one that is slow misses previews.
+
+    held: is closed at its end.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, order: Order, kind: str) -> None:
+    def __init__(self, order: Order, kind: str, held: contextlib.ExitStack) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._order, self._kind = order, kind
+        self._order, self._kind, self._held = order, kind, held
         self._shown = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,12 +67,13 @@ class Events(Response):
                 with contextlib.suppress(asyncio.CancelledError):
                     await work
             self._order.ticket.cancel()  # does nothing to one that is done
+            self._held.close()
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        async def told(text: str) -> None:
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        async def told(parts: list[Part]) -> None:
+            await send_parts(send, parts)
 
-        await told(f": accepted, {max(0, self._order.ticket.position - 1)} before it\n\n")
+        await told([f": accepted, {max(0, self._order.ticket.position - 1)} before it\n\n".encode()])
         try:
             async for seen in _patient(self._order.rounds(), told):
                 event = self._partial(seen)
@@ -104,7 +106,7 @@ class Events(Response):
         head = {**self._order.head(seen.preview), "output_format": "png"}
         return {
             "type": f"{self._kind}.partial_image",
-            "b64_json": base64.b64encode(file.getvalue()).decode(),
+            "b64_json": Base64(file.getvalue()),
             "partial_image_index": self._shown - 1,
             "created_at": int(time.time()),
             **head,
@@ -126,8 +128,8 @@ class Events(Response):
         }
 
 
-def _event(value: dict[str, Any]) -> str:
-    return f"event: {value['type']}\ndata: {json.dumps(value, allow_nan=False, separators=(',', ':'))}\n\n"
+def _event(value: dict[str, Any]) -> list[Part]:
+    return [f"event: {value['type']}\ndata: ".encode(), *json_parts(value), b"\n\n"]
 
 
 async def _patient(rounds: AsyncIterator[Seen], told: Any) -> AsyncIterator[Seen]:
@@ -137,7 +139,7 @@ async def _patient(rounds: AsyncIterator[Seen], told: Any) -> AsyncIterator[Seen
         following = asyncio.ensure_future(_next(each))
         try:
             while not (await asyncio.wait({following}, timeout=_KEPT_ALIVE_S))[0]:
-                await told(": waiting\n\n")
+                await told([b": waiting\n\n"])
         except asyncio.CancelledError:
             following.cancel()
             raise

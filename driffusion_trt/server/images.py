@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from .answers import ApiError, answer
-from .bodies import form_of, object_of
+from .answers import PIECE_BYTES, ApiError, Long
+from .bodies import Share, form_of, object_of
 from .desk import Desk
 from .events import Events
 from .fields import EDIT, GENERATION, Field, fields_of
-from .uploads import starting_picture
-from .wishes import Wish, check_size
+from .store import Stored
+from .uploads import kept_bytes, start_of
+from .wishes import Wish
 
 __all__ = ["Images"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
+Wished = Callable[[Request, Share], Awaitable[Wish]]
 
 
 class Images:
@@ -33,28 +37,11 @@ class Images:
 
     async def generations(self, request: Request) -> Response:
         """POST /v1/images/generations."""
-        self._desk.service.admit(*_client(request))
-        async with self._desk.bodies.read(request, "application/json") as body:
-            wish = self._wish(self._generation, object_of(body))
-        return await self._made(request, wish, "image_generation")
+        return await self._made(request, self._generation_of, "image_generation")
 
     async def edits(self, request: Request) -> Response:
         """POST /v1/images/edits: the form has the picture, and maybe a mask."""
-        desk, limits = self._desk, self._desk.limits
-        desk.service.admit(*_client(request))
-        if "vae_encoder" not in desk.service.pipe.folder.networks:
-            why = "this model has no encoder, which makes a start of a picture; see `edits` of /v1/models"
-            raise ApiError(400, why, "not_supported_by_model")
-        async with desk.bodies.read(request, "multipart/form-data") as body:
-            texts, files = await desk.apart(request, form_of, request.headers, body)
-            del body
-            image, mask = _uploads(files)
-            wish = self._wish(self._edit, _typed(self._edit, texts))
-            picture, anew = await desk.apart(request, starting_picture, image, mask, limits.upload_pixels)
-        if "height" not in wish.settings:  # then the picture's own size is taken
-            check_size(limits, *picture.size, wish.count, wish.output_format)
-        wish.settings.update({"image": picture} if anew is None else {"image": picture, "mask_image": anew})
-        return await self._made(request, wish, "image_edit")
+        return await self._made(request, self._edit_of, "image_edit")
 
     async def file(self, request: Request) -> Response:
         """GET /v1/images/files/{name}: a picture that was kept."""
@@ -62,21 +49,68 @@ class Images:
             found = await asyncio.to_thread(self._desk.store.get, request.path_params["name"])
         if found is None:
             raise ApiError(404, "there is no picture here, or no more", "not_found")
-        data, media = found
-        return Response(data, media_type=media, headers={"Cache-Control": "private, max-age=3600"})
+        return _File(found)
+
+    async def _made(self, request: Request, wished: Wished, kind: str) -> Response:
+        desk, client = self._desk, _client(request)
+        desk.service.admit(*client)
+        with contextlib.ExitStack() as held:
+            wish = await wished(request, held.enter_context(desk.bodies.share(client[0])))
+            order = await desk.submit(request, wish, *_client(request, wish.user))
+            for name in ("image", "mask_image"):
+                wish.settings.pop(name, None)  # the order has what it needs of them
+            if wish.stream:
+                return Events(order, kind, held.pop_all())
+            result = await order.result()
+        data = await order.data(result)
+        value = {"created": int(time.time()), "data": data, **order.head(result.images[0])}
+        return Long({**value, "details": order.details(result)}, _NO_STORE)
+
+    async def _generation_of(self, request: Request, share: Share) -> Wish:
+        body = await share.read(request, "application/json")
+        share.hold(0)
+        return self._wish(self._generation, object_of(body))
+
+    async def _edit_of(self, request: Request, share: Share) -> Wish:
+        """Of the upload no more is left after this than is counted."""
+        desk = self._desk
+        if "vae_encoder" not in desk.service.pipe.folder.networks:
+            why = "this model has no encoder, which makes a start of a picture; see `edits` of /v1/models"
+            raise ApiError(400, why, "not_supported_by_model")
+        body = await share.read(request, "multipart/form-data")
+        texts, files = await desk.apart(request, form_of, request.headers, body)
+        del body
+        image, mask = _uploads(files)
+        wish = self._wish(self._edit, _typed(self._edit, texts))
+        start = await desk.apart(request, start_of, desk.service.pipe.spec, desk.limits, wish, image, mask)
+        share.hold(kept_bytes(start))
+        wish.settings.update(start)
+        return wish
 
     def _wish(self, fields: Mapping[str, Any], given: Mapping[str, Any]) -> Wish:
         desk = self._desk
         return Wish.check(desk.service.pipe.spec, desk.own_size, desk.names, desk.limits, fields, given)
 
-    async def _made(self, request: Request, wish: Wish, kind: str) -> Response:
-        order = await self._desk.submit(request, wish, *_client(request, wish.user))
-        if wish.stream:
-            return Events(order, kind)
-        result = await order.result()
-        data = await order.data(result)
-        value = {"created": int(time.time()), "data": data, **order.head(result.images[0])}
-        return answer({**value, "details": order.details(result)}, headers=_NO_STORE)
+
+class _File(Response):
+    """A kept picture, read and sent in pieces."""
+
+    def __init__(self, found: Stored) -> None:
+        headers = {
+            "Content-Length": str(found.size_bytes),
+            "Cache-Control": f"private, max-age={max(0, int(found.left_s))}",
+        }
+        super().__init__(headers=headers, media_type=found.media)
+        self._file = found.file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file as file:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _typed(fields: Mapping[str, Field], texts: Mapping[str, str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class Limits:
     of a request together. steps: of the solver. body_bytes: of a body that is not an upload. upload_bytes: of
     the body of an upload. upload_pixels: of an uploaded picture, before it is decoded.
 
-    held_bytes: of all bodies together that are being read and decoded.
+    held_bytes: of all uploads together, while they are read and decoded and while their pictures wait.
 
     header_s: from a connection's start, or a request's first byte, to the end of the headers. body_s: from
     there to the end of the body. stall_s: a client is looked at so often that does not take what is sent to

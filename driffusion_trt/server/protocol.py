@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .limits import Limits
@@ -16,6 +16,7 @@ __all__ = ["timed_protocol"]
 
 
 _SENT_BYTES = 128 << 10  # of an answer that the kernel keeps until they are taken
+_AHEAD_BYTES = 64 << 10  # that may come of further requests while one is under way
 _SPARE = 32  # connections beyond the bound, on which questions about health are answered
 _SPARE_S = 1.0  # for which they stay
 
@@ -29,10 +30,15 @@ class _Timed(H11Protocol):
     stall_bytes: float
     refused: Callable[[], None]
     _headers: asyncio.TimerHandle | None = None
-    _stall: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None  # runs while the client is behind
+    _behind_s = 0.0  # for how long it was, since it was looked at last
+    _paused_s = 0.0  # when it was that it fell behind
+    _given = 0  # bytes of bodies, in all
+    _taken = 0  # of them, when the client was looked at last
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.app = self._counted(self.app)
         # Whatever is not taken at once is watched. What the kernel keeps is seen to move in thirds.
         transport.set_write_buffer_limits(high=0)
         kernel = transport.get_extra_info("socket")
@@ -55,14 +61,27 @@ class _Timed(H11Protocol):
         if not self._idle():
             self._headers = _cancel(self._headers)
 
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self._idle() or self.cycle.more_body:
+            return
+        # uvicorn stops reading where a further request begins, and would not see that its client leaves.
+        if len(self.conn.trailing_data[0]) > _AHEAD_BYTES:
+            self.transport.abort()
+        else:
+            self.flow.resume_reading()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stall is None:
-            self._watch_writing()
+            self._paused_s = self.loop.time()
+            self._stall = self.loop.call_later(max(0.0, self.stall_s - self._behind_s), self._look)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stall = _cancel(self._stall)
+        if self._stall is not None:
+            self._behind_s += self.loop.time() - self._paused_s
+            self._stall = _cancel(self._stall)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers, self._stall = _cancel(self._headers), _cancel(self._stall)
@@ -77,16 +96,26 @@ class _Timed(H11Protocol):
         if self._headers is None:
             self._headers = self.loop.call_later(self.header_s, self.transport.abort)
 
-    def _watch_writing(self) -> None:
-        left = self.transport.get_write_buffer_size()
+    def _look(self) -> None:
+        """Called once the client was behind for `stall_s` seconds in all."""
+        taken = self._given - self.transport.get_write_buffer_size()
+        if taken - self._taken < self.stall_bytes:
+            self.transport.abort()
+            return
+        self._taken, self._behind_s, self._paused_s = taken, 0.0, self.loop.time()
+        self._stall = self.loop.call_later(self.stall_s, self._look)
 
-        def look() -> None:
-            if left - self.transport.get_write_buffer_size() < min(left, self.stall_bytes):
-                self.transport.abort()
-            else:
-                self._watch_writing()
+    def _counted(self, app: ASGIApp) -> ASGIApp:
+        """The application; what it sends is counted once it is written, which waits for the client."""
 
-        self._stall = self.loop.call_later(self.stall_s, look)
+        async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+            async def told(message: Message) -> None:
+                await send(message)
+                self._given += len(message.get("body", b""))
+
+            await app(scope, receive, told)
+
+        return counting
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from .answers import ApiError
-from .store import MEDIA, Store
+from .store import MEDIA, Store, Stored
 
 __all__ = ["NoLinks", "SharedStore"]
 
@@ -24,17 +25,21 @@ class SharedStore(Store):
         super().__init__(most_bytes, keep_s, folder)
         self._shared = folder
 
-    def get(self, name: str) -> tuple[bytes, str] | None:
+    def get(self, name: str) -> Stored | None:
         found = super().get(name)
         if found is not None or _NAME.fullmatch(name) is None:
             return found
         for kind, media in MEDIA.items():
             path = self._shared / f"driffusion-{name}.{kind}"
             try:
-                if path.stat().st_mtime + self._keep_s > self._now():
-                    return path.read_bytes(), media
-            except OSError:  # not there, or gone since
+                file = open(path, "rb")  # noqa: SIM115
+            except OSError:  # not there
                 continue
+            status = os.fstat(file.fileno())
+            left_s = status.st_mtime + self._keep_s - self._now()
+            if left_s > 0:
+                return Stored(file, status.st_size, media, left_s)
+            file.close()
         return None
 
 
@@ -44,7 +49,7 @@ class NoLinks(Store):
     def __init__(self) -> None:
         super().__init__(1, 1.0)
 
-    def check(self) -> None:
+    def check(self, size_bytes: int) -> None:
         raise ApiError(
             400, "response_format url cannot be had here: the picture would lie in the memory of one "
             "replica, and its link may lead to another; take b64_json, or serve with --output-dir and a "
@@ -52,5 +57,5 @@ class NoLinks(Store):
         )  # fmt: skip
 
     def put(self, pictures: Sequence[bytes], kind: str) -> list[str]:
-        self.check()
+        self.check(0)
         return []

@@ -21,9 +21,10 @@ from .edge import ACCESS
 from .limits import Limits
 from .protocol import timed_protocol
 
-__all__ = ["LAST_WORDS_S", "bound", "configured", "logged", "serve"]
+__all__ = ["LAST_WORDS_S", "LOOP", "bound", "configured", "logged", "serve"]
 
 _log = logging.getLogger("driffusion_trt.server")
+LOOP = "asyncio"  # "auto" would take uvloop where something else happened to bring it
 LAST_WORDS_S = 10  # for answers that are made, to clients that read slowly
 
 
@@ -71,7 +72,7 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._app.draining:
+        if self._app.draining or self.should_exit:  # which the first one sets while the engine warms up
             os._exit(128 + sig)  # whatever hangs, and with it all that would wait for it
         if self._loop is None:
             self.should_exit = True
@@ -94,6 +95,7 @@ def configured(app: App, limits: Limits, proxies: Sequence[str] = ()) -> uvicorn
     """uvicorn's settings. proxies: addresses and networks whose X-Forwarded-For and -Proto are believed."""
     return uvicorn.Config(
         app,
+        loop=LOOP,
         http=timed_protocol(limits, app.metrics.connection_refused),
         ws="none",
         lifespan="on",

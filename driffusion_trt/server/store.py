@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -12,16 +13,27 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from .._errors import InputError
 from .answers import ApiError
 
-__all__ = ["MEDIA", "Store"]
+__all__ = ["MEDIA", "Store", "Stored"]
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _NAME = re.compile(r"driffusion-([0-9a-f]{32})\.(png|jpeg|webp)")
 _HALF_WRITTEN_S = 60.0  # after which whoever began to write a file is not there any more
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A picture that was found; who asked closes the file. media: its type. left_s: that it is kept on."""
+
+    file: BinaryIO
+    size_bytes: int
+    media: str
+    left_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +70,17 @@ class Store:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def check(self) -> None:
-        """Whether anything can be kept here; asked before any work. Raises ApiError where it cannot."""
+    def check(self, size_bytes: int) -> None:
+        """Whether pictures of at most so many bytes can be kept, before they are made.
+
+        Raises ApiError where they cannot.
+        """
+        if size_bytes > self._most:
+            raise ApiError(
+                507, f"pictures of up to {size_bytes} bytes do not fit in the {self._most} that are kept "
+                "here; take response_format b64_json, or fewer or smaller pictures", "store_full",
+                headers={"x-should-retry": "false"},
+            )  # fmt: skip
 
     def put(self, pictures: Sequence[bytes], kind: str) -> list[str]:
         """Ids of pictures of this kind, a key of `MEDIA`: all are kept, or none.
@@ -67,12 +88,7 @@ class Store:
         Raises ApiError where they do not fit, or the disk is full.
         """
         self.drop_old()
-        size = sum(map(len, pictures))
-        if size > self._most:
-            raise ApiError(
-                507, f"{size} bytes of pictures do not fit in the {self._most} that are kept here; take "
-                "response_format b64_json", "store_full", headers={"x-should-retry": "false"},
-            )  # fmt: skip
+        self.check(sum(map(len, pictures)))
         names: list[str] = []
         try:
             for data in pictures:
@@ -92,20 +108,22 @@ class Store:
             self._drop(next(iter(self._kept)))
         return names
 
-    def get(self, name: str) -> tuple[bytes, str] | None:
-        """A picture and its media type; None where there is none of this id, or no more."""
+    def get(self, name: str) -> Stored | None:
+        """A picture; None where there is none of this id, or no more."""
         self.drop_old()
         kept = self._kept.get(name)
         if kept is None:
             return None
-        data = kept.data
-        if data is None:
+        file: BinaryIO
+        if kept.data is not None:
+            file = io.BytesIO(kept.data)  # no copy, as long as nobody writes to it
+        else:
             try:
-                data = self._path(name, kept.kind).read_bytes()
+                file = open(self._path(name, kept.kind), "rb")  # noqa: SIM115
             except OSError:  # somebody tidied up
                 self._drop(name)
                 return None
-        return data, MEDIA[kept.kind]
+        return Stored(file, kept.size_bytes, MEDIA[kept.kind], kept.until - self._now())
 
     def _add(self, name: str, kind: str, data: bytes) -> None:
         if self._folder is not None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from .._source import fitted, resolved
+from ..models import ModelSpec
 from ..pictures import UNREADABLE
 from .answers import ApiError
 from .files import orientation_of, plain
+from .limits import Limits
+from .wishes import Wish, check_size
 
-__all__ = ["decoded", "starting_picture"]
+__all__ = ["decoded", "kept_bytes", "start_of", "starting_picture"]
 
 _Image = PngImageFile | JpegImageFile | WebPImageFile
 _OPENED: dict[str, type[_Image]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WEBP": WebPImageFile}
@@ -93,6 +98,26 @@ def starting_picture(
         why = "the mask has no transparent pixel; make transparent what is to be made anew"
         raise ApiError(400, why, "invalid_mask", param="mask")
     return picture.convert("RGB"), anew
+
+
+def start_of(spec: ModelSpec, limits: Limits, wish: Wish, image: bytes, mask: bytes | None) -> dict[str, Any]:
+    """Settings of a call that starts from an upload: picture and mask at the size that they are needed in.
+
+    Raises ApiError.
+    """
+    picture, anew = starting_picture(image, mask, limits.upload_pixels)
+    if "height" not in wish.settings:  # then the picture's own size is taken
+        check_size(limits, *picture.size, wish.count, wish.output_format)
+    given = {"image": picture} if anew is None else {"image": picture, "mask_image": anew}
+    sized = resolved(spec, {**wish.settings, **given})
+    height, width = sized["height"], sized["width"]
+    return {**fitted(given, (height, width)), "height": height, "width": width}
+
+
+def kept_bytes(settings: dict[str, Any]) -> int:
+    """Of the pictures in memory that `start_of` made: Pillow has four bytes for a pixel with colours."""
+    images = [*settings["image"], *settings.get("mask_image", ())]
+    return sum(one.width * one.height * (1 if one.mode == "L" else 4) for one in images)
 
 
 def _transparent(image: Image.Image) -> Image.Image | None:

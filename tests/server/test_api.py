@@ -558,22 +558,6 @@ def test_a_model_without_an_encoder_reads_no_picture(tmp_path: Path) -> None:
         )
 
 
-def test_bodies_have_a_bound_together(pipe: Pipeline) -> None:
-    with serving(pipe, limits=Limits(held_bytes=4000)) as service:
-        head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        bodies = service.bodies
-        with service.connect() as one, service.connect() as other:
-            for connection in (one, other):
-                connection.sendall(head + b"Content-Length: 3000\r\n\r\n" + b" " * 1900)
-            until(lambda: bodies.held_bytes == 3800)
-            answer = service.generate(user="u" * 200)
-            error(answer, 503, "busy")
-            assert answer.headers["Retry-After"] == "1"
-            assert service.generate().status == 200, "a small one has room"
-        until(lambda: bodies.held_bytes == 0)
-        assert service.generate(user="u" * 200).status == 200
-
-
 def test_an_upload_whose_client_left_is_not_taken_apart(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,7 +99,7 @@ def test_openai_edits(client: Any, service: Service) -> None:
     )
     assert picture(found.data[0].b64_json).size == (64, 64)
     asked = service.engine.asked[-1]
-    assert asked["strength"] == 0.5 and asked["mask_image"].getextrema() == (255, 255)
+    assert asked["strength"] == 0.5 and asked["mask_image"][0].getextrema() == (255, 255)
     with client.images.edit(
         prompt="a fox", image=[files["image"]], stream=True, partial_images=1, extra_body={"steps": 4}
     ) as stream:

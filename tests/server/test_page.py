@@ -149,6 +149,51 @@ def test_texts_are_never_markup(page: Any, service: Service) -> None:
     assert page.locator("#parallel .times b").count() == 0
 
 
+def test_all_that_is_to_say_of_a_prompt_is_said(page: Any) -> None:
+    page.fill("#prompt", "spotted " + 30 * "a red fox and a blue star ")
+    page.fill("#steps", "2")
+    page.uncheck("#both")
+    page.click("#make")
+    page.wait_for_selector("#parallel img.whole")
+    words = page.inner_text("#parallel .times")
+    assert "does not know 'spotted'" in words and "too long" in words
+
+
+def test_a_deadline_leaves_the_quality_to_it(page: Any, service: Service) -> None:
+    assert page.is_enabled("#quality")
+    page.fill("#deadline_ms", "50000")
+    assert page.is_disabled("#quality")
+    page.select_option("#mode", "aggressive")
+    page.select_option("#mode", "auto")
+    assert page.is_disabled("#quality")
+    page.fill("#deadline_ms", "")
+    assert page.is_enabled("#quality")
+
+
+def test_events_are_read_however_they_are_cut(page: Any) -> None:
+    """Of one byte, of all of them, and between the two line ends that end an event."""
+    found = page.evaluate(
+        r"""async () => {
+            const {events} = await import("/stream.js");
+            const text = ": waiting\n\nevent: a\ndata: {\"type\": \"a\", \"text\": \"ü\"}\n\n"
+                + "event: b\ndata: {\"type\": \"b\"}\n\n";
+            const bytes = new TextEncoder().encode(text), kept = window.fetch, found = [];
+            for (const size of [1, 2, 3, 7, bytes.length]) {
+                window.fetch = async () => new Response(new ReadableStream({start(to) {
+                    for (let at = 0; at < bytes.length; at += size) to.enqueue(bytes.slice(at, at + size));
+                    to.close();
+                }}));
+                const types = [];
+                for await (const event of events({}, "", null)) types.push(event.type + (event.text ?? ""));
+                found.push(types.join());
+            }
+            window.fetch = kept;
+            return found;
+        }"""
+    )
+    assert found == 5 * ["aü,b"]
+
+
 @pytest.mark.parametrize("width", [360, 1100])
 def test_it_fits_the_window(page: Any, width: int, tmp_path: Path) -> None:
     page.set_viewport_size({"width": width, "height": 800})

@@ -23,6 +23,8 @@ import tiny
 from httpd import DEADLINE_S, until
 
 from driffusion_trt.cli import main
+from driffusion_trt.commands._console import Console
+from driffusion_trt.commands._serving import _hosts
 
 COMMAND = [sys.executable, "-m", "driffusion_trt", "serve"]
 
@@ -149,7 +151,7 @@ class Process:
 
     @property
     def port(self) -> int:
-        found = (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in list(self.lines))
+        found = (re.search(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)/", line) for line in list(self.lines))
         return next((int(match[1]) for match in found if match), 0)
 
     def _ready(self) -> bool:
@@ -264,11 +266,73 @@ def test_without_keys_it_is_for_this_machine_s_own_pages(model: str) -> None:
 
     for words, expected in (
         ((), {"localhost": 200, "127.0.0.1:1": 200, "evil.net": 403, "pictures.net": 403}),
+        (("--host", "127.1"), {"localhost": 200, "127.0.0.1:1": 200, "127.1": 200, "evil.net": 403}),
+        (("--host", "LOCALHOST"), {"localhost": 200, "evil.net": 403}),
+        (("--host", "0.0.0.0"), {"localhost": 200, "evil.net": 200}),
         (("--allowed-host", "pictures.net"), {"localhost": 200, "evil.net": 403, "pictures.net": 200}),
         (("--api-key", "secret"), {"localhost": 200, "evil.net": 200}),
     ):
         with running("--model", model, "--devices", "1", *words) as service:
             assert {host: asked(service, host) for host in expected} == expected
+            warned = any("warning: whoever can reach 0.0.0.0" in line for line in service.lines)
+            assert warned == ("0.0.0.0" in words), "it is open to others"
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.0.2.1", False),
+        ("fe80::1%eth0", False),
+        ("::ffff:192.0.2.1", False),
+    ],
+)
+def test_what_it_listens_at_decides_who_may(
+    address: str, loopback: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _hosts("spelt", address, ("named",), False, Console())
+    assert found == (("localhost", "127.0.0.1", "::1", "spelt", address, "named") if loopback else ("named",))
+    assert ("asks for no key" in capsys.readouterr().err) != loopback
+    assert _hosts("spelt", address, (), True, Console()) == ()
+    assert capsys.readouterr().err == "", "with keys nothing is to say"
+
+
+def test_a_second_signal_ends_a_start_as_well(model: str) -> None:
+    """Of a model that takes long to warm up, or never does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WARMING, "--port", "0", "--model", model, "--devices", "1"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert any("warms up" in line for line in process.stderr)
+        os.kill(process.pid, signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(5) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+
+
+WARMING = """
+import sys, time
+from driffusion_trt.cli import main
+from driffusion_trt.server.orders import PipelineShop
+
+def opened(self):
+    print("it warms up", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+PipelineShop.open = opened
+sys.exit(main(["serve", *sys.argv[1:]]))
+"""
 
 
 # Lanes of this one hang in pictures with guidance, once it is ready.

@@ -15,7 +15,7 @@ function given() {
     const value = by(name).value.trim();
     if (value !== "") found[name] = kind(value);
   }
-  if (found.mode === "auto" && !found.deadline_ms) found.quality = by("quality").value;
+  if (!by("quality").disabled) found.quality = by("quality").value;
   const seed = by("seed").value.trim();
   found.seed = seed === "" ? crypto.getRandomValues(new Uint32Array(1))[0] : Number(seed);
   return found;
@@ -75,8 +75,8 @@ function list(place, details) {
     "lanes": `${details.lanes}`,
   };
   if (details.drift) rows.drift = details.drift[0].toPrecision(2);
-  for (const warning of details.warnings) rows.note = warning;
-  place.replaceChildren(...Object.entries(rows).flatMap(([name, text]) => {
+  const notes = details.warnings.map(warning => ["note", warning]);
+  place.replaceChildren(...[...Object.entries(rows), ...notes].flatMap(([name, text]) => {
     const term = document.createElement("dt"), value = document.createElement("dd");
     term.textContent = name;
     value.textContent = text;
@@ -170,5 +170,11 @@ async function about() {
 by("form").addEventListener("submit", run);
 by("stop").addEventListener("click", () => going?.abort());
 by("key").addEventListener("change", about);
-by("mode").addEventListener("change", () => { by("quality").disabled = by("mode").value !== "auto"; });
+/** With a deadline the quality is what there is time for. */
+function qualified() {
+  by("quality").disabled = by("mode").value !== "auto" || by("deadline_ms").value.trim() !== "";
+}
+
+for (const [id, kind] of [["mode", "change"], ["deadline_ms", "input"]]) by(id).addEventListener(kind, qualified);
+qualified();
 about();

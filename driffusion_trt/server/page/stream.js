@@ -8,12 +8,19 @@ export async function* events(fields, key, signal) {
   const answer = await fetch("v1/images/generations", {method: "POST", headers, body, signal});
   if (!answer.ok) throw await reason(answer);
   const reader = answer.body.getReader(), decoder = new TextDecoder();
-  let text = "";
+  let begun = [], last = ""; // what has come of an event, and its last character
   for (;;) {
     const {done, value} = await reader.read();
-    text += decoder.decode(value ?? new Uint8Array(), {stream: !done});
+    // Only what is new is looked at: a large picture comes in thousands of pieces.
+    const text = last + decoder.decode(value ?? new Uint8Array(), {stream: !done});
     const parts = text.split("\n\n");
-    text = parts.pop();
+    const rest = parts.pop();
+    if (parts.length) {
+      parts[0] = begun.join("") + parts[0];
+      begun = [];
+    }
+    begun.push(rest.slice(0, -1));
+    last = rest.slice(-1);
     for (const part of parts) {
       const data = part.split("\n").filter(line => line.startsWith("data: ")).map(line => line.slice(6)).join("\n");
       if (!data) continue; // a comment, so that the connection stays open

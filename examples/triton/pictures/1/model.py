@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 
 import numpy as np
@@ -17,6 +18,7 @@ import driffusion_trt as dt
 
 _LOOK_S = 0.05  # how often it is looked whether a client has left
 _DRAIN_S = 60.0
+_MOST_STEPS, _MOST_CHARACTERS = 100, 1000  # what one request may ask for
 
 
 class TritonPythonModel:
@@ -55,23 +57,31 @@ class TritonPythonModel:
     async def _answer(self, wanted: dict, sender) -> None:
         codes = pb_utils.TritonError
         try:
-            image = await self._picture(wanted, sender)
-            response = pb_utils.InferenceResponse([pb_utils.Tensor("IMAGE", image)])
-        except dt.InputError as error:
-            response = _failed(error, codes.INVALID_ARG)
+            try:
+                ticket = await self._ticket(wanted)
+            except dt.InputError as error:  # once it was taken its sender has no part in what fails
+                response = _failed(str(error), codes.INVALID_ARG)
+            else:
+                image = await self._picture(ticket, sender)
+                response = pb_utils.InferenceResponse([pb_utils.Tensor("IMAGE", image)])
         except dt.CancelledError as error:
-            response = _failed(error, codes.CANCELLED)
-        except (dt.RefusedError, dt.LaneError) as error:
-            response = _failed(error, codes.UNAVAILABLE)
-        except Exception as error:  # a request without an answer would wait for ever
-            response = _failed(error, codes.INTERNAL)
+            response = _failed(str(error), codes.CANCELLED)
+        except (dt.RefusedError, dt.NoDeviceError) as error:
+            response = _failed(str(error), codes.UNAVAILABLE)
+        except Exception:  # a request without an answer would wait for ever
+            logging.getLogger(__name__).exception("a request failed")
+            response = _failed("the picture could not be made; the log has the reason", codes.INTERNAL)
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    async def _picture(self, wanted: dict, sender) -> np.ndarray:
+    async def _ticket(self, wanted: dict):
         settings = {name: int(wanted[name]) for name in ("seed", "steps") if name in wanted}
         deadline = float(wanted["deadline_ms"]) if "deadline_ms" in wanted else None
         prompt = wanted["prompt"].decode("utf-8", "replace")
-        ticket = await self._engine.submit(prompt, deadline_ms=deadline, **settings)
+        if settings.get("steps", 0) > _MOST_STEPS or len(prompt) > _MOST_CHARACTERS:
+            raise dt.InputError(f"at most {_MOST_STEPS} steps, and {_MOST_CHARACTERS} characters of prompt")
+        return await self._engine.submit(prompt, deadline_ms=deadline, **settings)
+
+    async def _picture(self, ticket, sender) -> np.ndarray:
         result = asyncio.ensure_future(ticket.result())
         while not (await asyncio.wait([result], timeout=_LOOK_S))[0]:
             if sender.is_cancelled():
@@ -79,5 +89,5 @@ class TritonPythonModel:
         return np.asarray((await result).images[0].convert("RGB"))
 
 
-def _failed(error: Exception, code: int):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+def _failed(why: str, code: int):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(why, code))
