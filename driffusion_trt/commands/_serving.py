@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .._address import checked, is_remote, name_of
 from .._errors import InputError, MissingExtraError
 from ..engines.manifest import resolve_model
-from ..remote import here, is_remote, name_of
+from ..remote import here
 from ._console import Console
 from ._serving_ray import refuse_without_ray, serve_replicas
 
@@ -59,6 +60,7 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
 
     given = {field: getattr(args, name) for name, field in _LIMITS.items()}
     limits = Limits(**{field: value for field, value in given.items() if value is not None})
+    _check_models(args)
     keys, url, proxies = Keys(_keys(args)), _url(args.public_url), _proxies(args)
     options = Options(_names(args), limits, keys, _origins(args), _hosts(args, bool(keys)), url)
     drain_s = args.drain_timeout
@@ -82,6 +84,19 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
         shown = f"[{host}]" if ":" in host else host
         console.note(f"{options.names[0]} on {engine.pipe.where}: http://{shown}:{port}/")
         serve(make_app(engine, options, store, metrics), listener, limits, drain_s, proxies)
+
+
+def _check_models(args: argparse.Namespace) -> None:
+    """Raises InputError for addresses with secrets, and where the one of the model in fp32 is missing."""
+    for model in (args.model, args.fp32_model):
+        if model is not None and is_remote(model):
+            checked(model)
+    remote = args.model is not None and is_remote(args.model)
+    if remote and args.nan_policy == "retry-fp32" and args.fp32_model is None:
+        raise InputError(
+            "--nan-policy retry-fp32 needs --fp32-model where --model is an address; give it the address or "
+            "folder of the same model in fp32"
+        )
 
 
 def _here(args: argparse.Namespace, console: Console) -> dict[str, Any]:

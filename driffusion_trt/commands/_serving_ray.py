@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._address import is_remote
 from .._errors import InputError, MissingExtraError
-from ..remote import is_remote
 from ._console import Console
 from ._options import DEMOS, number, option, whole
 
