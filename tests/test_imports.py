@@ -118,6 +118,7 @@ PLACES: dict[str, set[str]] = {
     "_storage": {"aiohttp", "fsspec"},
     "server.ray_app": {"ray"},
     "server.ray_cluster": {"ray"},
+    "server.ray_connection": {"ray"},
     "server.ray_scale": {"ray"},
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import re
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -67,15 +66,13 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
     if drain_s is not None and not drain_s > 0:
         raise InputError(f"--drain-timeout must be above 0, not {drain_s:g}; leave it out to wait for all")
     if args.ray:
-        serve_replicas(args, options, _how(args), drain_s, console)
+        serve_replicas(args, options, _how(args), proxies, drain_s, console)
         return
     refuse_without_ray(args)
     folder = None if args.output_dir is None else Path(args.output_dir)
     store = Store(limits.stored_bytes, limits.stored_s, folder)
     with bound(args.host or "127.0.0.1", 8000 if args.port is None else args.port) as listener:
-        logged()
-        if args.quiet:
-            logging.getLogger("driffusion_trt").setLevel(logging.WARNING)
+        logged(args.quiet)
         from ..server.engine import Engine
 
         metrics = Metrics()
