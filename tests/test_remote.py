@@ -313,7 +313,7 @@ class Web(SimpleHTTPRequestHandler):
 def web(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Web, "lists", True)
     shutil.copytree(built, tmp_path / "web" / "tiny")
-    (tmp_path / "web" / "tiny" / "plans" / "sm89" / "a+b c.plan").write_bytes(b"odd")
+    (tmp_path / "web" / "tiny" / "plans" / "sm89" / "a+b #%41?.plan").write_bytes(b"odd")
     handler = functools.partial(Web, directory=str(tmp_path / "web"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)

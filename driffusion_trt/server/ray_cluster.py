@@ -41,7 +41,8 @@ def serve_on_ray(recipe: Recipe, scale: Scale, drain_s: float | None, say: Say, 
     with quiet(verbose), connected(scale.address, scale.trusted, verbose) as ended:
         _check_room(scale)
         recipe = replace(recipe, how={**recipe.how, "devices": scale.devices})
-        with _said_late(f"the model waits for a node with {_room(scale)} that nothing else has", say) as came:
+        late = f"the model is on no node yet: it waits for {_room(scale)} that nothing else has, or for Ray"
+        with _said_late(late, say) as came:
             facts = _tried(recipe, scale, say, came)
         target = scale.target or target_of(facts)
         rate = f"about {facts.per_second:.2f} pictures a second"

@@ -414,6 +414,17 @@ def test_the_end_answers_what_was_accepted(cluster: Cluster, service: Process) -
     assert noise == [] or all("file://" in line for line in noise), noise
 
 
+def test_a_second_signal_leaves_nothing_on_the_cluster(cluster: Cluster) -> None:
+    """Though a request is under way."""
+    with running(cluster, "--replicas", "1") as service, ThreadPoolExecutor(1) as client:
+        client.submit(service.generate, 1, steps=200, n=4)
+        until(lambda: _of_replicas(service, "running") == [1])
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: service.said("no more requests are taken"))
+        assert service.end() == 128 + signal.SIGTERM
+    until(lambda: not any("Serve" in one.cmdline()[0] for one in cluster.processes()))
+
+
 def test_the_load_decides_how_many_there_are(cluster: Cluster) -> None:
     words = (
         "--replicas",
