@@ -96,8 +96,14 @@ class Cluster:
                     found.append(one)
         return found
 
-    def replicas(self) -> list[psutil.Process]:
-        return [one for one in self.processes() if one.cmdline()[0].startswith("ray::ServeReplica")]
+    def called(self, title: str) -> list[psutil.Process]:
+        """Those whose titles, which Ray gives to its workers, begin so."""
+        found = []
+        for one in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if " ".join(one.cmdline()).startswith(title):
+                    found.append(one)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +428,7 @@ def test_a_second_signal_leaves_nothing_on_the_cluster(cluster: Cluster) -> None
         service.process.send_signal(signal.SIGTERM)
         until(lambda: service.said("no more requests are taken"))
         assert service.end() == 128 + signal.SIGTERM
-    until(lambda: not any("Serve" in one.cmdline()[0] for one in cluster.processes()))
+    until(lambda: cluster.called("ray::Serve") == [])
 
 
 def test_the_load_decides_how_many_there_are(cluster: Cluster) -> None:
@@ -445,7 +451,7 @@ def test_the_load_decides_how_many_there_are(cluster: Cluster) -> None:
 def test_without_a_replica_requests_wait_for_one(cluster: Cluster) -> None:
     """Up to --queue of them; more are told to come later."""
     with running(cluster, "--replicas", "1", "--queue", "2") as service:
-        (replica,) = cluster.replicas()
+        (replica,) = cluster.called("ray::ServeReplica")
         replica.kill()
         until(lambda: "running" not in service.lines[-1])  # all have heard of it then
         with ThreadPoolExecutor(8) as clients:
