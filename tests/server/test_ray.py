@@ -52,6 +52,7 @@ class Cluster:
         from ray.cluster_utils import Cluster as Inside
 
         self.folder, self.inside = folder, Inside()
+        Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray notes the head, whatever folder it has
         self.other: Any = None
         self.serving: Process | None = None
         self._start(temp_dir=str(folder), include_dashboard=False)
