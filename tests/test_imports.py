@@ -74,13 +74,15 @@ ROOMS: dict[str, set[str]] = {
         PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "_precision", "planning", "previews"}
     ),
     "baselines": RUNTIME | {"runtime"},
-    "remote": ENGINES | {"engines", "_cache"},
-    "server": PIPELINE | {"pipeline", "remote"},
+    "_address": {"_errors"},
+    "_storage": {"_errors", "_manifest", "_address"},
+    "remote": ENGINES | {"engines", "_cache", "_address", "_storage"},
+    "server": PIPELINE | {"pipeline", "_address", "remote"},
     "evaluation": PIPELINE | {"pipeline", "scenes", "_machine", "_tables"},
     "benchmark": PIPELINE | {"pipeline", "_machine", "_tables", "_foreign"},
     "commands": PIPELINE
     | {"pipeline", "_expected", "_kept_costs", "_calibrate", "server", "evaluation", "export", "remote"}
-    | {"_machine", "benchmark"},
+    | {"_address", "_machine", "benchmark"},
     "cli": {"_errors", "commands"},
     "__main__": {"cli"},
 }
@@ -113,8 +115,10 @@ PLACES: dict[str, set[str]] = {
     "runtime._driver": {"cuda"},
     "server": {"prometheus_client", "python_multipart", "starlette", "uvicorn"},
     "remote": {"fsspec"},
+    "_storage": {"aiohttp", "fsspec"},
     "server.ray_app": {"ray"},
     "server.ray_cluster": {"ray"},
+    "server.ray_connection": {"ray"},
     "server.ray_scale": {"ray"},
 }
 

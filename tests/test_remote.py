@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 import tiny
 from fsspec.implementations.memory import MemoryFileSystem
 
-from driffusion_trt import remote
+from driffusion_trt import _address, _storage, remote
 from driffusion_trt._errors import InputError, MissingExtraError, ModelError
 from driffusion_trt.engines.manifest import ModelFolder
 
@@ -197,31 +199,165 @@ def test_what_cannot_be_had_says_why(
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    "url",
     [
-        ("s3://key:secret@bucket/sdxl", "s3://bucket/sdxl"),
-        ("https://host/sdxl?X-Amz-Signature=secret", "https://host/sdxl"),
-        ("https://host/sdxl?a/b@secret#c", "https://host/sdxl"),
+        "s3://key:secret@bucket/sdxl",
+        "s3://secret@bucket/sdxl",
+        "s3://key:se/cret@bucket/sdxl",
+        "s3://key:1/secret@bucket/sdxl",
+        "s3://key:se::cret@bucket/sdxl",
+        "s3://secret:key/sdxl",
+        "s3://u:secret@[bad",
+        "s3://[secret",
+        "sftp://user:secret@host/sdxl",
+        "https://secret@host/sdxl",
+        "https://host/sdxl?X-Amz-Signature=secret",
+        "https://host/sdxl#secret",
+        "zip://sdxl::s3://key:secret@bucket/x.zip",
+        "simplecache::zip://sdxl::s3://key:se/cret@bucket/x.zip",
     ],
 )
-def test_addresses_are_shown_without_secrets(url: str, told: str) -> None:
-    assert remote.shown(url) == told
-    assert remote.name_of(url) == "sdxl"
+def test_addresses_with_secrets_are_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
+    for refused in (_address.checked, _address.name_of, lambda url: remote.fetched(url, into=tmp_path)):
+        with pytest.raises(InputError, match=r"^the address \w+(::zip)?://\.\.\. ") as caught:
+            refused(url)
+        assert "cret" not in str(caught.value) and "bucket" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("s3://bucket/models/sdxl/", "sdxl"),
+        ("s3://bucket/sdxl@v2", "sdxl@v2"),
+        ("abfs://container@account.dfs.core.windows.net/sdxl", "sdxl"),
+        ("sftp://user@host:22/models/sdxl", "sdxl"),
+        ("https://host:8000/sdxl", "sdxl"),
+        ("zip://models/sdxl::s3://bucket/x.zip", "sdxl"),
+        ("zip://::s3://bucket/x.zip", "x.zip"),
+        ("simplecache::s3://bucket/sdxl", "sdxl"),
+        ("file:///C:/models/sdxl", "sdxl"),
+        ("memory://", "model"),
+    ],
+)
+def test_other_addresses_pass_and_name_the_model(url: str, name: str) -> None:
+    assert _address.checked(url) == url and _address.name_of(url) == name
+
+
+def test_a_folder_in_an_archive_works_like_any_other(built: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "x"), "zip", built.parent, built.name)
+    folder = remote.fetched(f"zip://{built.name}::file://{archive}", into=tmp_path / "kept")
+    assert folder.name.startswith("tiny-")
+    assert (folder / "plans/sm89/denoiser-1.plan").read_bytes() == b"plan"
+    ModelFolder.open(folder, verify=True)
 
 
 def test_errors_of_storage_tell_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    url = "memory://key:secret@bucket/sdxl?signature=hidden"
-
     def refuse(self: Any, path: str, *_: Any, **__: Any) -> bytes:
-        raise PermissionError(f"key with secret may not read {url}")
+        raise PermissionError("not at https://key:hidden@host/x?sig=hidden%2Fb+c= nor 'x/y?t=hidden'")
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
     with pytest.raises(ModelError) as caught:
-        remote.fetched(url, into=tmp_path)
-    assert "secret" not in str(caught.value) and "hidden" not in str(caught.value)
-    assert caught.value.__cause__ is None and "PermissionError" in str(caught.value)
+        remote.fetched(URL, into=tmp_path)
+    assert "hidden" not in str(caught.value) and f"{URL} cannot be read" in str(caught.value)
+    assert caught.value.__cause__ is None and "PermissionError: not at https://host/x" in str(caught.value)
+
+
+def test_a_content_that_was_settled_needs_no_storage_and_no_other_is_taken(
+    stored: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As replicas of one service have it, that begin at different times on different machines."""
+    folder = remote.fetched(URL, into=tmp_path / "one")
+    digest = remote.digest_of(folder)
+    assert remote.fetched(URL, into=tmp_path / "other", digest=digest).name == folder.name
+    stored.pipe("/bucket/models/tiny/plans/sm89/denoiser-1.json", b"{}")
+    with pytest.raises(ModelError, match="has another content than when the service began"):
+        remote.fetched(URL, into=tmp_path / "third", digest=digest)
+    assert not (tmp_path / "third").exists()
+
+    def away(self: Any, path: str, *_: Any, **__: Any) -> bytes:
+        raise ConnectionError("the storage is away")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", away)
+    assert remote.fetched(URL, into=tmp_path / "one", digest=digest) == folder
+    with pytest.raises(ModelError, match="the storage is away"):
+        remote.fetched(URL, into=tmp_path / "one")
+
+
+class Web(SimpleHTTPRequestHandler):
+    """A plain web server. /moved leads on to a signed address, as stores of files have them."""
+
+    lists = True
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", "/signed/x?sv=1&sig=SECRET%2Fabc%2Bd%3D%20e")
+            self.end_headers()
+        elif self.path.startswith("/signed/"):
+            self.send_error(403)
+        else:
+            super().do_GET()
+
+    def list_directory(self, path: Any) -> Any:
+        if not self.lists:
+            self.send_error(403)
+            return None
+        return super().list_directory(path)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def web(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Web, "lists", True)
+    shutil.copytree(built, tmp_path / "web" / "tiny")
+    (tmp_path / "web" / "tiny" / "plans" / "sm89" / "a+b #%41?.plan").write_bytes(b"odd")
+    handler = functools.partial(Web, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_works_like_any_other(web: str, tmp_path: Path) -> None:
+    """One that lists its folders."""
+    folder = remote.fetched(f"{web}/tiny", into=tmp_path / "kept")
+    expected = content(tmp_path / "web" / "tiny")
+    del expected["plans/sm89/denoiser-2.plan.partial"]
+    assert content(folder) == expected
+    ModelFolder.open(folder, verify=True)
+    (tmp_path / "web" / "tiny" / "calibration.json").write_text("{}")
+    assert (remote.fetched(f"{web}/tiny", into=tmp_path / "kept") / "calibration.json").read_text() == "{}"
+
+
+def test_without_a_listing_there_are_no_plans(
+    web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Web, "lists", False)
+    folder = remote.fetched(f"{web}/tiny", into=tmp_path / "kept")
+    assert not (folder / "plans").exists()
+    ModelFolder.open(folder, verify=True)
+
+
+def test_a_web_server_that_leads_on_to_a_signed_address_tells_no_signature(web: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"{web}/moved/tiny cannot be read .*403") as caught:
+        remote.fetched(f"{web}/moved/tiny", into=tmp_path)
+    assert not any(part in str(caught.value) for part in ("SECRET", "abc", "sig=", "%2"))
+
+
+def test_large_files_of_web_servers_may_take_their_time() -> None:
+    """aiohttp's own limit is five minutes for a whole file."""
+    how = _storage._patient("zip://x::https://host/x.zip")
+    assert list(how) == ["https"]
+    limits = how["https"]["client_kwargs"]["timeout"]
+    assert limits.total is None and limits.sock_read == 60.0
+    assert _storage._patient("s3://bucket/x") == {}
 
 
 @pytest.mark.parametrize("name", ["demo", "./s3", "/models/sdxl", "C:/models", "models:x", "C://x"])
 def test_folders_are_no_addresses(name: str) -> None:
-    assert not remote.is_remote(name)
+    assert not _address.is_remote(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import re
 import socket
 from dataclasses import replace
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .._address import checked, is_remote, name_of
 from .._errors import InputError, MissingExtraError
 from ..engines.manifest import resolve_model
-from ..remote import here, is_remote, name_of
+from ..remote import here
 from ._console import Console
 from ._serving_ray import refuse_without_ray, serve_replicas
 
@@ -61,6 +61,7 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
 
     given = {field: getattr(args, name) for name, field in _LIMITS.items()}
     limits = Limits(**{field: value for field, value in given.items() if value is not None})
+    _check_models(args)
     keys, url, proxies = Keys(_keys(args)), _url(args.public_url), _proxies(args)
     own, named = args.host or "127.0.0.1", _allowed(args)
     options = Options(_names(args), limits, keys, _origins(args), public_url=url)
@@ -69,7 +70,7 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
         raise InputError(f"--drain-timeout must be above 0, not {drain_s:g}; leave it out to wait for all")
     if args.ray:
         hosts = _hosts(own, _address_of(own), named, bool(keys), console)
-        serve_replicas(args, replace(options, hosts=hosts), _how(args), drain_s, console)
+        serve_replicas(args, replace(options, hosts=hosts), _how(args), proxies, drain_s, console)
         return
     refuse_without_ray(args)
     folder = None if args.output_dir is None else Path(args.output_dir)
@@ -77,9 +78,7 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
     with bound(own, 8000 if args.port is None else args.port) as listener:
         host, port = listener.getsockname()[:2]
         options = replace(options, hosts=_hosts(own, host, named, bool(keys), console))
-        logged()
-        if args.quiet:
-            logging.getLogger("driffusion_trt").setLevel(logging.WARNING)
+        logged(args.quiet)
         from ..server.engine import Engine
 
         metrics = Metrics()
@@ -87,6 +86,19 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
         shown = f"[{host}]" if ":" in host else host
         console.note(f"{options.names[0]} on {engine.pipe.where}: http://{shown}:{port}/")
         serve(make_app(engine, options, store, metrics), listener, limits, drain_s, proxies)
+
+
+def _check_models(args: argparse.Namespace) -> None:
+    """Raises InputError for addresses with secrets, and where the one of the model in fp32 is missing."""
+    for model in (args.model, args.fp32_model):
+        if model is not None and is_remote(model):
+            checked(model)
+    remote = args.model is not None and is_remote(args.model)
+    if remote and args.nan_policy == "retry-fp32" and args.fp32_model is None:
+        raise InputError(
+            "--nan-policy retry-fp32 needs --fp32-model where --model is an address; give it the address or "
+            "folder of the same model in fp32"
+        )
 
 
 def _here(args: argparse.Namespace, console: Console) -> dict[str, Any]:

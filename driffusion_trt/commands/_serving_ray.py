@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._address import is_remote
 from .._errors import InputError, MissingExtraError
-from ..remote import is_remote
 from ._console import Console
 from ._options import DEMOS, number, option, whole
 
@@ -28,13 +29,13 @@ _OWN = {
     "scale_down_after": "--scale-down-after",
     "proxies": "--proxies",
 }
+_HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _NOT_THERE = {
     "devices": "--devices is of one process; say --gpus-per-replica or --cpus-per-replica",
     "header_timeout": "--header-timeout is of our own listener, and with --ray Ray's listens",
     "stall_timeout": "--stall-timeout is of our own listener, and with --ray Ray's listens",
     "max_connections": "--max-connections is of our own listener, and with --ray Ray's listens",
     "read_rate": "--read-rate is of our own listener, and with --ray Ray's listens",
-    "trusted_proxy": "--trusted-proxy is of our own listener, and with --ray Ray's listens",
 }
 
 
@@ -70,7 +71,7 @@ def refuse_without_ray(args: argparse.Namespace) -> None:
             raise InputError(f"{spelt} is for replicas on a cluster; add --ray")
 
 
-def scale_of(args: argparse.Namespace) -> Scale:
+def scale_of(args: argparse.Namespace, proxies: Sequence[str] = ()) -> Scale:
     """Raises InputError for what cannot be, and MissingExtraError where Ray is not installed."""
     for name, why in _NOT_THERE.items():
         if getattr(args, name, None) is not None:
@@ -86,7 +87,13 @@ def scale_of(args: argparse.Namespace) -> Scale:
         "up_s": _above(args.scale_up_after, 0.0, "--scale-up-after"),
         "down_s": _above(args.scale_down_after, 0.0, "--scale-down-after"),
         "proxies": args.proxies,
+        "trusted": tuple(proxies),
     }
+    if os.environ.get(_HA_PROXY) == "1":
+        raise InputError(
+            f"{_HA_PROXY}=1 is set, and this service is for Ray Serve's own proxy, which answers for "
+            "replicas that are lost; unset it"
+        )
     if found["proxies"] not in (None, "head", "every"):
         raise InputError(f"--proxies is head or every, not {found['proxies']!r}")
     for name in ("ray", "fsspec"):
@@ -101,18 +108,19 @@ def serve_replicas(
     args: argparse.Namespace,
     options: Options,
     how: Mapping[str, Any],
+    proxies: Sequence[str],
     drain_s: float | None,
     console: Console,
 ) -> None:
     """Serve on a cluster until a signal comes. Raises as `serve_on_ray` does."""
-    scale = scale_of(args)
+    scale = scale_of(args, proxies)
     from ..server.ray_app import Recipe
     from ..server.ray_cluster import serve_on_ray
 
     if args.fp32_model is not None:
         how = {**how, "fp32_model": _everywhere(args.fp32_model)}
     output = None if args.output_dir is None else str(Path(args.output_dir).resolve())
-    recipe = Recipe(_everywhere(args.model or "demo"), options, how, output)
+    recipe = Recipe(_everywhere(args.model or "demo"), options, how, output, args.quiet)
     serve_on_ray(recipe, scale, drain_s, console.note, args.verbose)
 
 

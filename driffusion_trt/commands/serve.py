@@ -58,7 +58,12 @@ def _what(group: argparse._ArgumentGroup) -> None:
         names=("elastic", "all", "one"),
     )
     option(group, "--nan-policy", "NAME", f"{' or '.join(NAN_POLICIES)} (default: error)", names=NAN_POLICIES)
-    option(group, "--fp32-model", "DIR", "for retry-fp32 (default: the model's folder with -fp32 after it)")
+    option(
+        group,
+        "--fp32-model",
+        "DIR",
+        "for retry-fp32 (default: the model's folder with -fp32 after it; of an address none)",
+    )
     group.add_argument("--no-cuda-graphs", action="store_true", help="launch kernels and engines one by one")
     group.add_argument("--no-peer-copies", action="store_true", help="copy from GPU to GPU through the host")
 
@@ -105,7 +110,11 @@ def _others(group: argparse._ArgumentGroup) -> None:
     option(group, "--read-rate", "N", "bytes a second that it must have read (default: 8192)", type=number)
     option(group, "--hang-timeout", "S", "after which a request may hang (default: 30)", type=number)
     option(
-        group, "--drain-timeout", "S", "after SIGTERM for what was accepted (default: no end)", type=number
+        group,
+        "--drain-timeout",
+        "S",
+        "after SIGTERM for what was accepted (default: no end; with --ray 120)",
+        type=number,
     )
     option(group, "--output-dir", "DIR", "keep pictures behind links there (default: in memory)")
     option(

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import queue
 import secrets
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
+from .._address import is_remote
 from .._errors import DriffusionError, InputError, LaneError
-from ..remote import here, shown
+from ..remote import digest_of, fetched, here
 from .app import App, Options, make_app
 from .engine import Engine, Status
 from .ray_front import REPLICA
@@ -37,15 +39,18 @@ class Recipe:
     """What a replica is made of; it travels to every node, so it holds no key, but digests.
 
     model: as `Pipeline.load` takes it, or an address of storage. how: further arguments of `Engine.load`.
-    output_dir: a folder that all replicas read and write, for pictures behind links. board: the actor that
-    replicas exchange metrics by.
+    output_dir: a folder that all replicas read and write, for pictures behind links. quiet: log requests and
+    failures only. board: the actor that replicas exchange metrics by. digests: by address, of the content
+    that replicas have to find there.
     """
 
     model: str
     options: Options
     how: Mapping[str, Any] = field(default_factory=dict)
     output_dir: str | None = None
+    quiet: bool = False
     board: Any = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def store(self) -> SharedStore | NoLinks:
         """Raises InputError where the folder cannot be written to on this node."""
@@ -54,12 +59,23 @@ class Recipe:
         limits = self.options.limits
         return SharedStore(limits.stored_bytes, limits.stored_s, Path(self.output_dir))
 
+    def settled(self, told: Any = None) -> Recipe:
+        """The same, for what lies at its addresses now; it is fetched. Raises as `fetched` does."""
+        named = [
+            one for one in (self.model, self.how.get("fp32_model")) if one is not None and is_remote(one)
+        ]
+        return replace(self, digests={one: digest_of(fetched(one, told)) for one in named})
+
     def engine(self, metrics: ReplicaMetrics | None = None, told: Any = None) -> Engine:
         """Fetch the model where it is elsewhere, and load it. Raises as `fetched` and `Engine.load` do."""
+
+        def found(model: str) -> str | Path:
+            return here(model, told, self.digests.get(model))
+
         how = dict(self.how)
         if "fp32_model" in how:
-            how["fp32_model"] = here(how["fp32_model"], told)
-        return Engine.load(here(self.model, told), observer=metrics, **how)
+            how["fp32_model"] = found(how["fp32_model"])
+        return Engine.load(found(self.model), observer=metrics, **how)
 
 
 class ReplicaApp:
@@ -81,14 +97,17 @@ class ReplicaApp:
             await self._app(scope, receive, send)
 
     def check_health(self) -> None:
-        """Raises LaneError where no device is left; Ray then puts another replica in its place."""
+        """Raises LaneError where no more requests are taken; Ray then puts another replica in its place."""
         status = self._app.service.status() if self._app is not None else None
-        if isinstance(status, Status) and not status.ready and not status.draining:
-            raise LaneError(f"no device is left: {status.lanes_failed} failed")
+        if not isinstance(status, Status) or status.ready or status.draining:
+            return
+        if status.hanging:
+            raise LaneError(f"no more requests are taken: {status.hanging} of them do not end")
+        raise LaneError(f"no device is left: {status.lanes_failed} failed")
 
     def _made(self) -> App:
-        logged()
         recipe, name = self._recipe, _own_name()
+        logged(recipe.quiet)
         self._name = name.encode()
         metrics = ReplicaMetrics(name)
         told = _Told(recipe.model)
@@ -145,7 +164,7 @@ class _Told:
     """Says in the log how far a model is fetched, at every tenth."""
 
     def __init__(self, model: str) -> None:
-        self._model, self._said = shown(model), -1
+        self._model, self._said = model, -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
         tenth = 10 * done // max(1, total)
@@ -156,12 +175,13 @@ class _Told:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a trial found: the devices of one replica in words, and what they can do."""
+    """What a trial found: the devices of one replica in words, what they can do, and which model."""
 
     where: str
     lanes: int
     per_second: float
     expected_ms: float
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,13 +193,14 @@ class Failed:
 
 
 def tried(recipe: Recipe) -> Iterator[str | Facts | Failed]:
-    """Load and measure once, as a replica will: how far the model is fetched, then facts or a failure."""
+    """Load and measure once, as a replica will: where, how far it is fetched, then facts or a failure."""
     said: queue.SimpleQueue[str | Facts | Failed] = queue.SimpleQueue()
 
     def told(done: int, total: int, name: str) -> None:
-        said.put(f"{shown(recipe.model)}: {done / 1e9:.2f} of {total / 1e9:.2f} GB are on the first node")
+        said.put(f"{recipe.model}: {done / 1e9:.2f} of {total / 1e9:.2f} GB are on the first node")
 
     def work() -> None:
+        said.put(f"the model is tried on {socket.gethostname()}")
         try:
             said.put(asyncio.run(_facts(recipe, told)))
         except Exception as error:
@@ -196,7 +217,8 @@ def tried(recipe: Recipe) -> Iterator[str | Facts | Failed]:
 
 async def _facts(recipe: Recipe, told: Any) -> Facts:
     recipe.store()
-    engine = await asyncio.to_thread(recipe.engine, None, told)
+    recipe = await asyncio.to_thread(recipe.settled, told)
+    engine = await asyncio.to_thread(recipe.engine)
     async with engine:
         now = engine.status()
-        return Facts(engine.pipe.where, now.lanes, now.per_second, now.expected_ms)
+        return Facts(engine.pipe.where, now.lanes, now.per_second, now.expected_ms, recipe.digests)

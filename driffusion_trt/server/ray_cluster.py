@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,28 +15,18 @@ from ray import serve
 
 from .._errors import DriffusionError, InputError
 from .ray_app import Facts, Failed, Recipe, tried
+from .ray_connection import APP, connected, quiet
 from .ray_metrics import Board
 from .ray_scale import DEPLOYMENT, DRAIN_S, Scale, deployment_of, target_of
 
-__all__ = ["APP", "serve_on_ray"]
+__all__ = ["serve_on_ray"]
 
-APP = "driffusion-trt"
 _log = logging.getLogger("driffusion_trt.server")
-_CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")  # the name and namespace that Ray Serve gives it
 _PROXIES = {"head": "HeadOnly", "every": "EveryNode"}
-_OF_PROXIES = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "driffusion_trt.server.ray_front.middlewares",
-    # Else a proxy gives all to the replicas of its own node or zone, as long as they take it.
-    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
-    "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0",
-}
+_WAITED_S = 10.0  # for room on a node, after which it is said
 _LOOK_S = 1.0
 _MOST_SILENT = 60  # looks
 _LAST_WORDS_S = 2.0  # for answers that proxies still send
-
-# Published without types.
-_serve_down: Any = serve.shutdown
-_ray_down: Any = ray.shutdown
 
 Say = Callable[[str], None]
 
@@ -50,11 +38,12 @@ def serve_on_ray(recipe: Recipe, scale: Scale, drain_s: float | None, say: Say, 
         InputError: the cluster has no room for a replica, or serves something already.
         DriffusionError: there is no such cluster, or the model cannot be served on it.
     """
-    with _quiet(verbose), _connected(scale.address, verbose):
+    with quiet(verbose), connected(scale.address, scale.trusted, verbose) as ended:
         _check_room(scale)
         recipe = replace(recipe, how={**recipe.how, "devices": scale.devices})
-        say("the model is tried on one node")
-        facts = _tried(recipe, scale, say)
+        late = f"the model is on no node yet: it waits for {_room(scale)} that nothing else has, or for Ray"
+        with _said_late(late, say) as came:
+            facts = _tried(recipe, scale, say, came)
         target = scale.target or target_of(facts)
         rate = f"about {facts.per_second:.2f} pictures a second"
         more = (
@@ -64,74 +53,12 @@ def serve_on_ray(recipe: Recipe, scale: Scale, drain_s: float | None, say: Say, 
         )
         say(f"a replica has {facts.where}, {rate}{more}")
         board: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
-        recipe = replace(recipe, board=board)
-        with _ended_by_signals() as ended:
-            begun = _Beginning(recipe, scale, deployment_of(recipe, scale, facts.lanes, target, drain_s), say)
-            with contextlib.suppress(KeyboardInterrupt):
-                _watch(begun, ended, say)
-            say("no more requests are taken; those that were are finished")
-            _drain(drain_s or DRAIN_S)
-
-
-@contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Nothing of what Ray prints to stdout about its nodes; this command says what matters on stderr."""
-    if verbose:
-        yield
-        return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
-
-
-@contextlib.contextmanager
-def _connected(address: str | None, verbose: bool) -> Iterator[None]:
-    """On a cluster, whose Ray Serve is taken down at the end."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that begins here
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning of what will change
-    _connect(address, verbose)
-    try:
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        if _served_already():
-            raise InputError(
-                "Ray Serve is at work on this cluster already, with ports and answers of its own; end it "
-                "with `serve shutdown`, or name another --ray-address"
-            )
-        try:
-            yield
-        finally:
-            _serve_down()
-    finally:
-        _ray_down()
-
-
-def _connect(address: str | None, verbose: bool) -> None:
-    common: dict[str, Any] = {
-        "log_to_driver": verbose,
-        "logging_level": logging.WARNING,
-        "namespace": APP,
-        "runtime_env": {"env_vars": _OF_PROXIES},
-    }
-    try:
-        try:
-            ray.init(address=address or "auto", **common)
-        except ConnectionError:
-            if address is not None:
-                raise
-            ray.init(address="local", include_dashboard=False, **common)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or "this machine"
-        raise DriffusionError(
-            f"there is no cluster of Ray at {where} ({error}); start one with `ray start`, or say "
-            "--ray-address local"
-        ) from error
-
-
-def _served_already() -> bool:
-    try:
-        ray.get_actor(_CONTROLLER[0], namespace=_CONTROLLER[1])
-    except ValueError:
-        return False
-    return True
+        recipe = replace(recipe, board=board, digests=facts.digests)
+        begun = _Beginning(recipe, scale, deployment_of(recipe, scale, facts.lanes, target, drain_s), say)
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(begun, ended, say)
+        say("no more requests are taken; those that were are finished")
+        _drain(drain_s or DRAIN_S)
 
 
 def _check_room(scale: Scale) -> None:
@@ -141,17 +68,35 @@ def _check_room(scale: Scale) -> None:
     if not any(node.get("GPU", 0) >= scale.gpus and node.get("CPU", 0) >= scale.cpus for node in nodes):
         found = "; ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
         raise InputError(
-            f"a replica is to have {scale.gpus} GPUs and {scale.cpus} CPUs of one node, and the nodes of the "
+            f"a replica is to have {_room(scale)} of one node, and the nodes of the "
             f"cluster have: {found}; change --gpus-per-replica or --cpus-per-replica"
         )
 
 
-def _tried(recipe: Recipe, scale: Scale, say: Say) -> Facts:
+def _room(scale: Scale) -> str:
+    return f"{scale.gpus} GPUs and {scale.cpus} CPUs"
+
+
+@contextlib.contextmanager
+def _said_late(text: str, say: Say, after_s: float = _WAITED_S) -> Iterator[Callable[[], None]]:
+    """Say it after a while, unless what is given back is called before, or the block ends."""
+    timer = threading.Timer(after_s, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
+
+
+def _tried(recipe: Recipe, scale: Scale, say: Say, came: Callable[[], None]) -> Facts:
+    """came: is called once the trial has begun."""
     trial: Any = ray.remote(num_cpus=scale.cpus, num_gpus=scale.gpus, max_calls=1, max_retries=0)(tried)
     last = ""
     try:
         for each in trial.remote(recipe):
             found = ray.get(each)
+            came()
             if isinstance(found, Facts):
                 return found
             if isinstance(found, Failed):
@@ -193,25 +138,6 @@ class _Beginning:
         """Raises DriffusionError where Ray gave it up."""
         if self._error is not None:
             raise DriffusionError(f"Ray could not start the replicas: {self._error}") from self._error
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[threading.Event]:
-    """Set by SIGTERM and Ctrl-C; a second one ends the process at once."""
-    ended = threading.Event()
-
-    def told(number: int, frame: Any) -> None:
-        if ended.is_set():
-            os._exit(128 + number)
-        ended.set()
-        raise KeyboardInterrupt
-
-    before = {one: signal.signal(one, told) for one in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield ended
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _watch(begun: _Beginning, ended: threading.Event, say: Say) -> None:

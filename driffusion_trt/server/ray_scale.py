@@ -24,7 +24,8 @@ class Scale:
     for the former where there is one. replicas: least and most. gpus, cpus: of a replica; gpus of 0 makes
     CPU lanes, as many as cpus. target: requests that a replica is to have, waiting ones included, before
     there are more of them; None for what was measured. up_s, down_s: for which the load has to be so.
-    proxies: where HTTP is spoken, "head" or "every" for all nodes that have replicas.
+    proxies: where HTTP is spoken, "head" or "every" for all nodes that have replicas. trusted: addresses and
+    networks whose X-Forwarded-For and -Proto are believed there.
     """
 
     address: str | None
@@ -37,6 +38,7 @@ class Scale:
     up_s: float = 30.0
     down_s: float = 600.0
     proxies: str = "head"
+    trusted: tuple[str, ...] = ()
 
     @property
     def devices(self) -> str | int:

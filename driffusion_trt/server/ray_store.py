@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .answers import ApiError
-from .store import MEDIA, Store, Stored
+from .store import MEDIA, Store, Stored, kept_in, prepare
 
 __all__ = ["NoLinks", "SharedStore"]
 
 _NAME = re.compile(r"[0-9a-f]{32}")
+_SWEPT_S = 60.0  # between looks at the whole folder, and by how much the clocks of nodes may differ
 
 
 class SharedStore(Store):
     """A store that also finds what other replicas wrote to the same folder.
 
-    Only an id of 32 hexadecimal digits is looked for there, under the few names that it can have.
+    Only an id of 32 hexadecimal digits is looked for there, under the few names that it can have. Pictures of
+    others do not count, and make no room: they may be fresh. They go a while after their time, since the
+    replica that wrote them may not be there to do it.
     """
 
-    def __init__(self, most_bytes: int, keep_s: float, folder: Path) -> None:
-        super().__init__(most_bytes, keep_s, folder)
-        self._shared = folder
+    def __init__(
+        self, most_bytes: int, keep_s: float, folder: Path, now: Callable[[], float] = time.time
+    ) -> None:
+        self._shared, self._swept = folder, 0.0
+        super().__init__(most_bytes, keep_s, folder, now)
 
     def get(self, name: str) -> Stored | None:
         found = super().get(name)
@@ -41,6 +48,21 @@ class SharedStore(Store):
                 return Stored(file, status.st_size, media, left_s)
             file.close()
         return None
+
+    def drop_old(self) -> None:
+        """Also those of other replicas whose time is over."""
+        super().drop_old()
+        now = self._now()
+        if now - self._swept < _SWEPT_S:
+            return
+        self._swept = now
+        with contextlib.suppress(OSError):  # the folder is away for a while
+            for name, kind, status in kept_in(self._shared):
+                if status.st_mtime + self._keep_s + _SWEPT_S <= now:
+                    self._path(name, kind).unlink(missing_ok=True)
+
+    def _find_again(self, folder: Path) -> None:
+        prepare(folder)
 
 
 class NoLinks(Store):

@@ -128,8 +128,11 @@ def serve(
             raise app.failed
 
 
-def logged() -> None:
-    """Our log as lines on stderr: of requests as JSON alone, others with time and level."""
+def logged(quiet: bool = False) -> None:
+    """Our log as lines on stderr: of requests as JSON alone, others with time and level.
+
+    quiet: of the others failures only.
+    """
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(logging.Formatter("%(message)s"))
     ACCESS.addHandler(lines)
@@ -138,7 +141,10 @@ def logged() -> None:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else a line for every form that is odd
     others = logging.StreamHandler(sys.stderr)
     others.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name, level in (("driffusion_trt", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    for name, level in (
+        ("driffusion_trt", logging.WARNING if quiet else logging.INFO),
+        ("uvicorn.error", logging.WARNING),
+    ):
         logger = logging.getLogger(name)
         logger.addHandler(others)
         logger.setLevel(level)

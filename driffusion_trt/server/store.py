@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +18,7 @@ from typing import BinaryIO
 from .._errors import InputError
 from .answers import ApiError
 
-__all__ = ["MEDIA", "Store", "Stored"]
+__all__ = ["MEDIA", "Store", "Stored", "kept_in", "prepare"]
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _NAME = re.compile(r"driffusion-([0-9a-f]{32})\.(png|jpeg|webp)")
@@ -65,7 +65,13 @@ class Store:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self.size_bytes = 0
         if folder is not None:
-            self._find_again(folder)
+            try:
+                self._find_again(folder)
+            except OSError as error:
+                raise InputError(
+                    f"pictures cannot be kept in {folder} ({error.strerror}); give --output-dir a folder "
+                    "that is there and can be written to"
+                ) from error
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -162,29 +168,31 @@ class Store:
 
     def _find_again(self, folder: Path) -> None:
         """Pictures of an earlier process, which may not have ended yet; what was left half-written goes."""
-        try:
-            for partial in folder.glob(".driffusion-*.partial"):
-                with contextlib.suppress(FileNotFoundError):
-                    if partial.stat().st_mtime < time.time() - _HALF_WRITTEN_S:
-                        partial.unlink()
-            probe = folder / f".driffusion-{secrets.token_hex(4)}.partial"
-            probe.touch()
-            probe.unlink()
-            found = []
-            for path in folder.iterdir():
-                if match := _NAME.fullmatch(path.name):
-                    with contextlib.suppress(FileNotFoundError):
-                        found.append((path.stat(), match))
-        except OSError as error:
-            raise InputError(
-                f"pictures cannot be kept in {folder} ({error.strerror}); give --output-dir a folder that is "
-                "there and can be written to"
-            ) from error
-        for status, match in sorted(found, key=lambda item: item[0].st_mtime):
+        prepare(folder)
+        for name, kind, status in sorted(kept_in(folder), key=lambda item: item[2].st_mtime):
             until = status.st_mtime + self._keep_s
-            self._kept[match.group(1)] = _Kept(match.group(2), status.st_size, until, None)
+            self._kept[name] = _Kept(kind, status.st_size, until, None)
             self.size_bytes += status.st_size
         self.drop_old()
+
+
+def prepare(folder: Path) -> None:
+    """See whether it can be written to, and remove what was left half-written. Raises OSError."""
+    for partial in folder.glob(".driffusion-*.partial"):
+        with contextlib.suppress(FileNotFoundError):
+            if partial.stat().st_mtime < time.time() - _HALF_WRITTEN_S:
+                partial.unlink()
+    probe = folder / f".driffusion-{secrets.token_hex(4)}.partial"
+    probe.touch()
+    probe.unlink()
+
+
+def kept_in(folder: Path) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Pictures in a folder: their ids, kinds, sizes and times. Raises OSError."""
+    for path in folder.iterdir():
+        if match := _NAME.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):
+                yield match.group(1), match.group(2), path.stat()
 
 
 def _for_us_alone(path: str, flags: int) -> int:

@@ -52,6 +52,7 @@ class Cluster:
         from ray.cluster_utils import Cluster as Inside
 
         self.folder, self.inside = folder, Inside()
+        Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray notes the head, whatever folder it has
         self.other: Any = None
         self.serving: Process | None = None
         self._start(temp_dir=str(folder), include_dashboard=False)
@@ -75,12 +76,15 @@ class Cluster:
     def kill(self) -> None:
         self.inside.remove_node(self.other, allow_graceful=False)
 
-    def made(self) -> set[str]:
-        """Ids of requests that replicas answered with pictures, by their logs."""
+    def logged(self) -> list[dict[str, Any]]:
+        """What replicas' logs have of requests."""
         logs = (self.folder / "session_latest" / "logs").glob("worker-*.err")
         lines = [line for log in logs for line in log.read_text().splitlines() if line.startswith("{")]
-        told = (json.loads(line) for line in lines)
-        return {one["ticket"] for one in told if one["status"] == 200 and "ticket" in one}
+        return [json.loads(line) for line in lines]
+
+    def made(self) -> set[str]:
+        """Ids of requests that replicas answered with pictures."""
+        return {one["ticket"] for one in self.logged() if one["status"] == 200 and "ticket" in one}
 
     def processes(self) -> list[psutil.Process]:
         """What belongs to it. Ray's workers do not name their folder, but have their logs open in it."""
@@ -93,8 +97,14 @@ class Cluster:
                     found.append(one)
         return found
 
-    def replicas(self) -> list[psutil.Process]:
-        return [one for one in self.processes() if one.cmdline()[0].startswith("ray::ServeReplica")]
+    def called(self, title: str) -> list[psutil.Process]:
+        """Those whose titles, which Ray gives to its workers, begin so."""
+        found = []
+        for one in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if " ".join(one.cmdline()).startswith(title):
+                    found.append(one)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +302,16 @@ def test_keys_are_asked_for(service: Process) -> None:
     connection.close()
 
 
+def test_a_client_of_this_machine_cannot_say_that_it_is_another(cluster: Cluster, service: Process) -> None:
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=WAIT_S)
+    name = f"another-{time.time_ns()}"
+    headers = {"Authorization": f"Bearer {KEY}", "X-Forwarded-For": "203.0.113.7", "X-Request-ID": name}
+    connection.request("GET", "/v1/models", headers=headers)
+    assert connection.getresponse().status == 200
+    connection.close()
+    until(lambda: [one["client"] for one in cluster.logged() if one["id"] == name] == ["127.0.0.1"], 20)
+
+
 def test_links_are_refused_before_any_work(service: Process) -> None:
     found = service.generate(1, response_format="url")
     assert found.status == 400 and "--output-dir" in found.value["error"]["message"]
@@ -308,25 +328,25 @@ def test_one_scrape_has_the_metrics_of_both(service: Process) -> None:
     until(seen)
 
 
-def test_a_client_that_leaves_frees_its_replica(service: Process) -> None:
+def test_a_client_that_leaves_frees_its_replica(cluster: Cluster, service: Process) -> None:
     body = json.dumps({**REQUEST, "steps": 200, "n": 8}).encode()
+    name = f"leaves-{time.time_ns()}"
     with socket.create_connection(("127.0.0.1", service.port)) as client:
         head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-        kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        client.sendall((head + kind).encode() + body)
-        until(lambda: any(_running(service).values()))
-    left = time.monotonic()
-    until(lambda: not any(_running(service).values()))
-    assert time.monotonic() - left < 15, "8 pictures of 200 steps take longer"
+        kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        client.sendall((head + kind + f"X-Request-ID: {name}\r\n\r\n").encode() + body)
+        until(lambda: sorted(_of_replicas(service, "running")) == [0, 1])
+    until(lambda: sum(_of_replicas(service, 'failures_total{reason="cancelled"')) == 1)
+    until(lambda: _of_replicas(service, "running") == [0, 0])
+    (line,) = [one for one in cluster.logged() if one["id"] == name]
+    assert line["status"] == 499
 
 
-def _running(service: Process) -> dict[str, int]:
-    """Requests under way, by replica."""
-    found = {}
-    for _ in range(8):
-        _, headers, data = service.call("GET", "/readyz")
-        found[headers["x-driffusion-replica"]] = json.loads(data)["running"]
-    return found
+def _of_replicas(service: Process, name: str) -> list[int]:
+    """A metric of each, which of the one that is not asked is a few seconds old."""
+    begin = re.escape(f"driffusion_{name}") + (r"," if "{" in name else r"\{")
+    text = service.call("GET", "/metrics")[2].decode()
+    return [int(count) for count in re.findall(begin + r'replica="\w+"} (\d+)', text)]
 
 
 def test_a_second_service_is_refused(cluster: Cluster, service: Process) -> None:
@@ -401,6 +421,17 @@ def test_the_end_answers_what_was_accepted(cluster: Cluster, service: Process) -
     assert noise == [] or all("file://" in line for line in noise), noise
 
 
+def test_a_second_signal_leaves_nothing_on_the_cluster(cluster: Cluster) -> None:
+    """Though a request is under way."""
+    with running(cluster, "--replicas", "1") as service, ThreadPoolExecutor(1) as client:
+        client.submit(service.generate, 1, steps=200, n=4)
+        until(lambda: _of_replicas(service, "running") == [1])
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: service.said("no more requests are taken"))
+        assert service.end() == 128 + signal.SIGTERM
+    until(lambda: cluster.called("ray::Serve") == [])
+
+
 def test_the_load_decides_how_many_there_are(cluster: Cluster) -> None:
     words = (
         "--replicas",
@@ -421,7 +452,7 @@ def test_the_load_decides_how_many_there_are(cluster: Cluster) -> None:
 def test_without_a_replica_requests_wait_for_one(cluster: Cluster) -> None:
     """Up to --queue of them; more are told to come later."""
     with running(cluster, "--replicas", "1", "--queue", "2") as service:
-        (replica,) = cluster.replicas()
+        (replica,) = cluster.called("ray::ServeReplica")
         replica.kill()
         until(lambda: "running" not in service.lines[-1])  # all have heard of it then
         with ThreadPoolExecutor(8) as clients:

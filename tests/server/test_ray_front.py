@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import queue
+import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
+import uvicorn
 from httpd import stored
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 
+from driffusion_trt._errors import LaneError, ModelError
 from driffusion_trt.server.answers import ApiError
+from driffusion_trt.server.app import Options
 from driffusion_trt.server.ray_front import REPLICA, Front
 from driffusion_trt.server.ray_metrics import STALE_S, Board, ReplicaMetrics
 from driffusion_trt.server.ray_store import NoLinks, SharedStore
@@ -148,6 +158,34 @@ def test_links_lead_to_pictures_of_every_replica(tmp_path: Path) -> None:
         assert other.get(odd) is None
 
 
+def test_a_replica_that_joins_takes_no_picture_of_another(tmp_path: Path) -> None:
+    """To make room for its own: bytes of others do not count as its."""
+    first = SharedStore(100, 60.0, tmp_path)
+    names = first.put([b"x" * 40, b"y" * 40], "png")
+    second = SharedStore(100, 60.0, tmp_path)
+    assert second.size_bytes == 0
+    names += second.put([b"z" * 40, b"z" * 40], "png")
+    found = [stored(store, name) for store in (first, second) for name in names]
+    assert [len(one[0]) if one else 0 for one in found] == 8 * [40]
+    second.put([b"z" * 40], "png")
+    assert [stored(first, name) is not None for name in names] == [True, True, False, True], (
+        "its own made room"
+    )
+
+
+def test_pictures_of_a_replica_that_is_gone_go_after_their_time(tmp_path: Path) -> None:
+    began = time.time()
+    now = [began]
+    (name,) = SharedStore(100, 30.0, tmp_path).put([b"x"], "png")
+    left = SharedStore(100, 30.0, tmp_path, lambda: now[0])
+    (tmp_path / "driffusion-notes.txt").write_text("of somebody else")
+    for after_s, there in ((31, True), (89, True), (151, False)):
+        now[0] = began + after_s
+        left.drop_old()
+        assert (tmp_path / f"driffusion-{name}.png").exists() == there, after_s
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_without_a_shared_folder_links_are_refused() -> None:
     store = NoLinks()
     for refused in (lambda: store.check(1), lambda: store.put([b"x"], "png")):
@@ -182,7 +220,6 @@ def test_any_replica_has_the_metrics_of_all(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, as Ray is imported
 def test_a_replica_has_a_group_of_gpus_and_the_load_makes_more() -> None:
-    from driffusion_trt.server.app import Options
     from driffusion_trt.server.ray_app import Facts, Recipe
     from driffusion_trt.server.ray_scale import Scale, deployment_of, target_of
 
@@ -199,3 +236,132 @@ def test_a_replica_has_a_group_of_gpus_and_the_load_makes_more() -> None:
     assert (load.upscale_delay_s, load.downscale_delay_s) == (5.0, 600.0)
     assert made.max_ongoing_requests > 10 + facts.lanes, "the engine says 429, not Ray"
     assert made._deployment_config.graceful_shutdown_timeout_s > 120
+
+
+def named(peer: str, trusted: tuple[str, ...]) -> str:
+    """Who a client of this address is, that says it is another, at a proxy with the variables we give it."""
+    from driffusion_trt.server.ray_connection import _of_proxies
+
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"][0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORWARDED_ALLOW_IPS", _of_proxies(trusted)["FORWARDED_ALLOW_IPS"])
+        config = uvicorn.Config(lambda: app, factory=True, lifespan="off", log_config=None)  # as Ray makes it
+        config.load()
+    headers = [(b"x-forwarded-for", b"203.0.113.7")]
+    scope: Any = {"type": "http", "client": (peer, 1), "headers": headers, "scheme": "http"}
+    unused: Any = None
+    asyncio.run(config.loaded_app(scope, unused, unused))
+    return seen[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, as Ray is imported
+@pytest.mark.parametrize(
+    ("peer", "trusted", "found"),
+    [
+        ("127.0.0.1", (), "127.0.0.1"),
+        ("10.1.2.3", (), "10.1.2.3"),
+        ("10.1.2.3", ("10.0.0.0/8", "::1"), "203.0.113.7"),
+        ("11.1.2.3", ("10.0.0.0/8", "::1"), "11.1.2.3"),
+        ("127.0.0.1", ("10.0.0.0/8", "::1"), "127.0.0.1"),
+    ],
+)
+def test_only_trusted_proxies_say_who_asks(peer: str, trusted: tuple[str, ...], found: str) -> None:
+    """Else clients of the proxy's own machine could choose whose turns they take."""
+    assert named(peer, trusted) == found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"ready": False, "draining": True}, None),
+        ({"ready": False, "lanes": 0, "lanes_failed": 2}, "no device is left: 2 failed"),
+        ({"ready": False, "hanging": 1}, "no more requests are taken: 1 of them do not end"),
+    ],
+)
+def test_a_replica_says_why_it_is_to_be_replaced(change: dict[str, Any], said: str | None) -> None:
+    from driffusion_trt.server.ray_app import Recipe, ReplicaApp
+    from driffusion_trt.server.status import Status
+
+    status = Status(True, False, 0, 0, 64, 2, 0, 0, 0, 0.0, 100.0, 1.0, 1.0)
+    app: Any = ReplicaApp(Recipe("demo", Options(("demo",))))
+    app._app = SimpleNamespace(service=SimpleNamespace(status=lambda: replace(status, **change)))
+    with contextlib.nullcontext() if said is None else pytest.raises(LaneError, match=said):
+        app.check_health()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_replicas_find_the_content_that_the_trial_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both models; a node that has it needs no storage."""
+    from driffusion_trt.server.ray_app import Engine, Recipe
+
+    loaded: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(Engine, "load", lambda model, fp32_model, **how: loaded.append((model, fp32_model)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("half", "whole"):
+        tiny.make_model_folder(tmp_path / name)
+    half, whole = (f"file://{tmp_path}/{name}" for name in ("half", "whole"))
+    recipe = Recipe(half, Options(("demo",)), {"fp32_model": whole}).settled()
+    assert set(recipe.digests) == {half, whole}
+    for name in ("half", "whole"):
+        (tmp_path / name / "calibration.json").write_text("{}")
+    recipe.engine()
+    assert [path.name.partition("-")[0] for path in loaded[0]] == ["half", "whole"]
+    assert [path.name.partition("-")[2] for path in loaded[0]] == [
+        recipe.digests[half],
+        recipe.digests[whole],
+    ]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another node"))
+    with pytest.raises(ModelError, match="has another content than when the service began"):
+        recipe.engine()
+    assert len(loaded) == 1 and Recipe("demo", Options(("demo",))).settled().digests == {}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("answers", [True, False], ids=["", "where Ray does not answer"])
+def test_a_second_signal_takes_the_service_down_too(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to no process: else it would go on on the cluster."""
+    from driffusion_trt.server import ray_connection
+
+    asked: list[str] = []
+    never = threading.Event()
+
+    def down() -> None:
+        asked.append("down")
+        if not answers:
+            never.wait(60)
+
+    def leave(status: int) -> None:
+        asked.append(str(status))
+
+    monkeypatch.setattr(ray_connection, "_serve_down", down)
+    monkeypatch.setattr(ray_connection, "_AT_ONCE_S", 0.2)
+    monkeypatch.setattr(ray_connection.os, "_exit", leave)
+    began = time.monotonic()
+    with ray_connection._ended_by_signals() as ended:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.is_set() and asked == []
+        signal.raise_signal(signal.SIGINT)
+    assert asked == ["down", "130"] and time.monotonic() - began < 30
+    never.set()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trial_that_waits_for_room_says_so() -> None:
+    from driffusion_trt.server.ray_cluster import _said_late
+
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with _said_late("waits", said.put, 0.01):
+        assert said.get(timeout=60) == "waits"
+    with _said_late("waits", said.put, 0.2) as came:
+        came()
+        time.sleep(0.4)
+    assert said.empty()

@@ -84,6 +84,12 @@ def loggers() -> Iterator[None]:
         ("--ray --devices 2", "say --gpus-per-replica or --cpus-per-replica"),
         ("--ray --stall-timeout 9", "with --ray Ray's listens"),
         ("--ray --port 0", "with --ray --port is a number from 1 to 65535, not 0"),
+        ("--ray --read-rate 9", "with --ray Ray's listens"),
+        ("--ray --trusted-proxy *", "not '*'"),
+        ("--model s3://k:secret@b/x --served-name x", "the address s3://... has a user or a password"),
+        ("--ray --model s3://b/x?sig=1 --served-name x", "the address s3://... has a ? or # in it"),
+        ("--fp32-model s3://b/x?sig=1 --served-name x", "the address s3://... has a ? or # in it"),
+        ("--model s3://b/x --nan-policy retry-fp32", "needs --fp32-model where --model is an address"),
         ("--model nonsense://x", "--model nonsense://x cannot be read: Protocol not known"),
         ("--prot 1", "serve has no option --prot; did you mean '--port'?"),
         ("demo-xl", "serve takes no 'demo-xl'"),
@@ -128,6 +134,14 @@ def test_the_missing_ray_is_named(
     assert "ray is needed here and is not installed; run: pip install 'driffusion-trt[ray]'" in (
         capsys.readouterr().err
     )
+
+
+def test_rays_other_proxy_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    assert main(["serve", "--ray"]) == 2
+    assert "RAY_SERVE_ENABLE_HA_PROXY=1 is set" in capsys.readouterr().err
 
 
 # The process
