@@ -23,6 +23,7 @@ from .autoencoder import Autoencoder
 from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
 from .pictures import to_images
+from .runtime._waiting import with_waiting
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions, Networks, load_networks
 from .sampling.known import Known
@@ -98,7 +99,8 @@ class Stages:
         while True:
             watch.check_going("before its first round")
             try:
-                return self._run(request, plan, watch)
+                with with_waiting(watch.waiting):
+                    return self._run(request, plan, watch)
             except LaneError as error:
                 left = error.lanes_left
                 if not left:
