@@ -6,7 +6,9 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,11 @@ class Made:
     images: tuple[Image.Image, ...]
     timings: Timings
     stats: Stats
+
+
+def heard(watch: Watch) -> AbstractContextManager[None]:
+    """In its block, whatever waits for memory of a GPU gives up once the call is cancelled."""
+    return with_waiting(partial(watch.check_going, "while it waited for memory of a GPU"))
 
 
 class Stages:
@@ -99,8 +106,7 @@ class Stages:
         while True:
             watch.check_going("before its first round")
             try:
-                with with_waiting(watch.waiting):
-                    return self._run(request, plan, watch)
+                return self._run(request, plan, watch)
             except LaneError as error:
                 left = error.lanes_left
                 if not left:

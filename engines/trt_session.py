@@ -192,7 +192,10 @@ class TensorRTSession:
         self._open()
         self.check(shapes)
         context = self._shaped(shapes, managed=True)
-        return {name: sizes(context.get_tensor_shape(name)) for name in self.outputs}
+        found = {name: sizes(context.get_tensor_shape(name)) for name in self.outputs}
+        with self._making:  # for the binding that comes next
+            self._spare.append(context)
+        return found
 
     def _shaped(self, shapes: Mapping[str, Shape], *, managed: bool) -> trt.IExecutionContext:
         """A context that knows the shapes of its inputs. managed: its scratch memory comes from us."""
