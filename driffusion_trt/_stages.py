@@ -6,7 +6,9 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from .autoencoder import Autoencoder
 from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
 from .pictures import to_images
+from .runtime._waiting import with_waiting
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions, Networks, load_networks
 from .sampling.known import Known
@@ -42,6 +45,11 @@ class Made:
     images: tuple[Image.Image, ...]
     timings: Timings
     stats: Stats
+
+
+def heard(watch: Watch) -> AbstractContextManager[None]:
+    """In its block, whatever waits for memory of a GPU gives up once the call is cancelled."""
+    return with_waiting(partial(watch.check_going, "while it waited for memory of a GPU"))
 
 
 class Stages:

@@ -20,7 +20,7 @@ from ._precision import Precisions, single_precision
 from ._request import Request
 from ._settings import Settings, check_names
 from ._source import resolved
-from ._stages import Stages
+from ._stages import Stages, heard
 from .engines.manifest import ModelFolder
 from .models import ModelSpec
 from .planning.candidates import Choice
@@ -227,8 +227,9 @@ class Pipeline:
     def _made(self, request: Request, checked: Mapping[str, Any], watch: Watch) -> Result:
         """Of a call that was checked; it warns of no prompt."""
         try:
-            request, plan = self._planned(request, checked, watch)
-            made, folder = self._precisions.run(request, plan, watch)
+            with heard(watch):
+                request, plan = self._planned(request, checked, watch)
+                made, folder = self._precisions.run(request, plan, watch)
         except DriffusionError as error:
             if self._closed and not isinstance(error, LaneError):
                 raise LaneError("the pipeline was closed while it worked on this; load it again") from error

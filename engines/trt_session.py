@@ -81,6 +81,7 @@ class TensorRTSession:
         self._jit_cache = jit_cache
         self._config: trt.IRuntimeConfig | rtx.IRuntimeConfig | None = engine.create_runtime_config()
         self._making = threading.Lock()  # of contexts, from a config that is changed for each
+        self._spare: list[trt.IExecutionContext] = []  # whose memory comes from us
         self._kernels: rtx.IRuntimeCache | None = None
         if flavour.targets:
             self._prepare_rtx(self._config)
@@ -191,7 +192,10 @@ class TensorRTSession:
         self._open()
         self.check(shapes)
         context = self._shaped(shapes, managed=True)
-        return {name: sizes(context.get_tensor_shape(name)) for name in self.outputs}
+        found = {name: sizes(context.get_tensor_shape(name)) for name in self.outputs}
+        with self._making:  # for the binding that comes next
+            self._spare.append(context)
+        return found
 
     def _shaped(self, shapes: Mapping[str, Shape], *, managed: bool) -> trt.IExecutionContext:
         """A context that knows the shapes of its inputs. managed: its scratch memory comes from us."""
@@ -201,7 +205,8 @@ class TensorRTSession:
             config.set_execution_context_allocation_strategy(
                 strategy.USER_MANAGED if managed else strategy.STATIC
             )
-            made = self._open().create_execution_context(config)
+            spare = managed and self._spare
+            made = self._spare.pop() if spare else self._open().create_execution_context(config)
         context: trt.IExecutionContext = check(made, f"a context for {self.name}", self._messages)
         for name, shape in shapes.items():
             self._do(context.set_input_shape(name, shape), f"setting the shape of {name!r}")
@@ -231,6 +236,7 @@ class TensorRTSession:
         """Give the weights back once no binding is used any more; a second call does nothing."""
         self._kernels = None
         self._config = None
+        self._spare.clear()
         self._engine = None
         self._runtime = None
 
@@ -259,6 +265,11 @@ class BoundEngine:
             EngineError: TensorRT could not; the message has its words.
         """
         self._session._do(self._context.execute_async_v3(stream), "running")
+
+    def hand_on(self) -> None:
+        """Give the context to the session's next binding with `scratch`; this one had it too and is done."""
+        with self._session._making:
+            self._session._spare.append(self._context)
 
 
 def _check_names(name: str, what: str, given: Mapping[str, object], known: Mapping[str, object]) -> None:

@@ -5,11 +5,13 @@ The only module that imports cuda-python; `_resources` has the owners of what li
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any, Protocol
 
 from .._errors import DeviceError, MissingExtraError
 from ._device_errors import NO_DRIVER, device_error
+from ._held_up import HeldUp
 from ._owner import Owner
 
 __all__ = [
@@ -109,6 +111,7 @@ class Device(Owner):
 
     `broken` is for whoever saw it fail: it gets no new work. `lost` is for whoever saw it hang:
     what is on it is then given up without a driver call, since those would wait for ever.
+    `held_up` is true while streams of it wait for a device that hangs: it works, but takes no memory back.
     `held_bytes` is what our buffers take, `peak_bytes` the most that it was since `reset_peak`.
     """
 
@@ -134,6 +137,7 @@ class Device(Owner):
         )
         self.context = check(api.cuDevicePrimaryCtxRetain(self.handle), "cuDevicePrimaryCtxRetain", self)
         self.broken = self.lost = False
+        self.held_up = HeldUp()
         self.held_bytes = self.peak_bytes = 0
         self._counting = threading.Lock()
         super().__init__()
@@ -167,6 +171,15 @@ class Device(Owner):
         """Count the peak from here on."""
         with self._counting:
             self.peak_bytes = self.held_bytes
+
+    def give_back(self) -> None:
+        """The memory that was closed while the device was held up; nothing where it still is."""
+        if self.lost or self.held_up:
+            return
+        for call, handle in self.held_up.all():
+            with contextlib.suppress(DeviceError):  # a broken device takes nothing back
+                self.make_current()
+                check(getattr(driver(), call)(handle), call, self)
 
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total memory."""

@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .._errors import InputError
+from .._errors import DeviceError, InputError
+from ._device_errors import short_of_memory
 from ._driver import Device, OnDevice, check, driver
 from ._owner import Owner
 
@@ -130,35 +131,69 @@ def _ready(result: Any, call: str, device: Device) -> bool:
     return True
 
 
-class DeviceMemory(OnDevice):
+class _Memory(OnDevice):
+    """Bytes at a fixed `address`; while the device is held up they are kept for others and not given back."""
+
+    def __init__(self, device: Device, size_bytes: int) -> None:
+        device.make_current()
+        spare = device.held_up.take(self._end_call, size_bytes)
+        if spare is None:
+            try:
+                spare = size_bytes, self._get(device, size_bytes)
+            except DeviceError as error:
+                if short_of_memory(error):
+                    spare = device.held_up.take(self._end_call, size_bytes, any_size=True)
+                if spare is None:
+                    raise
+        self._whole_bytes, handle = spare
+        self._count(device, self._whole_bytes)
+        super().__init__(device, handle)
+        self.address, self.size_bytes = int(handle), size_bytes
+
+    @staticmethod
+    def _get(device: Device, size_bytes: int) -> Any:
+        """The driver's handle of new memory."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _count(device: Device, size_bytes: int) -> None:
+        """So much was got, or given back where it is negative."""
+
+    def _destroy(self) -> None:
+        if not self.device.lost and self.device.held_up:
+            self.device.held_up.keep(self._end_call, self._whole_bytes, self.handle)
+        else:
+            super()._destroy()
+        self._count(self.device, -self._whole_bytes)
+
+
+class DeviceMemory(_Memory):
     """Bytes on a GPU at a fixed `address`, a multiple of 256."""
 
     _end_call = "cuMemFree"
 
-    def __init__(self, device: Device, size_bytes: int) -> None:
-        device.make_current()
-        super().__init__(device, check(driver().cuMemAlloc(size_bytes), "cuMemAlloc", device))
-        self.address, self.size_bytes = int(self.handle), size_bytes
+    @staticmethod
+    def _get(device: Device, size_bytes: int) -> Any:
+        return check(driver().cuMemAlloc(size_bytes), "cuMemAlloc", device)
+
+    @staticmethod
+    def _count(device: Device, size_bytes: int) -> None:
         device.count(size_bytes)
 
-    def _destroy(self) -> None:
-        super()._destroy()
-        self.device.count(-self.size_bytes)
 
+class PinnedMemory(_Memory):
+    """Bytes on the host that every GPU can copy from and to, and kernels can use, at `address`.
 
-class PinnedMemory(OnDevice):
-    """Bytes on the host that every GPU can copy from and to, and kernels can use, at `address`."""
+    The device is the one whose context makes it; the others may use it too.
+    """
 
     _end_call = "cuMemFreeHost"
 
-    def __init__(self, device: Device, size_bytes: int) -> None:
-        """device: the one whose context makes it; the others may use it too."""
-        device.make_current()
+    @staticmethod
+    def _get(device: Device, size_bytes: int) -> Any:
         api = driver()
         flags = api.CU_MEMHOSTALLOC_PORTABLE | api.CU_MEMHOSTALLOC_DEVICEMAP
-        handle = check(api.cuMemHostAlloc(size_bytes, flags), "cuMemHostAlloc", device)
-        super().__init__(device, handle)
-        self.address, self.size_bytes = int(handle), size_bytes
+        return check(api.cuMemHostAlloc(size_bytes, flags), "cuMemHostAlloc", device)
 
     def array(
         self, dtype: DTypeLike = np.uint8, shape: tuple[int, ...] | None = None, offset: int = 0

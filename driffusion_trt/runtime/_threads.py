@@ -91,7 +91,7 @@ class LaneThreads:
         has nothing to do at all, this thread runs its calls, as the lane's own would.
 
         make: of a call's number and lane the call; of all of them before the first runs, on this thread and
-            in its turn, so that it must not take long. What it raises is raised, and nothing has run.
+            in its turn, while other users and lanes go on. What it raises is raised, and nothing has run.
 
         Raises:
             LaneError: a call failed (that of the lowest lane, if several did) and its error is
@@ -99,32 +99,20 @@ class LaneThreads:
             KeyboardInterrupt, SystemExit: they reached this thread; other lanes end what they have.
         """
         done: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-        state, alone, own = self._state, False, list[_Task]()
+        tasks, own = list[_Task](), list[_Task]()
+        reserved, alone = self._reserve(count)
         try:
-            # Under the lock that close() takes: a task is either ahead of the end mark or refused.
-            with state.lock:
-                self.check_open()
-                first = state.waiting.index(min(state.waiting))
-                width, tasks = len(self._threads), list[_Task]()
-                for k in range(count):
-                    lane = (first + k) % width
-                    tasks.append(_Task(make(k, lane), lane, done))
-                # Where nothing waits nobody is overtaken, and the lane's thread is idle.
-                if tasks and not state.waiting[first]:
-                    alone = state.working[first].acquire(blocking=False)
-                    own = tasks[::width] if alone else own
-                self._hand_over(tasks, first if alone else None)
+            self._make(tasks, reserved, make, done)
+            own = self._hand_over(tasks, alone)
+            reserved = reserved[:1] * len(own)
             for k in range(len(own)):
                 try:
-                    own[k].result = own[k].call(first)
+                    own[k].result = own[k].call(own[k].lane)
                 except Exception as error:  # raised below, once the other lanes are done
                     own[k].error = error
         finally:
-            if alone:
-                state.working[first].release()
-                with state.lock:
-                    state.callers.pop(first, None)
-                    state.waiting[first] -= len(own)
+            if reserved:
+                self._release(reserved, alone)
         for _ in range(len(tasks) - len(own)):
             done.get()
         if failed := [task for task in tasks if task.error]:
@@ -140,14 +128,63 @@ class LaneThreads:
                 del cause
         return [task.result for task in tasks]
 
-    def _hand_over(self, tasks: Sequence[_Task], mine: int | None) -> None:
-        """Give the tasks to the lanes' threads, but for those of the lane that this thread works itself."""
-        if mine is not None:
-            self._state.callers[mine] = threading.get_ident()
-        for task in tasks:
-            self._state.waiting[task.lane] += 1
-            if task.lane != mine:
-                self._queues[task.lane].put(task)
+    def _reserve(self, count: int) -> tuple[list[int], bool]:
+        """The lanes of so many calls; and whether this thread works the first of them, since it is idle.
+
+        It is this thread's turn there then, whatever others ask for. Raises LaneError after `close`.
+        """
+        state, width = self._state, len(self._threads)
+        with state.lock:
+            self.check_open()
+            first = state.waiting.index(min(state.waiting))
+            lanes = [(first + k) % width for k in range(count)]
+            # Where nothing waits nobody is overtaken, and the lane's thread is idle.
+            alone = bool(count) and not state.waiting[first] and state.working[first].acquire(blocking=False)
+            if alone:
+                state.callers[first] = threading.get_ident()
+            for lane in lanes:
+                state.waiting[lane] += 1
+        return lanes, alone
+
+    def _make(
+        self,
+        tasks: list[_Task],
+        lanes: Sequence[int],
+        make: Callable[[int, int], Callable[[int], Any]],
+        done: queue.SimpleQueue[_Task],
+    ) -> None:
+        """Add a task for each of the lanes. Raises whatever `make` does, or LaneError after `close`."""
+        try:
+            for k, lane in enumerate(lanes):
+                tasks.append(_Task(make(k, lane), lane, done))
+        except Exception:
+            self.check_open()  # what calls are made of may be closed with the lanes
+            raise
+
+    def _hand_over(self, tasks: Sequence[_Task], alone: bool) -> list[_Task]:
+        """Give the tasks to the lanes' threads, but for those of the first lane where this thread works it.
+
+        Returns these. Raises LaneError after `close`; then nobody has got any.
+        """
+        own = list(tasks[:: len(self._threads)]) if alone else []
+        # Under the lock that close() takes: a task is either ahead of the end mark or refused.
+        with self._state.lock:
+            self.check_open()
+            for k, task in enumerate(tasks):
+                if not alone or k % len(self._threads):
+                    self._queues[task.lane].put(task)
+        return own
+
+    def _release(self, lanes: Sequence[int], alone: bool) -> None:
+        """The calls that were reserved there are done, or nobody will do them."""
+        state = self._state
+        if alone:
+            state.working[lanes[0]].release()
+        with state.lock:
+            if alone:
+                state.callers.pop(lanes[0], None)
+            for lane in lanes:
+                state.waiting[lane] -= 1
 
     def _working(self) -> set[int | None]:
         """Threads in which calls run."""

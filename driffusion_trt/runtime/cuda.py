@@ -163,10 +163,15 @@ class CudaLanes:
 
         form: of the request that it is for, whose lanes are then counted in `lanes_left`.
         """
+        with self._leased(partial(self._choose, form, devices), waiting) as group:
+            yield group
+
+    @contextlib.contextmanager
+    def _leased(self, choose: Callable[[], Group | None], waiting: Waiting) -> Iterator[Group]:
         if self._leases.mine:
             raise LaneError("on_round asked for another picture; ask for it when the one under way is there")
         try:
-            with self._leases.lease(partial(self._choose, form, devices), waiting) as group:
+            with self._leases.lease(choose, waiting) as group:
                 yield group
         finally:
             if self._closed:
@@ -187,16 +192,22 @@ class CudaLanes:
             return None if taken else tuple(workers)
         return group_of(workers, taken, devices)
 
+    def _choose_on(self, device: Device) -> Group | None:
+        """All workers of a device, or None while one is in use; with the lock held. Raises LaneError."""
+        self.check_open()
+        group = tuple(worker for worker in self.workers if worker.device is device)
+        return group if self._leases.taken.isdisjoint(group) else None
+
     def picture(self, plan: Plan, form: Form, group: Group) -> Picture:
         """The plan compiled for this form and group; those used last are kept. Raises WorkerFailed."""
         return self._crew.picture(plan, form, group)
 
-    def make_room(self) -> None:
-        """Give back all memory that is kept for further pictures, for others on the same devices.
+    def make_room(self, device: Device, waiting: Waiting = None) -> None:
+        """Give back all memory that is kept on a device for further pictures, for others there.
 
-        Raises LaneError as `turn` does.
+        It waits for the picture under way on this device only. Raises LaneError as `turn` does.
         """
-        with self.turn() as group:
+        with self._leased(partial(self._choose_on, device), waiting) as group:
             self._crew.make_room(group)
 
     def failed(

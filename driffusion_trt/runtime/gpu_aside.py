@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Collection
+from functools import partial
 
 from .._errors import DeviceError
 from ._driver import Device
@@ -23,13 +25,21 @@ class Aside:
     def __init__(
         self, workers: list[Worker], pictures: list[Picture], streams: list[Stream], deadline_s: float
     ) -> None:
-        self._workers, self.pictures, self._lead = workers, pictures, streams
+        self._workers, self._pictures, self._lead = workers, pictures, streams
+        self._streams = [*streams, *(worker.stream for worker in workers)]
         self._until = time.monotonic() + min(deadline_s, _PATIENCE_S)
+        for stream in self._streams:
+            if not _at_rest(stream):
+                stream.device.held_up.add(stream, partial(_at_rest, stream))
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a device of it is lost: then it may never come to rest."""
+        return any(stream.device.lost for stream in self._streams)
 
     def busy(self) -> list[Device]:
         """Devices that have not ended their work."""
-        streams = [*self._lead, *(worker.stream for worker in self._workers)]
-        return [stream.device for stream in streams if not _at_rest(stream)]
+        return [stream.device for stream in self._streams if not _at_rest(stream)]
 
     def wait(self) -> list[Device]:
         """The same, after some time to end it."""
@@ -39,7 +49,9 @@ class Aside:
 
     def close(self) -> None:
         """Give all of it back that can be."""
-        for picture in self.pictures:
+        for stream in self._streams:
+            stream.device.held_up.remove(stream)
+        for picture in self._pictures:
             picture.close()
         for worker in self._workers:
             worker.close()
@@ -59,36 +71,31 @@ class Asides:
         with self._lock:
             self._kept.append(aside)
 
-    def discard(self, picture: Picture) -> None:
-        """Close a picture that nobody uses: now, or where a device may be busy, with the rest."""
-        with self._lock:
-            if self._kept:
-                self._kept[-1].pictures.append(picture)
-                return
-        picture.close()
+    def clear(self, devices: Collection[Device]) -> None:
+        """Give back what has come to rest; and what these devices, which the caller leases, kept meanwhile.
 
-    def clear(self) -> bool:
-        """Give it all back, but nothing while a device is busy: the driver would wait, for ever perhaps.
-
-        Returns whether all of it is gone.
+        What waits for a device that hangs stays: the driver would wait, for ever perhaps.
         """
         with self._lock:
-            if any(aside.busy() for aside in self._kept):
-                return False
-            gone, self._kept = self._kept, []
+            gone = [aside for aside in self._kept if not aside.busy()]
+            self._kept = [aside for aside in self._kept if aside not in gone]
         while gone:
             gone.pop().close()
-        return True
+        for device in devices:
+            device.give_back()
 
-    def wait(self) -> set[Device]:
-        """Devices that have not ended their work after some time to do so."""
+    def wait(self, *, hanging: bool = False) -> set[Device]:
+        """Devices that have not ended their work after some time to do so.
+
+        hanging: also for what a device holds up that is known to hang.
+        """
         with self._lock:
-            kept = list(self._kept)
+            kept = [aside for aside in self._kept if hanging or not aside.hangs]
         return {device for aside in kept for device in aside.wait()}
 
     def end(self) -> None:
         """Give it all back, after some patience; what a device that hangs holds up stays."""
-        for device in self.wait():
+        for device in self.wait(hanging=True):
             device.lost = True
         with self._lock:
             gone, self._kept = self._kept, []

@@ -29,6 +29,7 @@ class Crew:
         """`start` has them get ready."""
         self.engines = dict(enumerate(engines))  # those that can be used, by their places
         self.team, self._leases = team, leases
+        self._devices = {engine.device for engine in engines}
         self._asides = Asides()
         self._left_out: tuple[Form, float] | None = None  # of what request, and until when
 
@@ -49,8 +50,8 @@ class Crew:
         found = self.team.find(plan, form, group)
         if found is not None:
             return found
-        if self._asides.clear():
-            self.team.trim(group, _PICTURES_KEPT - 1, _FORMS_KEPT)
+        self._clear(group)
+        self.team.trim(group, _PICTURES_KEPT - 1, _FORMS_KEPT)
         try:
             return self._compile(plan, form, group)
         except WorkerFailed as error:
@@ -64,13 +65,19 @@ class Crew:
             return self.team.compile(plan, form, group)
         except BaseException:
             if (made := self.team.remove(plan, form, group)) is not None:
-                self._asides.discard(made)
+                made.close()
             raise
 
     def make_room(self, group: Group) -> None:
-        """Give back all memory that these workers keep for further pictures, unless a device hangs."""
-        if self._asides.clear():
-            self.team.clear(group)
+        """Give back all memory that these workers keep for further pictures.
+
+        Where a device is held up by one that hangs, it is for the next pictures there instead.
+        """
+        self._clear(group)
+        self.team.clear(group)
+
+    def _clear(self, group: Group) -> None:
+        self._asides.clear({worker.device for worker in group})
 
     def failed(
         self, error: WorkerFailed, plan: Plan, form: Form, group: Group, devices: int | None = None
@@ -152,3 +159,5 @@ class Crew:
         """Give everything back; what a device that hangs holds up stays."""
         self._set_aside(self.workers)
         self._asides.end()
+        for device in self._devices:
+            device.give_back()

@@ -18,8 +18,9 @@ from ._device_errors import short_of_memory
 from ._driver import Device
 from ._owner import Owners
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
+from ._waiting import Waiting, current_waiting
 from .gpu_scratch import Scratch
-from .gpu_sessions import close_session, keep_for_ever
+from .gpu_sessions import close_session, let_go
 
 __all__ = ["FirstOf", "GpuNetwork"]
 
@@ -56,14 +57,28 @@ class GpuNetwork:
             self.device.make_current(again=True)
             form = self._form({name: value.shape for name, value in inputs.items()})
             form.enqueue(self._stream, inputs)
-            self._done.record(self._stream)
-            if not self._done.wait(self._deadline_s):
+            if not self._ends():
                 self.device.lost = True
                 raise LaneError(
                     f"{self.device.title} did not answer within {self._deadline_s:g} s while it ran "
                     f"{self.session.name}"
                 )
             return form.results()
+
+    def _ends(self) -> bool:
+        """Whether all that was enqueued ends in time. Raises DeviceError where it failed."""
+        self._done.record(self._stream)
+        return self._done.wait(self._deadline_s)
+
+    def works(self) -> bool:
+        """Whether the device still does what it is asked to, going by this network's own stream.
+
+        Others may run there meanwhile, or capture: they are neither waited for nor disturbed.
+        """
+        with self._lock, contextlib.suppress(DeviceError):
+            self.device.make_current(again=True)
+            return self._ends()
+        return False
 
     def _form(self, shapes: Mapping[str, tuple[int, ...]]) -> _Form:
         key = tuple(sorted(shapes.items()))
@@ -105,9 +120,8 @@ class FirstOf:
         Raises whatever loading raises.
         """
         self._choices = list(choices)
-        self.make_room: Callable[[], None] | None = (
-            None  # has others give memory back that they can do without
-        )
+        # Has others give memory back on the device that they can do without.
+        self.make_room: Callable[[Device, Waiting], None] | None = None
         self._lock = threading.Lock()
         self._made = [self._choices[0][1]()]
 
@@ -129,13 +143,13 @@ class FirstOf:
                     if make_room is None:
                         raise
                     try:
-                        make_room()
+                        make_room(network.device, current_waiting())
                     except LaneError:  # this thread makes a picture, or the lanes are closed
                         raise error from None
                     make_room = None
                     continue
                 # TensorRT fails on a broken device too, but also for reasons of its own.
-                if isinstance(error, EngineError) and _works(network.device):
+                if isinstance(error, EngineError) and network.works():
                     raise
                 network.device.broken = True
                 if not any(device.usable for device, _ in self._choices):
@@ -162,14 +176,6 @@ class FirstOf:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _works(device: Device) -> bool:
-    try:
-        device.synchronize()
-    except DeviceError:
-        return False
-    return True
 
 
 class _Form:
@@ -221,7 +227,6 @@ class _Form:
         return {name: np.array(self._array(name, buffer)) for name, buffer in self._outputs.items()}
 
     def close(self) -> None:
-        if self._device.lost:
-            keep_for_ever(self._bound)
+        let_go(self._device, self._bound)
         self._bound = None
         self._owners.close()

@@ -15,7 +15,7 @@ from ..engines.session import DeviceBuffer
 from ..engines.trt_session import BoundEngine
 from ._owner import Owner
 from ._resources import DeviceMemory, GraphExec, PinnedMemory
-from .gpu_sessions import keep_for_ever
+from .gpu_sessions import let_go
 from .kernels import (
     MESSAGE_HEADER_BYTES,
     MESSAGE_ROUND_OFFSET,
@@ -230,8 +230,7 @@ class Request:
 
     def close(self) -> None:
         """Give everything back; a second call does nothing."""
-        if self._worker.device.lost:
-            keep_for_ever(self._bound)
+        let_go(self._worker.device, self._bound)
         self._bound = self._graph = None
         while self._owners:
             with contextlib.suppress(DeviceError):  # a broken device takes nothing back

@@ -8,11 +8,11 @@ from .._errors import DeviceError
 from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
 from ..engines.store import PlanStore
-from ..engines.trt_session import TensorRTSession
+from ..engines.trt_session import BoundEngine, TensorRTSession
 from ._driver import Device
 from .devices import choose_plan
 
-__all__ = ["close_session", "keep_for_ever", "load_session"]
+__all__ = ["close_session", "let_go", "load_session"]
 
 _never_freed: list[object] = []
 
@@ -34,15 +34,25 @@ def load_session(folder: ModelFolder, network: str, gpu: Gpu, device: Device) ->
 
 
 def close_session(device: Device, session: TensorRTSession) -> None:
-    """Give a session back, but where the device hangs: there it stays for as long as the process does."""
-    if device.lost:
-        keep_for_ever(session)
+    """Give a session back, but where the device hangs: there it stays for as long as the process does.
+
+    So it does where the device waits for one that hangs.
+    """
+    if device.lost or device.held_up:
+        _never_freed.append(session)
         return
     with contextlib.suppress(DeviceError):  # a broken device takes nothing back, and does not wait
         device.make_current(again=True)
     session.close()
 
 
-def keep_for_ever(thing: object) -> None:
-    """Keep what belongs to TensorRT on a device that hangs: taking it down would wait for the device."""
-    _never_freed.append(thing)
+def let_go(device: Device, bound: BoundEngine | None) -> None:
+    """Of a binding that is used no more: what is TensorRT's may be taken down once the caller forgets it.
+
+    That would wait for a device that hangs: there it is kept for ever. Where the device waits for another
+    one the next binding gets it.
+    """
+    if device.lost:
+        _never_freed.append(bound)
+    elif bound is not None and device.held_up:
+        bound.hand_on()

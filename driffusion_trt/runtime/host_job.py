@@ -38,6 +38,7 @@ class _Call:
         seen, (out,) = run.inputs[latents], run.outputs.values()
         self._run, self._scale, self._timesteps = run, guidance_scale, run.inputs[TIMESTEP]
         self._made: Latents | None = None
+        self._recorder: Recorder | None = None
         parts = range(0, len(seen), batch)
         self._seen = [seen[first : first + batch] for first in parts]
         self._branches = [out[first : first + batch] for first in parts]
@@ -46,7 +47,6 @@ class _Call:
         for seen in self._seen:
             seen[:] = latents
         self._timesteps.fill(timestep)
-        self._made = None
         self._timestep, self._recorder, self._asker = timestep, recorder, threading.get_ident()
 
     def work(self, lane: int) -> None:
@@ -61,13 +61,15 @@ class _Call:
             ):
                 self._run()
         if threading.get_ident() == self._asker:
-            self.take()
+            self._made = _guided(self._branches, self._scale)
 
     def take(self) -> Latents:
-        """What came out, in an array of its own: guided where it is of both branches."""
-        if self._made is None:
-            self._made = _guided(self._branches, self._scale)
-        return self._made
+        """What came out, in an array of its own: guided where it is of both branches.
+
+        Of this call nothing is kept but its buffers.
+        """
+        made, self._made, self._recorder = self._made, None, None
+        return _guided(self._branches, self._scale) if made is None else made
 
 
 class HostJob:
@@ -134,7 +136,10 @@ class HostJob:
         def make(k: int, lane: int) -> Callable[[int], None]:
             latents, timestep = requests[k // parts]
             free = self._calls[lane].setdefault((k % parts, latents.shape), [])
-            call = free.pop() if free else self._new_call(lane, k % parts, latents.shape)
+            try:
+                call = free.pop()
+            except IndexError:  # other threads may use this job too
+                call = self._new_call(lane, k % parts, latents.shape)
             call.fill(latents, timestep, recorder)
             used.append((free, call))
             return call.work

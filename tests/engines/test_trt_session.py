@@ -133,6 +133,24 @@ def test_bindings_may_share_what_lies_between_their_layers(onnx_file: str) -> No
     assert memory.any()
 
 
+def test_a_context_that_is_handed_on_is_the_next_bindings(onnx_file: str) -> None:
+    """Also for other shapes; and one that only tells shapes is not thrown away."""
+    memory = np.zeros(1 << 16, np.uint8)
+    address = -(-memory.ctypes.data // 256) * 256
+    with load(onnx_file) as session:
+        for batch in (2, 3, 2):
+            given = arrays(batch)
+            shapes = session.output_shapes({name: value.shape for name, value in given.items()})
+            out = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+            bound = session.bind(buffers(given), buffers(out), lambda size_bytes: address)
+            bound.enqueue()
+            with OnnxSession(onnx_file) as right:
+                np.testing.assert_array_equal(list(out.values()), list(right.run(given).values()))
+            bound.hand_on()
+            del bound
+        assert len(session._open().configs) == 1
+
+
 def test_memory_that_cannot_be_had_is_the_error_of_who_gives_it(onnx_file: str) -> None:
     def scratch(size_bytes: int) -> int:
         raise DeviceError("no memory", "CUDA_ERROR_OUT_OF_MEMORY")

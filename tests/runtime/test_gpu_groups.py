@@ -9,7 +9,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,14 +23,17 @@ import pytest
 from gpucalls import Asked, Floats
 
 import driffusion_trt as dt
-from driffusion_trt._errors import DeviceError, LaneError
+from driffusion_trt._errors import DeviceError, EngineError, LaneError
 from driffusion_trt.engines.manifest import ModelFolder
-from driffusion_trt.runtime import _peer_trial, cuda
+from driffusion_trt.engines.profiles import Profile
+from driffusion_trt.engines.trt_session import TensorRTSession
+from driffusion_trt.runtime import _peer_trial, cuda, gpu_crew
 from driffusion_trt.runtime._resources import GraphExec
 from driffusion_trt.runtime.cuda import CudaLanes
+from driffusion_trt.runtime.gpu_network import FirstOf, GpuNetwork
 from driffusion_trt.runtime.host import HostLanes
 
-UNKNOWN, ILLEGAL_ADDRESS = 999, 700
+UNKNOWN, OUT_OF_MEMORY, ILLEGAL_ADDRESS = 999, 2, 700
 OPTIONS: dict[str, dict[str, Any]] = {
     "peers": {},
     "staged": {"peer_copies": False},
@@ -75,11 +78,18 @@ class Bench:
 
     @contextlib.contextmanager
     def lanes(
-        self, devices: int | Sequence[int] = 4, *, seed: int = 1, lost: bool = False, **options: Any
+        self,
+        devices: int | Sequence[int] = 4,
+        *,
+        seed: int = 1,
+        lost: bool = False,
+        hang_limit_ms: int = 20_000,
+        **options: Any,
     ) -> Iterator[tuple[cudasim.Simulator, CudaLanes]]:
         """On a machine of their own, on which nothing is wrong or, unless some are lost, left afterwards."""
         count = devices if isinstance(devices, int) else max(devices) + 1
-        with gpulanes.machine(count, delays=seed, delay_us=100, threads_apart=True) as simulator:
+        limits = {"threads_apart": True, "hang_limit_ms": hang_limit_ms}
+        with gpulanes.machine(count, delays=seed, delay_us=100, **limits) as simulator:
             with gpulanes.gpu_lanes(self.folder, self.kernels, devices, **options) as lanes:
                 yield simulator, lanes
             if not lost:
@@ -212,7 +222,8 @@ def test_groups_share_all_that_is_a_devices_own(bench: Bench) -> None:
                 bench.right(one.result(30), asked)
         assert [len(worker._requests) for worker in lanes.workers] == requests == [1] * 4
         assert simulator.calls()["cuGraphInstantiate"] == graphs
-        lanes.make_room()
+        for worker in lanes.workers:
+            lanes.make_room(worker.device)
         assert [simulator.memory_bytes()[f"device {k}"] for k in range(4)] == [0] * 4
         bench.right(asked.latents(lanes), asked)
 
@@ -303,6 +314,155 @@ def test_devices_lost_one_after_another_while_others_work(bench: Bench) -> None:
             one.latents(lanes)
         with pytest.raises(LaneError, match="every device has failed"):
             one.latents(lanes)
+
+
+def many(lanes: CudaLanes, calls: int, seen: Callable[[], object]) -> list[str]:
+    """Calls of forms and groups of all kinds; what they ended in, but for pictures."""
+    ends = []
+    for k in range(calls):
+        asked = Asked("aggressive", 1 + k % 2, steps=3 + k % 5, devices=1 + k % 2, pictures=1 + k % 6)
+        try:
+            asked.latents(lanes)
+        except (LaneError, DeviceError) as error:
+            ends.append(str(error))
+        seen()
+    return ends
+
+
+@pytest.mark.parametrize("let_go", [False, True])
+def test_what_is_kept_is_bounded_while_a_device_hangs(
+    bench: Bench, let_go: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for it on streams of old, and the driver would wait with who gives memory back."""
+    held: list[int] = []
+    monkeypatch.setattr(gpu_crew, "_PICTURES_KEPT", 3)
+    monkeypatch.setattr(gpu_crew, "_FORMS_KEPT", 2)
+    with bench.lanes(3, deadline_s=0.4, lost=True, hang_limit_ms=2000) as (simulator, lanes):
+        whole = Asked("aggressive", 3)
+        bench.right(whole.latents(lanes), whole)
+        simulator.hang(device=1)
+        with pytest.raises(LaneError, match="GPU 1 "):
+            whole.latents(lanes)
+
+        def look() -> None:
+            held.append(sum(simulator.memory_bytes()[f"device {k}"] for k in (0, 2)))
+            leads = [group[0] for _, _, group in lanes._team._pictures]
+            assert max(leads.count(lead) for lead in leads) <= 3
+            assert simulator.violations() == []
+
+        assert many(lanes, 90, look) == []
+
+        def got() -> list[int]:
+            """How much memory was asked for by now, and contexts of TensorRT."""
+            calls, engines = simulator.calls(), [worker.session._open() for worker in lanes.workers]
+            return [calls["cuMemAlloc"], calls["cuMemHostAlloc"], *(len(one.configs) for one in engines)]
+
+        before = got()
+        assert many(lanes, 30, look) == [] and held[-1] == held[89]
+        assert got() == before
+        for worker in lanes.workers:
+            lanes.make_room(worker.device)
+        bench.right(whole.latents(lanes), whole)
+        if let_go:
+            simulator.let_go()
+            time.sleep(0.2)
+            for worker in lanes.workers:
+                lanes.make_room(worker.device)
+            assert [simulator.memory_bytes()[f"device {k}"] for k in (0, 2)] == [0, 0]
+            assert [worker.device.held_bytes for worker in lanes.workers] == [0, 0]
+        begun = time.monotonic()
+        lanes.close()
+        assert time.monotonic() - begun < 2
+
+
+def test_a_device_without_room_while_another_hangs(bench: Bench) -> None:
+    """What was half made goes to the next request there: nobody waits for what never ends."""
+    small = [cudasim.Device(memory_bytes=900_000)] * 3
+    with (
+        gpulanes.machine(small, threads_apart=True, hang_limit_ms=500) as simulator,
+        gpulanes.gpu_lanes(bench.folder, bench.kernels, 3, deadline_s=0.4) as lanes,
+    ):
+        whole = Asked("aggressive", 3)
+        bench.right(whole.latents(lanes), whole)
+        simulator.hang(device=1)
+        with pytest.raises(LaneError, match="GPU 1 "):
+            whole.latents(lanes)
+
+        def look() -> None:
+            assert simulator.violations() == []
+
+        with ThreadPoolExecutor(1) as thread:
+            ends = thread.submit(many, lanes, 60, look).result(60)
+            assert all("CUDA_ERROR_OUT_OF_MEMORY" in end for end in ends) and len(ends) < 30
+        simulator.fail("cuMemAlloc", OUT_OF_MEMORY, device=2, call=3)
+        other = Asked("sequential", 1, devices=1, steps=9, pictures=4)
+        with contextlib.suppress(LaneError):
+            other.latents(lanes)
+        bench.right(other.latents(lanes), other)
+        assert simulator.violations() == []
+    assert simulator.races() == [] and simulator.violations() == []
+
+
+def test_room_on_a_device_is_made_while_others_work(bench: Bench) -> None:
+    """For a network beside the lanes: it waits for that device alone, and no longer than its call may."""
+    one = Asked("sequential", 1, devices=1, seed=1)
+    with bench.lanes() as (simulator, lanes), bench.held(lanes) as held:
+        whole = Asked("aggressive", 4)
+        bench.right(whole.latents(lanes), whole)
+        first, *_, last = (worker.device for worker in lanes.workers)
+        running = held.begin(one)  # on GPU 3
+        held.threads.submit(lanes.make_room, first).result(10)
+        assert simulator.memory_bytes()["device 0"] == 0 < simulator.memory_bytes()["device 2"]
+        bench.right(held.threads.submit(one.latents, lanes).result(10), one)  # on GPU 2
+        cancelled = threading.Event()
+
+        def waiting() -> None:
+            if cancelled.is_set():
+                raise dt.CancelledError("cancelled")
+
+        waits = held.threads.submit(lanes.make_room, last, waiting)
+        time.sleep(0.05)
+        assert not waits.done()
+        cancelled.set()
+        with pytest.raises(dt.CancelledError):
+            waits.result(10)
+        assert not running.done()
+        held.go_on.set()
+        bench.right(running.result(30), one)
+        bench.right(whole.latents(lanes), whole)
+
+
+def test_an_engine_that_fails_while_another_group_captures(bench: Bench) -> None:
+    """A network beside the lanes, on a device that is at work for them: the device is as good as it was."""
+    found: list[bool] = []
+    capture = GraphExec.capture
+    profile = Profile.pictures(bench.folder.spec, batch_size=8)
+    with bench.lanes(2) as (simulator, lanes), ThreadPoolExecutor(1) as thread:
+        device = lanes.workers[0].device
+        device.make_current()
+        plan = gpulanes.stand_in_plan(bench.folder, "vae_decoder", profile, run=True)
+        network = GpuNetwork(device, TensorRTSession(plan, gpulanes.RTX, name="vae_decoder"), deadline_s=5.0)
+        with FirstOf([(device, lambda: network)]) as decoder:
+
+            def fail() -> None:
+                with pytest.raises(EngineError, match="illegal memory access"):
+                    decoder.run({"latents": np.zeros((1, 4, 16, 16), np.float32)})
+                found.append(device.usable)
+                simulator.hand_over()  # a future's result is an order too, which the driver does not see
+
+            def captured(stream: Any, enqueue: Callable[[], None], *needs: Any) -> Any:
+                def both() -> None:
+                    enqueue()
+                    if stream.device is device:
+                        thread.submit(fail).result(30)
+                        simulator.take_over()
+
+                return capture(stream, both, *needs)
+
+            asked = Asked("aggressive", 2)
+            with mock.patch.object(GraphExec, "capture", captured):
+                bench.right(asked.latents(lanes), asked)
+            assert found == [True] and lanes.without_graphs == {} and len(lanes) == 2
 
 
 def test_a_group_without_room_gets_what_others_kept_there(bench: Bench) -> None:

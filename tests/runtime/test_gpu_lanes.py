@@ -250,7 +250,8 @@ def test_split_and_whole_pictures_of_one_plan_are_kept_side_by_side(bench: Bench
         assert len(lanes._team._pictures) == 3  # without guidance there is nothing to split
         # A branch of a split prediction and a prediction without guidance are one form of request.
         assert [len(worker._requests) for worker in lanes.workers] == [2, 2, 1, 1]
-        lanes.make_room()
+        for worker in lanes.workers:
+            lanes.make_room(worker.device)
         assert [simulator.memory_bytes()[f"device {k}"] for k in range(4)] == [0] * 4
         for one in kinds:
             bench.check(lanes, one)

@@ -203,7 +203,7 @@ def test_networks_beside_the_lanes_ask_them_for_room(folder: ModelFolder) -> Non
             with pytest.raises(dt.DeviceError, match="OUT_OF_MEMORY"):
                 decoder.run({"latents": np.zeros((2, 4, 16, 16), np.float32)})
             assert device.usable
-            decoder.make_room = hog.close
+            decoder.make_room = lambda device, waiting: hog.close()
             (made,) = decoder.run({"latents": np.zeros((2, 4, 16, 16), np.float32)}).values()
             assert len(made) == 2 and device.usable
         gpulanes.clean(simulator)

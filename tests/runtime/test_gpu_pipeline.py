@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gpulanes
 import numpy as np
@@ -18,6 +19,7 @@ from driffusion_trt._call import LaneWarning
 from driffusion_trt._tiles import Tile
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.runtime.devices import choose_devices
+from driffusion_trt.runtime.gpu_network import GpuNetwork
 
 pytest_plugins = ("cudasim.fixtures",)
 
@@ -114,6 +116,35 @@ def test_a_call_that_waits_for_another_can_be_cancelled(planned: Path) -> None:
             go_on.set()
         np.testing.assert_array_equal(first.result(30).latents, wanted.latents)
         np.testing.assert_array_equal(picture(pipe).latents, wanted.latents)
+
+
+def test_a_call_that_waits_for_memory_can_be_cancelled(planned: Path) -> None:
+    """A text encoder without room has the lanes on its GPU make some, after the picture under way."""
+    cancel, begun, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(done: Any) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    def short(network: GpuNetwork, inputs: Any) -> Any:
+        raise dt.DeviceError("no room", "CUDA_ERROR_OUT_OF_MEMORY")
+
+    with dt.Pipeline.load(planned, devices="cuda") as pipe, ThreadPoolExecutor(2) as threads:
+        wanted = picture(pipe)
+        first = threads.submit(picture, pipe, callback_on_round_end=hold)
+        assert begun.wait(30)
+        try:
+            with mock.patch.object(GpuNetwork, "run", short):
+                second = threads.submit(pipe, "a blue fox", steps=STEPS, cancel=cancel)
+                with pytest.raises(TimeoutError):
+                    second.result(0.1)
+                cancel.set()
+                with pytest.raises(dt.CancelledError, match="while it waited for memory of a GPU"):
+                    second.result(10)
+            assert not first.done()
+        finally:
+            go_on.set()
+        np.testing.assert_array_equal(first.result(30).latents, wanted.latents)
 
 
 def test_split_guidance_staged_copies_and_no_graphs(planned: Path) -> None:

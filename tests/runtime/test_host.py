@@ -28,6 +28,7 @@ from driffusion_trt.runtime import host, host_job
 from driffusion_trt.runtime.host import HostJob, HostLanes, auto_lanes
 from driffusion_trt.sampling.noise import noise_streams
 from driffusion_trt.sampling.plan import MODES
+from driffusion_trt.sampling.recording import Recorder
 
 Floats = NDArray[np.float32]
 
@@ -379,6 +380,17 @@ def test_buffers_are_used_again_and_those_of_a_failure_are_not(lanes: HostLanes)
 
 def requests(seed: int) -> list[tuple[Floats, float]]:
     return [(latents(10 * seed + k, 1 + seed % 2), 7.0 * seed + k) for k in range(3)]
+
+
+def test_buffers_that_wait_for_their_next_use_keep_nothing(lanes: HostLanes) -> None:
+    """No picture that was made with them, and nobody who took down when."""
+    job, recorder = make_job(lanes), Recorder()
+    noted = weakref.ref(recorder)
+    made = [weakref.ref(one) for one in job.predict([(latents(0), 5.0)] * 2, recorder)]
+    del recorder
+    gc.collect()
+    assert [one() for one in made] == [None, None] and noted() is None
+    assert sum(len(free) for lane in job._calls for free in lane.values()) == 2
 
 
 def in_threads(works: list[Callable[[], None]]) -> None:

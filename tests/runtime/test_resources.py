@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -322,3 +323,38 @@ def test_timing_events_measure(simulator: cudasim.Simulator) -> None:
         end.wait()
         assert end.elapsed_ms(start) >= 10
     clean(simulator)
+
+
+@pytest.mark.parametrize("kind", [DeviceMemory, PinnedMemory])
+def test_memory_of_a_device_that_is_held_up_is_used_again(simulator: cudasim.Simulator, kind: Any) -> None:
+    """Where the driver would wait with who gives it back; the smallest piece that will do, if one will."""
+    name = {DeviceMemory: "allocations", PinnedMemory: "pinned"}[kind]
+    with Device(0) as device:
+        large, small = kind(device, 4096), kind(device, 1024)
+        handles = large.handle, small.handle
+        rest = threading.Event()
+        device.held_up.add("stream", rest.is_set)
+        for memory in (large, small):
+            memory.close()
+        assert device.held_bytes == 0 and simulator.live_objects()[name] == 2
+        again, new, other = kind(device, 1000), kind(device, 1000), kind(device, 3000)
+        assert (again.handle, other.handle) == handles[::-1] and again.size_bytes == 1000
+        assert simulator.live_objects()[name] == 3, "a piece of four times the size is left alone"
+        other.close()
+        entry = {DeviceMemory: "cuMemAlloc", PinnedMemory: "cuMemHostAlloc"}[kind]
+        simulator.fail(entry, 2)
+        any_size = kind(device, 100)
+        assert any_size.handle == handles[0], "but where there is no other"
+        simulator.fail(entry, 2)
+        with pytest.raises(DeviceError, match="OUT_OF_MEMORY"):
+            kind(device, 100)
+        for memory in (any_size, again, new):
+            memory.close()
+        device.give_back()
+        assert simulator.live_objects()[name] == 3
+        rest.set()
+        assert not device.held_up
+        device.give_back()
+        assert simulator.live_objects()[name] == 0 and device.held_bytes == 0
+        kind(device, 1024).close()
+        assert simulator.live_objects()[name] == 0

@@ -215,3 +215,88 @@ def test_a_failure_keeps_nothing_alive(lanes: LaneThreads) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_calls_are_made_while_other_users_and_lanes_go_on(lanes: LaneThreads, others: int) -> None:
+    """Filling buffers may take long, and so may making them; the lane is taken by then all the same."""
+    making, go, order = threading.Event(), threading.Event(), list[str]()
+
+    def make(k: int, lane: int) -> Callable[[int], None]:
+        making.set()
+        assert go.wait(WAIT_S)
+        return lambda lane: order.append("made")
+
+    def hold(lane: int) -> None:
+        assert making.wait(WAIT_S)
+
+    before = begin(partial(lanes.run, [hold] * others))  # ends while the calls are made
+    until(lambda: sum(lanes._state.waiting) == others)
+    user = threading.Thread(target=lanes.run_made, args=(1, make), daemon=True)
+    user.start()
+    assert making.wait(WAIT_S)
+    before.join(WAIT_S)
+    other = threading.Thread(target=lanes.run, args=([lambda lane: order.append("other")],), daemon=True)
+    other.start()
+    other.join(WAIT_S)
+    found = order[:], sum(lanes._state.waiting)
+    go.set()
+    user.join(WAIT_S)
+    assert found == (["other"], 1) and order == ["other", "made"]
+    assert lanes._state.waiting == [0, 0] and not lanes._state.callers
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_lanes_closed_while_calls_are_made(idle: bool) -> None:
+    """As a signal's handler may do, in the middle of it: the calls are refused, and nobody waits."""
+    lanes, said, ran = LaneThreads(2, lambda: None), list[str](), list[int]()
+
+    def make(k: int, lane: int) -> Callable[[int], None]:
+        try:
+            lanes.close()
+        except LaneError as error:
+            said.append(str(error))
+            raise
+        return ran.append
+
+    def use() -> None:
+        try:
+            lanes.run_made(1, make)
+        except LaneError as error:
+            said.append(str(error))
+
+    lanes._state.waiting[:] = [0, 0] if idle else [1, 1]
+    user = threading.Thread(target=use, daemon=True)
+    user.start()
+    user.join(WAIT_S)
+    assert not user.is_alive(), "it waits for itself"
+    refused = "a call that runs on the lanes cannot close them; close them after it"
+    assert said == ([refused] * 2 if idle else ["the lanes are closed; make new ones"]) and ran == []
+    assert lanes._state.waiting == ([0, 0] if idle else [1, 1]) and not lanes._state.callers
+    lanes.close()
+
+
+def test_calls_that_cannot_be_made_leave_the_lanes_free(lanes: LaneThreads) -> None:
+    def make(k: int, lane: int) -> Callable[[int], int]:
+        if k == 2:
+            raise KeyError(k)
+        return ident
+
+    with pytest.raises(KeyError):
+        lanes.run_made(3, make)
+    assert lanes._state.waiting == [0, 0] and not lanes._state.callers
+    assert lanes.run([ident]) == [threading.get_ident()]
+
+
+def test_calls_made_of_what_is_closed_by_then_are_refused(lanes: LaneThreads) -> None:
+    closing = threading.Event()
+
+    def make(k: int, lane: int) -> Callable[[int], int]:
+        closer.start()
+        until(lambda: lanes._closed)
+        raise KeyError("closed")
+
+    closer = threading.Thread(target=lambda: (lanes.close(), closing.set()))
+    with pytest.raises(LaneError, match="the lanes are closed"):
+        lanes.run_made(1, make)
+    assert closing.wait(WAIT_S), "closing waits for a lane that nobody works"
