@@ -34,7 +34,9 @@ class Books:
 
 
 class _Ticket:
-    order = SimpleNamespace(profile=ONE)
+    def __init__(self, times_larger: float = 1.0) -> None:
+        longer = max(1.0, times_larger)
+        self.order = SimpleNamespace(profile=ONE, times_larger=times_larger, longer=longer)
 
 
 def test_the_pace_follows_what_calls_take() -> None:

@@ -234,7 +234,9 @@ def test_sigterm_under_load_loses_no_request(model: str) -> None:
     assert all(status == 503 for status, _ in told)
     assert all(ready[0] == 503 and ready[1]["status"] == "draining" for _, ready in told)
     lines = [json.loads(line) for line in service.lines if line.startswith("{")]
-    tickets = [line["ticket"] for line in lines if "ticket" in line and line["status"] == 200]
+    accepted = [line for line in lines if "ticket" in line]
+    assert [line for line in accepted if line["status"] != 200] == [], "what was accepted is made"
+    tickets = [line["ticket"] for line in accepted]
     assert len(tickets) == len(set(tickets)) == len(made), "every accepted request was answered, once"
     assert {client.value["details"]["id"] for client in made} == set(tickets)
     assert not [line for line in service.lines if "Traceback" in line]
