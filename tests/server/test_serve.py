@@ -22,7 +22,8 @@ import pytest
 import tiny
 from httpd import DEADLINE_S, until
 
-from driffusion_trt.cli import main
+from driffusion_trt.cli import main, parse
+from driffusion_trt.commands._serving import _how
 
 COMMAND = [sys.executable, "-m", "driffusion_trt", "serve"]
 
@@ -240,6 +241,12 @@ def test_sigterm_under_load_loses_no_request(model: str) -> None:
     assert len(tickets) == len(set(tickets)) == len(made), "every accepted request was answered, once"
     assert {client.value["details"]["id"] for client in made} == set(tickets)
     assert not [line for line in service.lines if "Traceback" in line]
+
+
+def test_the_work_of_a_request_is_bounded() -> None:
+    """Whatever the model; by itself to ten minutes of one lane."""
+    assert _how(parse(["serve"]))["most_s"] == 600.0
+    assert _how(parse(["serve", "--max-seconds", "5"]))["most_s"] == 5.0
 
 
 def test_an_end_has_an_end(model: str) -> None:
