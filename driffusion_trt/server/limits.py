@@ -18,8 +18,9 @@ class Limits:
     """Bounds of the service; every one is a positive number.
 
     prompt_chars: of a prompt, and of a negative one. images: pictures of one request. pixels: of all pictures
-    of a request together; None for those of so many pictures of the model's own size, see `of_model`. steps: of the solver. body_bytes: of a body that is not an upload. upload_bytes: of
-    the body of an upload. upload_pixels: of an uploaded picture, before it is decoded.
+    of a request together; None for those of so many pictures of the model's own size, see `of_model`. steps:
+    of the solver. body_bytes: of a body that is not an upload. upload_bytes: of the body of an upload.
+    upload_pixels: of an uploaded picture, before it is decoded.
 
     held_bytes: of all bodies together that are being read and decoded.
 
