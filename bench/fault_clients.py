@@ -142,8 +142,7 @@ def _reads_nothing(service: Served) -> Row:
 
 
 def malformed(asked: Asked) -> Iterator[Row]:
-    words = ("--max-steps", "4", "--max-images", "2", "--max-pixels", "8192")
-    with served(*asked.words(*words)) as service:
+    with served(*asked.words()) as service:
         since, before = len(service.lines), service.metrics()
         found = fuzz.run(service.port, asked.bodies, asked.seed)
         tracebacks = sum("Traceback" in line for line in service.lines[since:])

@@ -21,6 +21,12 @@ def was_made(one: Mapping[str, Any]) -> bool:
     return one["status"] == 200 and "why" not in one
 
 
+def out_of_time(one: Mapping[str, Any]) -> bool:
+    """Whether an answer says that a deadline cannot be kept, to a request that had one."""
+    late = one["status"] in (422, 504) and one.get("code") == "deadline_exceeded"
+    return late and one.get("deadline_ms") is not None
+
+
 def kept(
     seen: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], counted: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -32,8 +38,11 @@ def kept(
         "sent": len(seen),
         "made": made,
         "refused": sum(one["status"] == 429 for one in seen),
+        "out_of_time": sum(map(out_of_time, seen)),
         "lost": [_short(one) for one in seen if one["status"] == 0],
-        "other_answers": [_short(one) for one in seen if one["status"] not in (0, 200, 429)],
+        "other_answers": [
+            _short(one) for one in seen if one["status"] not in (0, 200, 429) and not out_of_time(one)
+        ],
         "mixed_up": [one["asked"] for one in seen if one.get("id", one["asked"]) != one["asked"]],
         "more_than_one_answer": [_short(one) for one in seen if "why" in one and one["status"]],
         "not_once_in_the_log": [one["asked"] for one in seen if logged[one["asked"]] != 1],

@@ -115,6 +115,7 @@ class Client:
         seen = {
             "asked": request["id"],
             "wanted_seed": request["fields"]["seed"],
+            "deadline_ms": request["fields"].get("deadline_ms"),
             "late_ms": 1e3 * (sent_s - due_s),
             "end_s": end_s,
             "ms": 1e3 * (end_s - due_s),

@@ -6,7 +6,9 @@
 pictures a second where 40 clients at a time ask again as soon as they are answered. Then the queue is filled
 until some are refused, which ends the warm-up. Then, for each rate, requests come in a Poisson process, for
 an equal part of the minutes; each has an id and a seed of its own, and every second one names its mode
-(sequential; aggressive on all lanes). Latencies are from the time a request was due to the end of its answer;
+(sequential; aggressive on all lanes). A fourth of each kind has a deadline, four times the median latency of
+requests that come one at a time: by the client's clock, as all latencies, kept, missed (a late picture, or
+504), or refused (422) at once. Latencies are from the time a request was due to the end of its answer;
 p50 and p99 are of pictures. Goodput counts pictures that came after the first quarter of a rate's time and
 before its end.
 
@@ -36,7 +38,7 @@ from driffusion_trt.server.serving import LOOP
 
 from . import report
 from .elastic import arrivals
-from .load_checks import faults, kept, memory, pictures, was_made
+from .load_checks import faults, kept, memory, out_of_time, pictures, was_made
 from .load_client import NICE
 from .readme import renew
 from .serve_parts import LOAD, draw, load_table, load_words
@@ -48,6 +50,8 @@ QUEUE = 64
 AT_ONCE = 40
 FLOODS = 3
 TIMEOUT_S = 120.0
+ALONE = 16
+DEADLINE = 4  # times the latency of a request that comes alone
 _MOST_A_SECOND = 300  # more pictures than that in the closed loop are not asked for
 
 
@@ -63,6 +67,7 @@ class Load:
     rss: list[tuple[float, int]] = field(default_factory=list)  # seconds since the start, bytes
     seeds: Iterator[int] = field(default_factory=itertools.count)
     seen: list[dict[str, Any]] = field(default_factory=list)
+    deadline_ms: float | None = None  # of a fourth of the requests
 
     def asked(self, name: str, times: Sequence[float | None]) -> list[dict[str, Any]]:
         made = []
@@ -70,6 +75,8 @@ class Load:
             seed = next(self.seeds)
             mode = self.modes[seed % len(self.modes)]
             fields = {"prompt": PROMPT, "seed": seed, "steps": self.steps, **mode}
+            if self.deadline_ms is not None and (seed // 4) % 4 == seed % 4:  # a fourth of each mode
+                fields["deadline_ms"] = self.deadline_ms
             request = {"id": f"{name}-{number}", "fields": fields}
             made.append(request if due_s is None else {**request, "due_s": due_s})
         return made
@@ -111,6 +118,11 @@ class Load:
         ends = [one["end_s"] for one in found["seen"] if was_made(one)]
         return len([end for end in ends if start <= end <= seconds]) / (seconds - start)
 
+    def alone(self, name: str) -> float:
+        """Milliseconds of a request where there are no others, the median."""
+        seen = self.phase(name, [None] * ALONE, at_once=1, stop_s=TIMEOUT_S)["seen"]
+        return float(statistics.median(one["ms"] for one in seen if was_made(one)))
+
     def flood(self, name: str) -> int:
         """More at once than may wait; how many of them were refused."""
         found = self.phase(name, [0.0] * (QUEUE + AT_ONCE))
@@ -129,13 +141,20 @@ def figures(found: dict[str, Any], seconds: float) -> dict[str, Any]:
     seen = found["seen"]
     made = [one for one in seen if was_made(one)]
     refused = [one for one in seen if one["status"] == 429]
+    hurried = [one for one in seen if one["deadline_ms"] is not None]
     waits = [one["retry_after_ms"] for one in refused]
     start = seconds / 4
     return {
         "sent": len(seen),
         "made": len(made),
         "refused": len(refused),
-        "others": len(seen) - len(made) - len(refused),
+        "others": len(seen) - len(made) - len(refused) - sum(map(out_of_time, seen)),
+        "deadlines": len(hurried),
+        "deadlines_kept": sum(was_made(one) and one["ms"] <= one["deadline_ms"] for one in hurried),
+        "deadlines_missed": sum(
+            (was_made(one) and one["ms"] > one["deadline_ms"]) or one["status"] == 504 for one in hurried
+        ),
+        "deadlines_refused": sum(one["status"] == 422 for one in hurried),
         "p50_ms": _percentile([one["ms"] for one in made], 50),
         "p99_ms": _percentile([one["ms"] for one in made], 99),
         "refused_p50_ms": _percentile([one["ms"] for one in refused], 50),
@@ -180,13 +199,16 @@ def measure(
         capacity = load.capacity("warm", warm_s)
         refused = [load.flood(f"flood{number}") for number in range(FLOODS)]
         warm = len(load.rss)
+        load.deadline_ms = DEADLINE * load.alone("alone")
         rows = [at_rate(load, rate, capacity, seconds, -(-verified // len(rates))) for rate in rates]
+        deadline_ms, load.deadline_ms = load.deadline_ms, None
         after = load.capacity("again", warm_s)
         counted, status = service.metrics(), service.end()
         lines, log = service.requests(), service.others()
     return {
         "capacity": capacity,
         "capacity_after": after,
+        "deadline_ms": deadline_ms,
         "flooded": refused,
         "rates": rows,
         "client_nice": NICE,

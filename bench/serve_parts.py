@@ -32,8 +32,10 @@ def load_table(rates: Sequence[Mapping[str, Any]]) -> str:
     """A row for each rate."""
     head = ["% of capacity", "sent", "pictures", "429", "p50 ms", "p99 ms", "pictures a second"]
     head += ["429s' p50 ms", "Retry-After, ms", "longest queue", "sent late, p99 ms"]
+    head += ["deadlines kept", "missed", "refused"]
     first = ("percent", "sent", "made", "refused", "p50_ms", "p99_ms")
-    last = ("refused_p50_ms", "retry_after_ms", "queued", "late_p99_ms")
+    last: tuple[str, ...] = ("refused_p50_ms", "retry_after_ms", "queued", "late_p99_ms")
+    last += ("deadlines_kept", "deadlines_missed", "deadlines_refused")
     rows = [
         [
             *(_whole(row[name]) for name in first),
@@ -56,6 +58,7 @@ def load_words(found: Mapping[str, Any]) -> str:
     wrong = sum(len(pictures[name]) for name in ("of_another_seed", "differ")) + pictures["alike"]
     return (
         f"{kept['sent']} requests, warm-up included: {kept['made']} pictures, {kept['refused']} answers 429, "
+        f"{kept['out_of_time']} that a deadline of {found['deadline_ms']:.0f} ms cannot be kept, "
         f"{len(kept['other_answers'])} others, {len(kept['lost'])} lost, {twice} twice. Wrong pictures: "
         f"{wrong}; {pictures['made_again']} of them were made again, "
         f"{pictures['made_again_in_a_named_mode']} of these in a mode that the request named. Capacity: "

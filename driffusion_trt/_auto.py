@@ -183,6 +183,14 @@ class Auto:
             return self.measure(size, told)
         return _scaled(self._known(own) or self.measure(own, told), size[0] * size[1] / (own[0] * own[1]))
 
+    def times_larger(self, size: Size) -> float:
+        """How many times as large pictures of this size are as those whose costs are taken for theirs.
+
+        1 where it was measured. What attention takes grows with the square of this, and the costs do not.
+        """
+        height, width = self._planner.own_size
+        return 1.0 if self._known(size) is not None else size[0] * size[1] / (height * width)
+
     def _known(self, size: Size) -> Costs | None:
         if size not in self._costs and (found := self._kept.read(size)) is not None:
             self._costs[size] = replace(found, rows=self._rows())

@@ -42,8 +42,8 @@ class Notes(Unobserved):
     def on_failed(self, ticket: Ticket, error: BaseException) -> None:
         self.seen.append(("failed", type(error).__name__))
 
-    def on_lane_lost(self, left: int) -> None:
-        self.seen.append(("lane lost", left))
+    def on_lanes_lost(self, lost: int, left: int) -> None:
+        self.seen.append(("lanes lost", (lost, left)))
 
 
 def engine(shop: FakeShop, **options: Any) -> Engine:

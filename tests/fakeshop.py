@@ -34,6 +34,7 @@ class FakeShop:
         self.made: list[tuple[str, int]] = []
         self.now = self.peak = 0
         self.opened = self.closed = 0
+        self.times_larger = 1.0
         self._lock = threading.Lock()
 
     patience_s = 0.0
@@ -59,7 +60,7 @@ class FakeShop:
         named = settings.get("mode", "auto") != "auto"
         hurried = not named and settings.get("quality") is None
         least = profile.least_ms * (0.5 if hurried else 1.0)
-        return Order(prompt, settings, profile, least, not named, steps)
+        return Order(prompt, settings, profile, least, not named, steps, self.times_larger)
 
     def call(self, order: Order, lanes: int, within_ms: float | None) -> tuple[dict[str, Any], float]:
         ms = order.profile.ms_on(lanes)

@@ -58,6 +58,7 @@ class Ticket:
         self.engine, self.previews = engine, previews
         self.news: asyncio.Queue[Seen | None] = asyncio.Queue()
         self.work: asyncio.Task[Any] | None = None
+        self.deadline_kept: bool | None = None
 
     def cancel(self) -> None:
         self.cancelled.set()

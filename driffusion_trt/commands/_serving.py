@@ -26,6 +26,7 @@ _NEEDED = {
     "starlette": "starlette",
     "uvicorn": "uvicorn",
 }
+_MOST_S = 600.0
 _HOST = r"[\w-]+(\.[\w-]+)*"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LIMITS = {
@@ -119,6 +120,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "queue": args.queue,
         "share": args.share,
         "hang_s": args.hang_timeout,
+        "most_s": _MOST_S if args.max_seconds is None else args.max_seconds,
         "nan_policy": args.nan_policy,
         "cuda_graphs": False if args.no_cuda_graphs else None,
         "peer_copies": False if args.no_peer_copies else None,

@@ -85,13 +85,14 @@ def _bounds(group: argparse._ArgumentGroup) -> None:
     for name, metavar, about in (
         ("prompt-chars", "N", "characters of a prompt (default: 4000)"),
         ("images", "N", "pictures (default: 8)"),
-        ("pixels", "N", "pixels of all its pictures (default: 8388608)"),
+        ("pixels", "N", "pixels of all its pictures (default: of --max-images of the model's size)"),
         ("steps", "N", "solver steps (default: 200)"),
         ("body-bytes", "N", "bytes of a body in JSON (default: 1048576)"),
         ("upload-bytes", "N", "bytes of a body with pictures (default: 33554432)"),
         ("upload-pixels", "N", "pixels of an uploaded picture (default: 16777216)"),
     ):
         option(group, f"--max-{name}", metavar, about, type=whole)
+    option(group, "--max-seconds", "S", "of work that it may be for one lane (default: 600)", type=number)
 
 
 def _others(group: argparse._ArgumentGroup) -> None:

@@ -25,14 +25,15 @@ _KEPT = 8  # of so many places one
 
 
 class Admission:
-    """The way into a scheduler's queue. queue: requests that may wait.
+    """The way into a scheduler's queue. queue: requests that may wait. most_s: of work of one, None for any.
 
-    The last eighth of the places is for clients that have less than their share: that of the queue for those
-    that wait and one more. The eighth before it is for users that have less than theirs of their client's.
+    The last eighth of the places, one at least, is for clients that have less than their share: that of the
+    queue for those that wait and one more. The eighth before it is for users that have less than theirs of
+    their client's.
     """
 
-    def __init__(self, shop: Shop, scheduler: Scheduler, queue: int) -> None:
-        self._shop, self._scheduler, self._queue = shop, scheduler, queue
+    def __init__(self, shop: Shop, scheduler: Scheduler, queue: int, most_s: float | None) -> None:
+        self._shop, self._scheduler, self._queue, self._most_s = shop, scheduler, queue, most_s
         self._threads = ThreadPoolExecutor(_CHECKING, "driffusion-check")
         self._checking: list[tuple[str, str]] = []  # client and user of requests that are about to wait
 
@@ -43,16 +44,17 @@ class Admission:
         waiting = len(self._scheduler.waiting.queue) + coming
         if waiting >= self._queue:
             self._refuse(f"{self._queue} requests wait, and no more may")
-        kept = self._queue // _KEPT
+        eighth = self._queue // _KEPT
+        kept = max(1, eighth) if self._queue > 1 else 0
         (own, others), (users_own, users_others) = self._scheduler.waiting.queue.places(client, user)
         share = self._queue / (others + 2)
         own += sum(one == client for one, _ in self._checking)
         if waiting >= self._queue - kept and own >= share:
             self._refuse(f"{own} requests of this client wait, and the last {kept} places are for others")
         users_own += self._checking.count((client, user))
-        if user and waiting >= self._queue - 2 * kept and users_own >= share / (users_others + 2):
+        if user and waiting >= self._queue - kept - eighth and users_own >= share / (users_others + 2):
             self._refuse(
-                f"{users_own} requests of this user wait, and the last {2 * kept} places are for others"
+                f"{users_own} requests of this user wait, and the last {kept + eighth} places are for others"
             )
 
     def _refuse(self, why: str) -> None:
@@ -60,28 +62,39 @@ class Admission:
         raise QueueFullError(f"{why}; ask again in about {retry_s:.1f} s", retry_s)
 
     async def order(self, prompt: Prompt, settings: Mapping[str, Any], client: str, user: str) -> Order:
-        """Check what is asked for, in a thread; who leaves meanwhile leaves nothing behind."""
+        """Check what is asked for, in a thread; who leaves meanwhile leaves nothing behind.
+
+        Raises InputError where it is more work than a request may be.
+        """
         inside = contextvars.copy_context()
         self._checking.append((client, user))
         try:
             work = self._threads.submit(inside.run, self._shop.order, prompt, settings)
-            return await asyncio.wrap_future(work)
+            found = await asyncio.wrap_future(work)
         finally:
             self._checking.remove((client, user))
+        work_s = 1e-3 * found.work_ms * found.longer
+        if self._most_s is not None and work_s > self._most_s:
+            raise InputError(
+                f"this may be {work_s:.0f} s of work for one lane, and the most here is {self._most_s:g}; "
+                "ask for smaller or fewer pictures, or fewer steps"
+            )
+        return found
 
     def close(self) -> None:
         """What is being checked is checked to its end."""
         self._threads.shutdown(wait=False)
 
 
-def check_options(queue: object, share: object, hang_s: object) -> None:
+def check_options(queue: object, share: object, hang_s: object, most_s: object) -> None:
     """Of an engine. Raises InputError."""
     if isinstance(queue, bool) or not isinstance(queue, int) or not 1 <= queue <= _MOST_WAITING:
         raise InputError(f"queue must be a whole number from 1 to {_MOST_WAITING}, not {queue!r}")
     if not isinstance(share, str) or share not in SHARES:
         raise InputError(f"there is no share {share!r}{did_you_mean(str(share), SHARES)}")
-    if not _number(hang_s) or not 0 < hang_s <= sys.float_info.max:  # type: ignore[operator]
-        raise InputError(f"hang_s must be a number of seconds above 0, not {hang_s!r}")
+    _check_seconds("hang_s", hang_s)
+    if most_s is not None:
+        _check_seconds("most_s", most_s)
 
 
 def arrival(since_s: object) -> float:
@@ -99,6 +112,11 @@ def check_deadline(deadline_ms: object) -> None:
     possible = _number(deadline_ms) and 0 < deadline_ms <= sys.float_info.max  # type: ignore[operator]
     if deadline_ms is not None and not possible:
         raise InputError(f"deadline_ms must be a number of milliseconds above 0, not {deadline_ms!r}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if not _number(value) or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+        raise InputError(f"{name} must be a number of seconds above 0, not {value!r}")
 
 
 def _number(value: object) -> bool:

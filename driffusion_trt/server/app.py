@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -69,7 +69,7 @@ class App:
     """The application; its lifespan starts the engine, and drains and closes it.
 
     draining: requests are refused, and /readyz says so; those that were accepted go on.
-    failed: what the engine raised at its start.
+    failed: what the engine raised at its start, or why the service ended by itself.
     """
 
     app: ASGIApp
@@ -95,6 +95,8 @@ class App:
 
 def make_app(service: Service, options: Options, store: Store, metrics: Metrics) -> App:
     """The service. metrics: also the engine's observer."""
+    _, height, width = service.pipe.folder.manifest.shapes["picture"]
+    options = replace(options, limits=options.limits.of_model(height, width))
     desk = Desk(service, options.limits, store, metrics, options.names, options.public_url.rstrip("/"))
     found = App(_nothing, service, desk, metrics)
     metrics.watch(service.status, lambda: found.draining, lambda: store.size_bytes)

@@ -236,6 +236,8 @@ class Order:
             "rounds_ms": [round(ms, 3) for ms in times.rounds_ms],
             "warnings": self.desk.service.pipe.complaints(self.wish.prompt),
         }
+        if self.ticket.deadline_kept is not None:
+            found["deadline_kept"] = self.ticket.deadline_kept
         drift = result.stats.drift
         if drift is not None:
             found["drift"] = [float(one) for one in drift]

@@ -53,6 +53,7 @@ class Engine:
         queue: int = 64,
         share: str = "elastic",
         hang_s: float = 30.0,
+        most_s: float | None = None,
         observer: Observer | None = None,
         shop: Shop | None = None,
     ) -> None:
@@ -64,15 +65,17 @@ class Engine:
             hang_s: a request that takes longer, and over 20 times what was expected, hangs; on GPUs only
                 after their own `deadline_s`. It gets a LaneError, its lanes are lost for as long as it hangs,
                 and no other requests are taken.
+            most_s: of work that a request may be on one lane, as expected; what is more is refused with an
+                InputError. None for any.
             observer: is told what happens.
             shop: makes the pictures, where it is not to be `pipe`.
 
         Raises InputError for what these cannot be.
         """
-        check_options(queue, share, hang_s)
+        check_options(queue, share, hang_s, most_s)
         self.pipe = pipe
         self._shop: Shop = PipelineShop(pipe) if shop is None else shop
-        self._queue, self._share, self._hang_s = queue, share, hang_s
+        self._queue, self._share, self._hang_s, self._most_s = queue, share, hang_s, most_s
         self._observer: Observer = observer or Unobserved()
         self._scheduler: Scheduler | None = None
         self._typical: Profile | None = None
@@ -88,11 +91,12 @@ class Engine:
         queue: int = 64,
         share: str = "elastic",
         hang_s: float = 30.0,
+        most_s: float | None = None,
         observer: Observer | None = None,
         **how: Any,
     ) -> Self:
         """Load a model for an engine; `how` are further arguments of `Pipeline.load`. Raises as it does."""
-        make = partial(cls, queue=queue, share=share, hang_s=hang_s, observer=observer)
+        make = partial(cls, queue=queue, share=share, hang_s=hang_s, most_s=most_s, observer=observer)
         pipe = Pipeline.load(model, devices=devices, **how)
         try:
             return make(pipe)
@@ -110,7 +114,7 @@ class Engine:
             self._scheduler = Scheduler(
                 self._shop, self._machine, self._queue, self._observer, self._typical, self._hang_s
             )
-            self._admission = Admission(self._shop, self._scheduler, self._queue)
+            self._admission = Admission(self._shop, self._scheduler, self._queue, self._most_s)
         except BaseException:
             self._closed = True
             await self._close()
@@ -176,7 +180,7 @@ class Engine:
             LaneError: the engine is not in its `async with`.
         """
         try:
-            accepted_s = arrival(since_s)
+            arrived_s = arrival(since_s)
             _, admission = self._open()
             admission.check(client, user)
             check_deadline(deadline_ms)
@@ -184,7 +188,7 @@ class Engine:
             scheduler, _ = self._open()  # it may have ended meanwhile
             admission.check(client, user, checked=True)
             ticket = Ticket(
-                order, client, user, accepted_s, deadline_ms=deadline_ms, previews=previews, engine=scheduler
+                order, client, user, arrived_s, deadline_ms=deadline_ms, previews=previews, engine=scheduler
             )
             scheduler.add(ticket)
         except DriffusionError as error:

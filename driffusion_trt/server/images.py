@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 from starlette.requests import Request
@@ -143,4 +144,17 @@ def _client(request: Request, user: str = "") -> tuple[str, str]:
     key = request.scope.get("driffusion_key")
     if key is not None:
         return str(key), user
-    return (request.client.host if request.client else ""), user
+    return (_site(request.client.host) if request.client else ""), user
+
+
+def _site(host: str) -> str:
+    """An address that takes turns with others: of IPv6 the /64, of which a site has all addresses."""
+    try:
+        address = ip_address(host)
+    except ValueError:  # a socket of this machine, or what a proxy wrote
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((int(address), 64), strict=False))

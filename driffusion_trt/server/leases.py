@@ -29,10 +29,12 @@ class Lease:
     keeps: int
     started_s: float
     expected_ms: float
+    longer: float = 1.0  # times as long, which it may take where its size was not measured
 
     def hangs_s(self, least_s: float, more_s: float) -> float:
         """From when on."""
-        return self.started_s + more_s + max(least_s, 1e-3 * _FAR_LONGER * self.expected_ms)
+        far_longer_s = 1e-3 * _FAR_LONGER * self.longer * self.expected_ms
+        return self.started_s + more_s + max(least_s, far_longer_s)
 
 
 class Leases:
@@ -109,7 +111,7 @@ class Leases:
         if not self._of:
             self._beat_s = self._clock()
         keeps = self.machine.keeps(ticket.order.profile, lanes)
-        self._of[ticket] = Lease(keeps, self._clock(), expected_ms)
+        self._of[ticket] = Lease(keeps, self._clock(), expected_ms, ticket.order.longer)
 
     def beat(self) -> None:
         """To be called every `BEAT_S` while requests are under way.
@@ -132,9 +134,9 @@ class Leases:
         return had
 
     def take_back(self, ticket: Ticket, *, ended_well: bool = False) -> bool:
-        """Whether it had any. ended_well: what it took is learnt from."""
+        """Whether it had any. ended_well: what it took is learnt from, where its size was measured."""
         lease = self._of.pop(ticket, None)
-        if lease is not None and ended_well:
+        if lease is not None and ended_well and ticket.order.times_larger == 1.0:
             ratio = 1e3 * (self._clock() - lease.started_s) / lease.expected_ms
             low, high = _PACES
             self._pace = min(max(self.pace + _LEARN * (ratio - self.pace), low), high)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 from .._errors import InputError
 
 __all__ = ["Limits"]
+
+_LEAST_AREA = 4  # times the model's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +18,9 @@ class Limits:
     """Bounds of the service; every one is a positive number.
 
     prompt_chars: of a prompt, and of a negative one. images: pictures of one request. pixels: of all pictures
-    of a request together. steps: of the solver. body_bytes: of a body that is not an upload. upload_bytes: of
-    the body of an upload. upload_pixels: of an uploaded picture, before it is decoded.
+    of a request together; None for those of so many pictures of the model's own size, see `of_model`. steps:
+    of the solver. body_bytes: of a body that is not an upload. upload_bytes: of the body of an upload.
+    upload_pixels: of an uploaded picture, before it is decoded.
 
     held_bytes: of all uploads together, while they are read and decoded and while their pictures wait.
 
@@ -30,7 +34,7 @@ class Limits:
 
     prompt_chars: int = 4000
     images: int = 8
-    pixels: int = 8 << 20
+    pixels: int | None = None
     steps: int = 200
     body_bytes: int = 1 << 20
     upload_bytes: int = 32 << 20
@@ -47,5 +51,17 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None and field.name == "pixels":
+                continue
             if not 0 < value < math.inf:  # NaN is neither
                 raise InputError(f"the limit {field.name} must be a positive number, not {value!r}")
+
+    def of_model(self, height: int, width: int) -> Self:
+        """The same for a model with pictures of this size, with all bounds known.
+
+        What attention takes, time and memory, grows with the square of a picture's area: the most is in
+        proportion to the model's own.
+        """
+        if self.pixels is not None:
+            return self
+        return replace(self, pixels=max(self.images, _LEAST_AREA) * height * width)

@@ -88,7 +88,17 @@ class Metrics:
         self._turned_away = Counter(
             "driffusion_connections_refused", "Connections beyond the most that may be open.", registry=own
         )
-        self._lost = Counter("driffusion_lanes_lost", "Devices that failed for good.", registry=own)
+        self._lost = Counter(
+            "driffusion_lanes_lost",
+            "Lanes that failed, or that a request hangs on; those may come back, and be lost again.",
+            registry=own,
+        )
+        self._deadlines = Counter(
+            "driffusion_deadline",
+            "Requests taken with a deadline, by whether their pictures were there in time.",
+            ("kept",),
+            registry=own,
+        )
 
     def watch(
         self, status: Callable[[], Status], draining: Callable[[], bool], stored: Callable[[], int]
@@ -134,15 +144,23 @@ class Metrics:
         self._pictures.labels(result.plan.mode).inc(len(result.images))
         for drift in () if result.stats.drift is None else result.stats.drift:
             self._drift.observe(float(drift))
+        self._deadline(ticket)
 
     def on_refused(self, error: DriffusionError) -> None:
         self._refused.labels(kind_of(error)).inc()
 
     def on_failed(self, ticket: Ticket, error: BaseException) -> None:
         self._failures.labels(kind_of(error)).inc()
+        if not isinstance(error, CancelledError):
+            self._deadline(ticket)
 
-    def on_lane_lost(self, left: int) -> None:
-        self._lost.inc()
+    def on_lanes_lost(self, lost: int, left: int) -> None:
+        self._lost.inc(lost)
+
+    def _deadline(self, ticket: Ticket) -> None:
+        kept = ticket.deadline_kept
+        if kept is not None:
+            self._deadlines.labels("yes" if kept else "no").inc()
 
 
 class _Gauges:

@@ -32,8 +32,8 @@ class Observer(Protocol):
     def on_failed(self, ticket: Ticket, error: BaseException) -> None:
         """A request that was taken has no pictures: it failed, was cancelled, or was too late."""
 
-    def on_lane_lost(self, left: int) -> None:
-        """A device failed, or a request hangs on some; so many are left."""
+    def on_lanes_lost(self, lost: int, left: int) -> None:
+        """Devices failed, or a request hangs on some, which may come back; so many are left."""
 
 
 class Unobserved:
@@ -45,4 +45,4 @@ class Unobserved:
     def on_finished(self, ticket: Ticket, result: Result) -> None: ...
     def on_refused(self, error: DriffusionError) -> None: ...
     def on_failed(self, ticket: Ticket, error: BaseException) -> None: ...
-    def on_lane_lost(self, left: int) -> None: ...
+    def on_lanes_lost(self, lost: int, left: int) -> None: ...

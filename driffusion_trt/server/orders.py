@@ -42,6 +42,7 @@ class Order:
     settings: of the call; for an `open` one without a plan, which is chosen when it is started.
     profile: what it is expected to take. least_ms: what it takes at least, with all lanes, and where nothing
         was said of the quality with a plan that only is in time.
+    times_larger: than pictures of the size that was measured, where theirs was not; else 1.
     """
 
     prompt: Prompt
@@ -50,11 +51,17 @@ class Order:
     least_ms: float
     open: bool
     request: Any = field(default=None, repr=False)
+    times_larger: float = 1.0
 
     @property
     def work_ms(self) -> float:
         """In milliseconds of one lane."""
         return self.profile.ms_on(1)
+
+    @property
+    def longer(self) -> float:
+        """How many times as long as expected it may take: attention grows with the square of the area."""
+        return max(1.0, self.times_larger)
 
 
 class Shop(Protocol):
@@ -102,7 +109,8 @@ class PipelineShop:
     def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
         self._gpus = bool(pipe._devices.gpus)
-        self._known: OrderedDict[str, _Expected] = OrderedDict()  # by settings; those asked for last
+        # By settings; those asked for last.
+        self._known: OrderedDict[str, tuple[_Expected, float]] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -132,16 +140,18 @@ class PipelineShop:
         key = repr((open_, widest, size, request.split_guidance, sorted(asked.items())))
         with self._lock:
             if key not in self._known:
-                self._known[key] = (self._open if open_ else self._named)(request, asked, widest)
+                expected = (self._open if open_ else self._named)(request, asked, widest)
+                larger = self._pipe._auto.times_larger((request.height, request.width))
+                self._known[key] = expected, larger
                 while len(self._known) > _KNOWN:
                     self._known.popitem(last=False)
             self._known.move_to_end(key)
-            profile, least_ms, lanes = self._known[key]
+            (profile, least_ms, lanes), larger = self._known[key]
         # The picture is that of the lanes there are now, though fewer may be there when it is started.
         settings = dict(settings) if open_ else {**settings, "lanes": lanes}
         # A picture to start from is kept in 8 bits and at the size that it is needed in, while it waits.
         kept = fitted(settings, (request.height, request.width))
-        return Order(prompt, kept, profile, least_ms, open_, (replace(request, source=None), asked))
+        return Order(prompt, kept, profile, least_ms, open_, (replace(request, source=None), asked), larger)
 
     def _open(self, request: Request, asked: PlanSettings, widest: int) -> _Expected:
         """Of a call that leaves its plan open: the best plan for any number of lanes."""

@@ -74,6 +74,7 @@ class Scheduler:
                 self.waiting.remove(ticket)
                 raise too_late(ticket, ticket.deadline_ms - left + expected)
         self.idle.clear()
+        ticket.timeline = replace(ticket.timeline, queued_s=self._clock())
         self.leases.arrived(ticket.work)
         self.tell("on_queued", ticket)
         self.step()
@@ -214,7 +215,7 @@ class Scheduler:
             return
         self.leases.there = left
         if left < before:
-            self.tell("on_lane_lost", self.leases.lanes)
+            self.tell("on_lanes_lost", before - left, self.leases.lanes)
             self._end_without_lanes(f"every device has failed; the last one: {error}")
 
     def _end_without_lanes(self, why: str) -> None:
@@ -227,12 +228,13 @@ class Scheduler:
 
     def _end_what_hangs(self) -> None:
         for ticket, for_s, expected_s in self.leases.hanging(self._hang_s, self._shop.patience_s):
+            before = self.leases.lanes
             self.leases.hang(ticket)
             ticket.giving_up.set()
             error = hung(ticket, for_s, expected_s)
             _log.error("%s", error)
             self._end(ticket, error=error)
-            self.tell("on_lane_lost", self.leases.lanes)
+            self.tell("on_lanes_lost", before - self.leases.lanes, self.leases.lanes)
             self._end_without_lanes(f"no lane is left; the last one hangs: {error}")
 
     def _end_late(self) -> None:

@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 
 from .._call import PromptWarning
-from .._errors import InputError
+from .._errors import InputError, NoDeviceError
 from .app import App
 from .edge import ACCESS
 from .limits import Limits
@@ -26,6 +26,7 @@ __all__ = ["LAST_WORDS_S", "LOOP", "bound", "configured", "logged", "serve"]
 _log = logging.getLogger("driffusion_trt.server")
 LOOP = "asyncio"  # "auto" would take uvloop where something else happened to bring it
 LAST_WORDS_S = 10  # for answers that are made, to clients that read slowly
+_LOOK_TICKS = 10  # of uvicorn's, a second
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -58,7 +59,8 @@ def bound(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """The first signal begins the end: no requests are taken, those that were are answered, then it ends.
 
-    A second one ends it at once, with its number + 128 as the status.
+    A second one ends it at once, with its number + 128 as the status. Where every device has failed it ends
+    as after a signal, but as a failure, so that what watches over the process starts it anew.
     """
 
     def __init__(self, config: uvicorn.Config, app: App, drain_s: float | None) -> None:
@@ -80,8 +82,20 @@ class _Server(uvicorn.Server):
         self._app.draining = True
         self._loop.call_soon_threadsafe(self._begin_to_end, signal.Signals(sig).name)
 
-    def _begin_to_end(self, name: str) -> None:
-        _log.info("%s: no more requests are taken; those that were are finished", name)
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _LOOK_TICKS == 0 and not self._app.draining:
+            now = self._app.service.status()
+            if not now.lanes and not now.hanging:  # what hangs may come back
+                self._app.draining = True
+                self._app.failed = NoDeviceError(
+                    "every device has failed, and the service ends; the log has why, see also "
+                    "driffusion-trt doctor"
+                )
+                self._begin_to_end("no device is left")
+        return await super().on_tick(counter)
+
+    def _begin_to_end(self, why: str) -> None:
+        _log.info("%s: no more requests are taken; those that were are finished", why)
         self._ending = asyncio.ensure_future(self._end())
 
     async def _end(self) -> None:
@@ -116,7 +130,7 @@ def serve(
 
     drain_s: for requests that were accepted; None for as long as they take. proxies: see `configured`.
 
-    Raises what the engine raises at its start.
+    Raises what the engine raises at its start, and NoDeviceError where every device has failed.
     """
     config = configured(app, limits, proxies)
     # What of a prompt cannot be read goes to who asked.

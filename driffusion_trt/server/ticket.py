@@ -43,10 +43,12 @@ class RoundSeen:
 class Timeline:
     """When a request did what, in seconds of `time.perf_counter`; what has not been yet is None.
 
+    arrived_s: from when on its deadline counts; what was read and checked of it came after.
     lanes: that it was given; 0 before its start. expected_ms: what it was then expected to take.
     """
 
-    accepted_s: float
+    arrived_s: float
+    queued_s: float | None = None
     started_s: float | None = None
     ended_s: float | None = None
     lanes: int = 0
@@ -54,9 +56,9 @@ class Timeline:
 
     @property
     def queue_ms(self) -> float:
-        """From arrival to start; of a request that never started, to its end; 0 while it waits."""
+        """In the queue, to its start; of a request that never started, to its end; 0 while it waits."""
         until = self.ended_s if self.started_s is None else self.started_s
-        return 0.0 if until is None else 1e3 * (until - self.accepted_s)
+        return 0.0 if until is None or self.queued_s is None else 1e3 * (until - self.queued_s)
 
     @property
     def run_ms(self) -> float:
@@ -74,7 +76,7 @@ class Ticket:
         order: Order,
         client: str,
         user: str,
-        accepted_s: float,
+        arrived_s: float,
         *,
         deadline_ms: float | None,
         previews: bool,
@@ -83,7 +85,7 @@ class Ticket:
         self.id = secrets.token_hex(8)
         self.client, self.user, self.order, self.previews = client, user, order, previews
         self.deadline_ms = deadline_ms
-        self.timeline = Timeline(accepted_s)
+        self.timeline = Timeline(arrived_s)
         self.context = contextvars.copy_context()  # of who submits it, for its call
         self.giving_up = threading.Event()  # the `cancel` of its call
         self.why = "was cancelled"
@@ -110,7 +112,15 @@ class Ticket:
         """Until its deadline; None without one."""
         if self.deadline_ms is None:
             return None
-        return self.deadline_ms - 1e3 * (time.perf_counter() - self.timeline.accepted_s)
+        return self.deadline_ms - 1e3 * (time.perf_counter() - self.timeline.arrived_s)
+
+    @property
+    def deadline_kept(self) -> bool | None:
+        """Whether its pictures were there in time; None without a deadline, and until it is done."""
+        if self.deadline_ms is None or self.timeline.ended_s is None or not self.done:
+            return None
+        took_ms = 1e3 * (self.timeline.ended_s - self.timeline.arrived_s)
+        return self._future.exception() is None and took_ms <= self.deadline_ms
 
     @property
     def done(self) -> bool:

@@ -109,6 +109,7 @@ def check_model(names: tuple[str, ...], asked: str | None) -> None:
 
 def check_size(limits: Limits, width: int, height: int, count: int, output_format: str) -> None:
     """Raises ApiError where the pictures are too many or too large, together or for such a file."""
+    assert limits.pixels is not None, "the model's are known by now"
     if width * height * count > limits.pixels:
         raise ApiError(
             400, f"{count} x {width} x {height} pixels were asked; the most is {limits.pixels} in all",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import fuzz, load_checks, load_client, report, serve_faults, serve_parts
+from bench import fuzz, load_checks, load_client, report, serve_faults, serve_load, serve_parts
 from bench.fault_rows import Row, counted, said
 
 
@@ -21,6 +21,8 @@ GOOD = [answered("a"), answered("b"), {"asked": "c", "id": "c", "status": 429, "
 LINES = [{"id": name} for name in "abc"]
 COUNTED = {'driffusion_pictures_total{mode="x"}': 2.0}
 
+
+LATE = {"status": 504, "code": "deadline_exceeded"}
 
 # What the client makes of an answer that came twice.
 TWICE = {
@@ -40,6 +42,11 @@ def test_what_was_kept_is_found_to_be() -> None:
     [
         ([*GOOD, {"asked": "d", "status": 0, "why": "TimeoutError"}], [*LINES, {"id": "d"}], "lost"),
         ([*GOOD, {"asked": "d", "id": "d", "status": 500}], [*LINES, {"id": "d"}], "other_answers"),
+        (
+            [*GOOD, {"asked": "d", "id": "d", **LATE, "deadline_ms": None}],
+            [*LINES, {"id": "d"}],
+            "other_answers",
+        ),
         ([*GOOD, answered("d", id="a")], [*LINES, {"id": "d"}], "mixed_up"),
         ([*GOOD, TWICE], [*LINES, {"id": "d"}], "more_than_one_answer"),
         (GOOD, [*LINES, {"id": "a"}], "not_once_in_the_log"),
@@ -52,6 +59,28 @@ def test_what_was_not_kept_is_told(
 ) -> None:
     kept = load_checks.kept(seen, lines, COUNTED)
     assert [one for one, value in kept.items() if isinstance(value, list) and value] == [name]
+
+
+def test_a_deadline_is_kept_or_missed_by_the_client_s_clock_or_refused() -> None:
+    late = [{"asked": name, "id": name, **LATE, "deadline_ms": 50.0} for name in "de"]
+    late[1]["status"] = 422
+    kept = load_checks.kept([*GOOD, *late], [*LINES, {"id": "d"}, {"id": "e"}], COUNTED)
+    assert kept["out_of_time"] == 2 and not any(one for one in kept.values() if isinstance(one, list))
+    times = {"end_s": 2.0, "late_ms": 0.0, "lanes": 1}
+    made = [answered(name, **times, ms=ms, deadline_ms=50.0) for name, ms in (("f", 50.0), ("g", 51.0))]
+    seen = [*made, answered("h", **times, ms=99.0, deadline_ms=None), *({**one, **times} for one in late)]
+    row = serve_load.figures({"seen": seen, "queued": 0, "cpu_s": 1.0, "wall_s": 4.0}, 4.0)
+    names = ("deadlines", "deadlines_kept", "deadlines_missed", "deadlines_refused", "others")
+    assert [row[name] for name in names] == [4, 1, 2, 1, 0]
+
+
+def test_a_fourth_of_each_mode_has_a_deadline() -> None:
+    modes: list[dict[str, Any]] = [{}, {"mode": "a"}, {}, {"mode": "b"}]
+    load = serve_load.Load(None, modes, 10, deadline_ms=50.0)  # type: ignore[arg-type]
+    fields = [one["fields"] for one in load.asked("x", [None] * 160)]
+    hurried = [one for one in fields if "deadline_ms" in one]
+    assert len(hurried) == 40 and {one.get("mode") for one in hurried} == {None, "a", "b"}
+    assert sum("mode" in one for one in hurried) == 20
 
 
 def test_growth_is_from_the_end_of_the_warm_up() -> None:
@@ -72,12 +101,13 @@ def result(**more: Any) -> dict[str, Any]:
         "goodput": 1.5,
     }
     row |= {"refused_p50_ms": None, "retry_after_ms": None, "queued": 0, "late_p99_ms": 2.0}
+    row |= {"deadlines_kept": 4, "deadlines_missed": 1, "deadlines_refused": 0}
     late = {**row, "percent": 300.0, "made": 5, "refused": 15, "refused_p50_ms": 3.0, "retry_after_ms": 900.0}
     pictures: dict[str, Any] = {"of_another_seed": [], "alike": 0, "differ": []}
     pictures |= {"made_again": 2, "made_again_in_a_named_mode": 1}
     return {
         "rates": [row, late], "kept": load_checks.kept(GOOD, LINES, COUNTED), "pictures": pictures,
-        "capacity": 10.0, "capacity_after": 9.0,
+        "capacity": 10.0, "capacity_after": 9.0, "deadline_ms": 300.0,
         "memory": {"warm_bytes": 1e8, "end_bytes": 1.01e8, "growth": 0.01}, "flooded": [3], "exit_status": 0,
         "longest_gap_s": 1.2, "complaints": [],
         "model": "demo", "devices": 2, "steps": 10, "queue": 64, "minutes": 1.0, **more,
@@ -107,7 +137,8 @@ def test_results_become_parts_of_the_documents(tmp_path: Path, monkeypatch: pyte
     assert {make() for make in serve_parts.MAKERS.values()} == {"Not measured yet."}
     assert not serve_parts.draw(tmp_path / "load.svg")
     report.write(serve_parts.LOAD, result())
-    assert "| 300 | 20 | 5 | 15 |" in serve_parts.load() and "+1.00 %" in serve_parts.load()
+    assert "| 300 | 20 | 5 | 15 |" in serve_parts.load() and "| 4 | 1 | 0 |" in serve_parts.load()
+    assert "+1.00 %" in serve_parts.load()
     assert serve_parts.draw(tmp_path / "load.svg")
     assert "answered 429" in (tmp_path / "load.svg").read_text("utf-8")
     row = Row("a | fault", "done", "200", "log", None, good=False)

@@ -29,9 +29,9 @@ def shared_service(pipe: Pipeline) -> Iterator[Service]:
 
 @pytest.fixture(scope="package")
 def real() -> Iterator[Service]:
-    """The bundled model behind the engine that users get, started once."""
+    """The bundled model behind the engine and the bounds that users get, started once."""
     pipe = Pipeline.load("demo", devices=2)
-    limits = Limits(pixels=2 * 64 * 64, images=2, body_s=5.0)
+    limits = Limits(body_s=5.0)
 
     def engine(metrics: Metrics) -> Engine:
         return Engine(pipe, queue=4, observer=metrics)

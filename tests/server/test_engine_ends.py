@@ -159,7 +159,7 @@ async def test_a_request_that_hangs_is_given_up_and_no_others_are_taken_meanwhil
         status = served.status()
         assert (status.hanging, status.lanes, status.lanes_failed) == (0, 2, 0)
         await served.generate("again")
-    assert ("lane lost", 1) in notes.seen
+    assert ("lanes lost", (1, 1)) in notes.seen
     assert "hangs" not in [prompt for prompt, _ in shop.made], "its call was cancelled"
 
 

@@ -52,7 +52,7 @@ class Losses(Unobserved):
     def __init__(self) -> None:
         self.left: list[int] = []
 
-    def on_lane_lost(self, left: int) -> None:
+    def on_lanes_lost(self, lost: int, left: int) -> None:
         self.left.append(left)
 
 

@@ -317,3 +317,31 @@ def test_it_needs_no_server_packages() -> None:
     assert dt.Engine.__module__ == "driffusion_trt.server.engine"
     source = Path(__import__("driffusion_trt.server.engine", fromlist=["x"]).__file__).read_text()
     assert not any(name in source for name in ("starlette", "uvicorn", "prometheus"))
+
+
+def test_costs_of_a_size_that_was_not_measured_are_guessed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They grow with the area, and what it takes may with its square."""
+    monkeypatch.setattr(KeptCosts, "read", lambda _, size: COSTS if size == (64, 64) else None)
+
+    async def work(engine: dt.Engine) -> Any:
+        sizes = ({}, {"height": 128, "width": 128}, {"height": 32})
+        tickets = [await engine.submit(PROMPT, steps=2, mode="sequential", **size) for size in sizes]
+        for ticket in tickets:
+            await ticket.result()
+        return [ticket.order for ticket in tickets]
+
+    own, large, small = serve(folder, work)
+    assert [one.times_larger for one in (own, large, small)] == [1.0, 4.0, 0.5]
+    assert [one.longer for one in (own, large, small)] == [1.0, 4.0, 1.0]
+    assert large.work_ms == pytest.approx(4 * own.work_ms, rel=0.2)
+
+
+def test_the_bound_of_work_is_of_the_pipeline_s_costs(folder: Path) -> None:
+    async def work(engine: dt.Engine) -> None:
+        await engine.generate(PROMPT, steps=10, mode="sequential")
+        with pytest.raises(dt.InputError, match="s of work for one lane"):
+            await engine.submit(PROMPT, steps=200, mode="sequential")
+
+    serve(folder, work, most_s=1.0)

@@ -100,6 +100,34 @@ def test_a_deadline_that_cannot_be_is_refused_at_once(idle: Service) -> None:
     assert time.monotonic() - start < 10 and idle.state["running"] == 0
 
 
+def test_a_deadline_that_was_kept_is_told_and_counted(idle: Service) -> None:
+    before = idle.metric('driffusion_deadline_total{kept="yes"}')
+    assert idle.generate(deadline_ms=60_000).json["details"]["deadline_kept"] is True
+    assert "deadline_kept" not in idle.generate().json["details"]
+    assert idle.metric('driffusion_deadline_total{kept="yes"}') == before + 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shape", ["square", "thin", "several"])
+def test_the_largest_pictures_that_are_accepted_are_made(idle: Service, shape: str) -> None:
+    """With the bounds that the service has by itself; one size more is refused."""
+    model = idle.call("GET", "/v1/models").json["data"][0]
+    unit, most = model["size_multiple"], idle.app.desk.limits.pixels
+    assert most == 8 * 64 * 64
+    side = int(most**0.5) // unit * unit
+    width, height, n = {
+        "square": (side, side, 1),
+        "thin": (unit, most // unit, 1),
+        "several": (64, 64, 8),
+    }[shape]
+    answer = idle.generate(size=f"{width}x{height}", n=n, steps=4)
+    assert answer.status == 200, answer.body
+    assert [picture(one).size for one in answer.json["data"]] == [(width, height)] * n
+    wider = idle.generate(size=f"{width + unit}x{height + unit}", n=n, steps=4)
+    error(wider, 400, "too_many_pixels")
+    assert idle.state["status"] == "ready"
+
+
 def test_what_cannot_be_is_refused_in_the_engine_s_words(idle: Service) -> None:
     error(idle.generate(size="64x65"), 400, "invalid_value")
     error(idle.generate(mode="sequential", rounds=3), 400, "invalid_value")

@@ -21,20 +21,22 @@ class Books:
         self.now = 100.0
         self.leases = Leases(4, Machine, lambda: self.now, ONE)
 
-    def run(self, seconds: float, expected_s: float = 1.0) -> None:
+    def run(self, seconds: float, expected_s: float = 1.0, times_larger: float = 1.0) -> None:
         """A request that ends well."""
-        ticket = self.begin(expected_s=expected_s)
+        ticket = self.begin(expected_s=expected_s, times_larger=times_larger)
         self.now += seconds
         assert self.leases.take_back(ticket, ended_well=True)
 
-    def begin(self, lanes: int = 1, expected_s: float = 1.0) -> Any:
-        ticket: Any = _Ticket()
+    def begin(self, lanes: int = 1, expected_s: float = 1.0, times_larger: float = 1.0) -> Any:
+        ticket: Any = _Ticket(times_larger)
         self.leases.give(ticket, lanes, 1e3 * expected_s)
         return ticket
 
 
 class _Ticket:
-    order = SimpleNamespace(profile=ONE)
+    def __init__(self, times_larger: float = 1.0) -> None:
+        longer = max(1.0, times_larger)
+        self.order = SimpleNamespace(profile=ONE, times_larger=times_larger, longer=longer)
 
 
 def test_the_pace_follows_what_calls_take() -> None:
@@ -48,6 +50,25 @@ def test_the_pace_follows_what_calls_take() -> None:
     for _ in range(60):
         books.run(100.0)
     assert books.leases.pace == pytest.approx(4.0, rel=0.05), "no further than that"
+
+
+@pytest.mark.parametrize("times_larger", [4.0, 0.25])
+def test_of_sizes_that_were_not_measured_the_pace_learns_nothing(times_larger: float) -> None:
+    """What they take is guessed, and what is learnt is for all."""
+    books = Books()
+    for _ in range(60):
+        books.run(3.0, times_larger=times_larger)
+    assert books.leases.pace == 1.0
+
+
+def test_what_may_take_longer_hangs_later() -> None:
+    """Four times the area take up to sixteen times as long, where four are expected."""
+    books = Books()
+    measured, larger, smaller = (books.begin(times_larger=times) for times in (1.0, 4.0, 0.25))
+    books.now += 21.0
+    assert [ticket for ticket, _, _ in books.leases.hanging(5.0, 0.0)] == [measured, smaller]
+    books.now += 60.0
+    assert len(books.leases.hanging(5.0, 0.0)) == 3 and larger
 
 
 def test_the_pace_is_forgotten_by_time_alone() -> None:

@@ -22,9 +22,9 @@ import pytest
 import tiny
 from httpd import DEADLINE_S, until
 
-from driffusion_trt.cli import main
+from driffusion_trt.cli import main, parse
 from driffusion_trt.commands._console import Console
-from driffusion_trt.commands._serving import _hosts
+from driffusion_trt.commands._serving import _hosts, _how
 
 COMMAND = [sys.executable, "-m", "driffusion_trt", "serve"]
 
@@ -250,10 +250,18 @@ def test_sigterm_under_load_loses_no_request(model: str) -> None:
     assert all(status == 503 for status, _ in told)
     assert all(ready[0] == 503 and ready[1]["status"] == "draining" for _, ready in told)
     lines = [json.loads(line) for line in service.lines if line.startswith("{")]
-    tickets = [line["ticket"] for line in lines if "ticket" in line and line["status"] == 200]
+    accepted = [line for line in lines if "ticket" in line]
+    assert [line for line in accepted if line["status"] != 200] == [], "what was accepted is made"
+    tickets = [line["ticket"] for line in accepted]
     assert len(tickets) == len(set(tickets)) == len(made), "every accepted request was answered, once"
     assert {client.value["details"]["id"] for client in made} == set(tickets)
     assert not [line for line in service.lines if "Traceback" in line]
+
+
+def test_the_work_of_a_request_is_bounded() -> None:
+    """Whatever the model; by itself to ten minutes of one lane."""
+    assert _how(parse(["serve"]))["most_s"] == 600.0
+    assert _how(parse(["serve", "--max-seconds", "5"]))["most_s"] == 5.0
 
 
 def test_an_end_has_an_end(model: str) -> None:

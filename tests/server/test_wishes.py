@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from driffusion_trt._errors import InputError
 from driffusion_trt.models import get_spec
 from driffusion_trt.planning.choice import QUALITIES as OURS
 from driffusion_trt.server.answers import ApiError
 from driffusion_trt.server.fields import EDIT, GENERATION, QUALITIES, SEEDS, fields_of
+from driffusion_trt.server.images import _client
 from driffusion_trt.server.limits import Limits
 from driffusion_trt.server.openapi import document
 from driffusion_trt.server.wishes import Wish, check_size
@@ -103,7 +105,7 @@ def test_what_cannot_be_is_refused(given: dict[str, Any], code: str, said: str) 
 
 @pytest.mark.parametrize(("kind", "most"), [("webp", 16_383), ("jpeg", 65_500), ("png", 99_999)])
 def test_a_side_is_no_longer_than_such_a_file_can_have(kind: str, most: int) -> None:
-    limits = Limits()
+    limits = Limits(pixels=8 << 20)
     check_size(limits, most, 16, 1, kind)
     if kind != "png":
         with pytest.raises(ApiError, match=f"a {kind} has at most {most} pixels a side") as refused:
@@ -141,3 +143,31 @@ def test_the_schema_is_made_of_the_same_table() -> None:
     assert set(properties) == set(GENERATION)
     assert properties["n"]["maximum"] == 3 and properties["prompt"]["maxLength"] == 20
     assert properties["steps"]["maximum"] == 50
+
+
+def test_the_most_pixels_are_of_the_model() -> None:
+    assert Limits().of_model(64, 64).pixels == 8 * 64 * 64
+    assert Limits(images=1).of_model(64, 64).pixels == 4 * 64 * 64
+    assert Limits().of_model(1024, 1024).pixels == 8 << 20
+    assert Limits(pixels=5).of_model(64, 64).pixels == 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%1", "fe80::2%2", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("testclient", "unknown", False),
+    ],
+)
+def test_who_takes_turns_by_address(one: str, other: str, same: bool) -> None:
+    """A site has all addresses of its /64 of IPv6."""
+
+    def client(host: str) -> str:
+        return _client(Request({"type": "http", "client": (host, 1)}), "me")[0]
+
+    assert (client(one) == client(other)) is same
