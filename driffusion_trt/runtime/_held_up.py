@@ -18,7 +18,7 @@ class HeldUp:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may close memory in the middle
         self._by: dict[object, Callable[[], bool]] = {}
         self._spare: dict[str, list[tuple[int, Any]]] = {}  # bytes and handle, by the call that gives it back
 

@@ -77,7 +77,8 @@ class GpuNetwork:
         """
         with self._lock, contextlib.suppress(DeviceError):
             self.device.make_current(again=True)
-            return self._ends()
+            self.device.lost = self.device.lost or not self._ends()
+            return not self.device.lost
         return False
 
     def _form(self, shapes: Mapping[str, tuple[int, ...]]) -> _Form:

@@ -22,7 +22,7 @@ from driffusion_trt.engines.profiles import Profile
 from driffusion_trt.engines.trt_session import TensorRTSession
 from driffusion_trt.runtime import gpu_crew
 from driffusion_trt.runtime._driver import Device
-from driffusion_trt.runtime._resources import DeviceMemory
+from driffusion_trt.runtime._resources import DeviceMemory, Event, Stream
 from driffusion_trt.runtime.cuda import CudaLanes
 from driffusion_trt.runtime.gpu_network import FirstOf, GpuNetwork
 from driffusion_trt.runtime.gpu_scratch import Scratch
@@ -275,3 +275,22 @@ def test_a_plan_that_adapts_has_what_is_kept_for_others_let_go(
             asked.latents(lanes)
         assert caught.value.lanes_left == 1
         np.testing.assert_array_equal(asked.latents(lanes), asked.latents(host))
+
+
+def test_a_network_asks_its_own_stream_whether_the_device_works(folder: ModelFolder) -> None:
+    """No other stream, whoever has it hanging; and not for longer than the device may take."""
+    with gpulanes.machine(1, hang_limit_ms=2000) as simulator:
+        with Device(0) as device:
+            kept, other = network(folder, device), Stream(device)
+            simulator.hang(stream=other.handle)
+            event = Event(device)
+            event.record(other)
+            assert kept.works() and not device.lost and not event.done()
+            simulator.let_go()
+            simulator.hang(device=0)
+            assert not kept.works() and device.lost
+            simulator.let_go()
+            device.lost = False
+            for owner in (event, other, kept):
+                owner.close()
+        gpulanes.clean(simulator)
