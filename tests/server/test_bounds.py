@@ -104,7 +104,7 @@ def test_links_that_nobody_reads_are_held_in_pieces(pipe: Pipeline, tmp_path: Pa
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_long_answer_that_nobody_reads_is_held_in_pieces(pipe: Pipeline, stream: bool) -> None:
     fields: dict[str, Any] = {"size": "512x512", "n": 4, "steps": 1, "seed": 3, "stream": stream}
-    with serving(pipe) as service:
+    with serving(pipe, limits=Limits(pixels=4 * 512 * 512)) as service:
         connection = service.connect(1 << 14)
         with connection:
             body = json.dumps({"prompt": "a red fox", **fields})
@@ -237,7 +237,7 @@ def test_links_that_may_not_fit_are_refused_before_they_are_made(pipe: Pipeline)
     """By the most that a file of so many pixels can be: of the size asked, the model's or the upload's."""
     image = io.BytesIO()
     Image.new("RGB", (512, 512)).save(image, "PNG")
-    with serving(pipe, limits=Limits(stored_bytes=100_000)) as service:
+    with serving(pipe, limits=Limits(stored_bytes=100_000, pixels=512 * 512)) as service:
         for answer in (
             service.generate(response_format="url", n=2),
             service.generate(response_format="url", size="256x256"),
