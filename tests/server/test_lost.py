@@ -24,7 +24,7 @@ class Serving(threading.Thread):
     """`serve`, in a thread, over an engine with levers; `error` is what it raised in the end."""
 
     def __init__(self, pipe: Pipeline) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         metrics, limits = Metrics(), Limits()
         self.engine = httpd.Engine(pipe, metrics)
         self.app = make_app(self.engine, Options(("tiny",)), Store(limits.stored_bytes, 60.0, None), metrics)
@@ -40,10 +40,7 @@ class Serving(threading.Thread):
             self.error = error
 
     def connect(self) -> socket.socket:
-        found = socket.socket()
-        found.settimeout(DEADLINE_S)
-        found.connect(("127.0.0.1", self.port))
-        return found
+        return socket.create_connection(("127.0.0.1", self.port), DEADLINE_S)
 
 
 @pytest.fixture
