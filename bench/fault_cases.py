@@ -134,7 +134,7 @@ def stands_still(asked: Asked) -> Iterator[Row]:
 
 def ends_under_load(asked: Asked) -> Iterator[Row]:
     with served(*asked.words()) as service:
-        fields = [{"seed": seed, "steps": 50} for seed in range(12)]
+        fields = [{"seed": seed, "steps": 100} for seed in range(12)]
         since = len(service.lines)
         with several(service, fields) as found:
             waits(service, len(fields))
