@@ -7,7 +7,6 @@ what the results say. The plots docs/quality.svg and docs/serve-load.svg are mad
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -32,13 +31,9 @@ _RATIOS = {
 }
 
 
-def _read(name: str) -> Any:
-    return json.loads((report.RESULTS / f"{name}.json").read_text("utf-8"))
-
-
 def speed() -> str:
     """Two lanes against rivals, for every model."""
-    found = _read("speed")
+    found = report.read("speed")
     rows = []
     for model, shown in found["models"].items():
         for mode, ratios in shown["modes"].items():
@@ -46,12 +41,12 @@ def speed() -> str:
             rows.append([model, mode, rounds, *(report.words(ratios[name]) for name in _RATIOS)])
     head = ["model", "2 lanes", "rounds", *_RATIOS.values()]
     about = f"median and quartiles of {found['repeats']} interleaved repeats"
-    return f"{_where(found)}: {about}.\n\n{report.table(head, rows)}"
+    return f"{report.where(found)}: {about}.\n\n{report.table(head, rows)}"
 
 
 def quality_short() -> str:
     """Four lanes: every method on every model, a table for each guidance scale."""
-    found = _read("quality")
+    found = report.read("quality")
     models: dict[str, Any] = found["models"]
     scales = list(next(iter(models.values())))
     tables = []
@@ -74,7 +69,7 @@ def _cell(rows: list[dict[str, Any]], method: str, lanes: int) -> str:
 
 def quality_full() -> str:
     """All cells of bench.quality."""
-    found = _read("quality")
+    found = report.read("quality")
     parts = []
     for model, by_scale in found["models"].items():
         for scale, rows in by_scale.items():
@@ -88,7 +83,7 @@ def quality_full() -> str:
 
 def performance() -> str:
     """What the model foresees over what pictures took, loops alone and whole calls, for every model."""
-    found = {name: _read(result_name(name)) for name in BUNDLED}
+    found = {name: report.read(result_name(name)) for name in BUNDLED}
     head = ["predicted / measured", *(f"{name}: picture, loop" for name in found)]
     by_cell = {name: {row["cell"]: row for row in one["rows"]} for name, one in found.items()}
     body = [
@@ -97,20 +92,14 @@ def performance() -> str:
     about = "; ".join(
         f"{name}: {one['repeats']} repeats of {one['steps']} steps" for name, one in found.items()
     )
-    return (
-        f"{_where(next(iter(found.values())))}: {about}; median and quartiles.\n\n{report.table(head, body)}"
-    )
+    where = report.where(next(iter(found.values())))
+    return f"{where}: {about}; median and quartiles.\n\n{report.table(head, body)}"
 
 
 def _foreseen(row: dict[str, Any]) -> str:
     return (
         f"{report.words(row['predicted_over_measured'])}, {report.words(row['predicted_over_measured_loop'])}"
     )
-
-
-def _where(found: dict[str, Any]) -> str:
-    machine = found["machine"]
-    return f"{machine['processor']}, {machine['cores']} cores, {found['date'][:10]}, commit {found['commit']}"
 
 
 MAKERS: dict[str, Callable[[], str]] = {
@@ -147,7 +136,7 @@ def draw(path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "driffusion-trt"  # the same bytes from the same figures
     import matplotlib.pyplot as plt
 
-    models: dict[str, Any] = _read("quality")["models"]
+    models: dict[str, Any] = report.read("quality")["models"]
     scales = list(next(iter(models.values())))
     shape = (len(scales), len(models))
     figure, axes = plt.subplots(*shape, figsize=(12, 3.6 * len(scales)), sharey=True, squeeze=False)

@@ -26,6 +26,17 @@ def write(name: str, result: Mapping[str, Any], packages: Iterable[str] = ("nump
     return path
 
 
+def read(name: str) -> Any:
+    """The result of this name. Raises FileNotFoundError where there is none."""
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def where(found: Mapping[str, Any]) -> str:
+    """Of a result: the machine, the day and the commit."""
+    machine = found["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, {found['date'][:10]}, commit {found['commit']}"
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles: what a noisy machine lets one say."""
     if len(values) == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,10 @@ _NOT_YET = "Not measured yet."
 
 def _read(name: str) -> Any:
     """None where it was never measured."""
-    path = report.RESULTS / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
-
-
-def _where(found: Mapping[str, Any]) -> str:
-    machine = found["machine"]
-    return f"{machine['processor']}, {machine['cores']} cores, {found['date'][:10]}, commit {found['commit']}"
+    try:
+        return report.read(name)
+    except FileNotFoundError:
+        return None
 
 
 # Load
@@ -74,7 +70,7 @@ def load() -> str:
     if found is None:
         return _NOT_YET
     about = (
-        f"{_where(found)}: `{found['model']}` on {found['devices']} CPU lanes, {found['steps']} steps, "
+        f"{report.where(found)}: `{found['model']}` on {found['devices']} CPU lanes, {found['steps']} steps, "
         f"a queue of {found['queue']}, {found['minutes']:g} minutes in all."
     )
     plot = "![latency against the rate of requests](serve-load.svg)"
@@ -147,7 +143,7 @@ def faults() -> str:
     found = _read(FAULTS)
     if found is None:
         return _NOT_YET
-    about = f"{_where(found)}: `{found['model']}` on {found['devices']} CPU lanes."
+    about = f"{report.where(found)}: `{found['model']}` on {found['devices']} CPU lanes."
     return f"{about}\n\n{faults_table(found['rows'])}"
 
 
@@ -181,7 +177,7 @@ def elastic() -> str:
     low, high = min(loads, key=float), max(loads, key=float)
     steps = f", {found['call']['steps']} steps" if "steps" in found["call"] else ""
     about = (
-        f"{_where(found)}: `{found['model']}` on {found['devices']} CPU lanes{steps}, medians of "
+        f"{report.where(found)}: `{found['model']}` on {found['devices']} CPU lanes{steps}, medians of "
         f"{len(found['repeats'])} repeats; ratios with quartiles, each of one repeat."
     )
     p50 = report.words(loads[low]["elastic"]["p50_ms over all"])

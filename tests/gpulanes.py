@@ -21,6 +21,7 @@ from driffusion_trt.engines.plans import plan_requests
 from driffusion_trt.engines.profiles import Profile, Range, fill_shapes
 from driffusion_trt.engines.store import PlanStore
 from driffusion_trt.engines.trt_session import TensorRTSession
+from driffusion_trt.runtime import _peer_trial
 from driffusion_trt.runtime._driver import Device
 from driffusion_trt.runtime._resources import PinnedMemory
 from driffusion_trt.runtime.cuda import CudaLanes, Engine
@@ -46,6 +47,14 @@ def kernels_in(folder: Path) -> Path:
     """The library in a folder where it was built."""
     (path,) = folder.rglob("libdriffusion_kernels_host.so")
     return path
+
+
+@contextmanager
+def short_trials() -> Iterator[None]:
+    """Peer copies are tried with fewer bytes when lanes start."""
+    small = {"_SIZE": 8192, "_CUTS": ((0, 0, 4096), (3, 1021, 5003))}
+    with mock.patch.multiple(_peer_trial, **small):
+        yield
 
 
 @contextmanager

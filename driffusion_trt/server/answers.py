@@ -37,9 +37,8 @@ __all__ = [
     "send_parts",
 ]
 
-PIECE_BYTES = (
-    64 << 10
-)  # of an answer that are handed to the server at a time; it waits for slow clients between
+# Of an answer that are handed to the server at a time; it waits for slow clients between.
+PIECE_BYTES = 64 << 10
 
 
 class ApiError(Exception):

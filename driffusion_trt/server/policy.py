@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -87,6 +87,10 @@ class Machine:
         """Lanes for another request, where those under way keep so many."""
         return max(0, self.lanes - kept) if self.shared or not kept else 0
 
+    def suffices(self, profile: Profile, lanes: int) -> bool:
+        """Whether a request can start on so many lanes."""
+        return lanes >= min(profile.least, self.lanes)
+
     def keeps(self, profile: Profile, lanes: int) -> int:
         """What a request with so many lanes takes away from the others."""
         return profile.kept_of(lanes) if self.shared else self.lanes
@@ -140,7 +144,7 @@ def lanes_for_next(
     free = machine.free(sum(one.keeps for one in running))
     if (each := machine.each_of(profile)) is not None:
         return each if free >= each else 0
-    if free < min(profile.least, machine.lanes):
+    if not machine.suffices(profile, free):
         return 0
     best = _best(machine, profile, free, waiting, offered, crowd)
     if waiting == 1 and not crowd and _soon_better(machine, profile, profile.ms_on(best), running, offered):
@@ -195,15 +199,21 @@ def _soon_better(
     machine: Machine, profile: Profile, now_ms: float, running: Sequence[Running], offered: float
 ) -> bool:
     """Whether a lone request ends earlier if it waits for lanes that others are about to give back."""
+    return any(
+        in_ms + profile.ms_on(_best(machine, profile, free, 1, offered)) < now_ms
+        for in_ms, free in _given_back(machine, profile, running)
+    )
+
+
+def _given_back(
+    machine: Machine, profile: Profile, running: Sequence[Running]
+) -> Iterator[tuple[float, int]]:
+    """When requests under way end, and the lanes that are free then, where these suffice for another one."""
     kept = sum(one.keeps for one in running)
     for one in sorted(running, key=lambda one: one.left_ms):
         kept -= one.keeps
-        free = machine.free(kept)
-        if free < min(profile.least, machine.lanes):
-            continue
-        if one.left_ms + profile.ms_on(_best(machine, profile, free, 1, offered)) < now_ms:
-            return True
-    return False
+        if machine.suffices(profile, free := machine.free(kept)):
+            yield one.left_ms, free
 
 
 def per_second(machine: Machine, profile: Profile) -> float:
@@ -254,7 +264,7 @@ class Reserved:
 
     def leaves(self, machine: Machine, profile: Profile, lanes: int) -> int:
         """Lanes for another request, of so many at most, that do not delay it; 0 for none."""
-        widths = profile.widths(lanes) if lanes >= min(profile.least, machine.lanes) else range(0)
+        widths = profile.widths(lanes) if machine.suffices(profile, lanes) else range(0)
         return next(
             (
                 k
@@ -273,15 +283,10 @@ def reserved(
     least_ms: what it takes with all lanes and the plan with the fewest rounds. With such reservations others
     are let past the first one that waits as in EASY backfilling (Lifka, JSSPP 1995).
     """
-    kept = sum(one.keeps for one in running)
-    for one in sorted(running, key=lambda one: one.left_ms):
-        kept -= one.keeps
-        free = machine.free(kept)
-        if free < min(profile.least, machine.lanes):
-            continue
+    for in_ms, free in _given_back(machine, profile, running):
         for lanes in profile.widths(free):
-            if one.left_ms + profile.ms_on(lanes) <= within_ms:
-                return Reserved(one.left_ms, free - machine.keeps(profile, lanes))
-        if free == machine.lanes and one.left_ms + least_ms <= within_ms:
-            return Reserved(one.left_ms, 0)
+            if in_ms + profile.ms_on(lanes) <= within_ms:
+                return Reserved(in_ms, free - machine.keeps(profile, lanes))
+        if free == machine.lanes and in_ms + least_ms <= within_ms:
+            return Reserved(in_ms, 0)
     return None

@@ -29,7 +29,7 @@ class SharedStore(Store):
     def __init__(
         self, most_bytes: int, keep_s: float, folder: Path, now: Callable[[], float] = time.time
     ) -> None:
-        self._shared, self._swept = folder, 0.0
+        self._swept = 0.0
         super().__init__(most_bytes, keep_s, folder, now)
 
     def get(self, name: str) -> Stored | None:
@@ -37,9 +37,8 @@ class SharedStore(Store):
         if found is not None or _NAME.fullmatch(name) is None:
             return found
         for kind, media in MEDIA.items():
-            path = self._shared / f"driffusion-{name}.{kind}"
             try:
-                file = open(path, "rb")  # noqa: SIM115
+                file = open(self._path(name, kind), "rb")  # noqa: SIM115
             except OSError:  # not there
                 continue
             status = os.fstat(file.fileno())
@@ -56,8 +55,10 @@ class SharedStore(Store):
         if now - self._swept < _SWEPT_S:
             return
         self._swept = now
+        folder = self._folder
+        assert folder is not None
         with contextlib.suppress(OSError):  # the folder is away for a while
-            for name, kind, status in kept_in(self._shared):
+            for name, kind, status in kept_in(folder):
                 if status.st_mtime + self._keep_s + _SWEPT_S <= now:
                     self._path(name, kind).unlink(missing_ok=True)
 

@@ -65,14 +65,14 @@ class Scheduler:
         """Take a request. Raises DeadlineError where it cannot be there in time; then it is not taken."""
         self.waiting.add(ticket)
         left = ticket.left_ms()
-        if ticket.deadline_ms is not None and left is not None:
+        if left is not None:
             expected = self.waits.of(ticket) + self.leases.pace * ticket.order.least_ms
             if expected <= left and not self._starts.in_hope(ticket):
                 busy_ms = max(one.left_ms for one in self.leases.under_way())
                 expected = self.leases.pace * (busy_ms + ticket.order.least_ms)
             if expected > left:
                 self.waiting.remove(ticket)
-                raise too_late(ticket, ticket.deadline_ms - left + expected)
+                raise too_late(ticket, expected)
         self.idle.clear()
         ticket.timeline = replace(ticket.timeline, queued_s=self._clock())
         self.leases.arrived(ticket.work)
@@ -159,8 +159,7 @@ class Scheduler:
             if left is not None and isinstance(error, InputError):
                 if self.leases.in_use and lanes < self.leases.lanes:
                     return False
-                waited = (ticket.deadline_ms or 0.0) - left
-                failure = too_late(ticket, waited + pace * ticket.order.profile.ms_on(lanes))
+                failure = too_late(ticket, pace * ticket.order.profile.ms_on(lanes))
             self.waiting.take(ticket)
             self._end(ticket, error=failure)
             return True
@@ -242,7 +241,7 @@ class Scheduler:
             left = ticket.left_ms()
             least = self.leases.pace * ticket.order.least_ms
             if left is not None and left < least and self.waiting.remove(ticket):
-                self._end(ticket, error=too_late(ticket, (ticket.deadline_ms or 0.0) - left + least))
+                self._end(ticket, error=too_late(ticket, least))
 
     def _end(self, ticket: Ticket, result: Result | None = None, error: BaseException | None = None) -> None:
         ticket.timeline = replace(ticket.timeline, ended_s=self._clock())

@@ -112,7 +112,12 @@ class Ticket:
         """Until its deadline; None without one."""
         if self.deadline_ms is None:
             return None
-        return self.deadline_ms - 1e3 * (time.perf_counter() - self.timeline.arrived_s)
+        return self.deadline_ms - self.age_ms
+
+    @property
+    def age_ms(self) -> float:
+        """Since it arrived."""
+        return 1e3 * (time.perf_counter() - self.timeline.arrived_s)
 
     @property
     def deadline_kept(self) -> bool | None:
@@ -197,7 +202,9 @@ def hung(ticket: Ticket, for_s: float, expected_s: float) -> LaneError:
     )
 
 
-def too_late(ticket: Ticket, expected_ms: float) -> DeadlineError:
+def too_late(ticket: Ticket, in_ms: float) -> DeadlineError:
+    """in_ms: from now, in which it is expected."""
+    expected_ms = ticket.age_ms + in_ms
     return DeadlineError(
         f"request {ticket.id} was to be there in {ticket.deadline_ms:.0f} ms, and is expected to take "
         f"{expected_ms:.0f} ms from its arrival; allow more time, take fewer steps, or ask again later",

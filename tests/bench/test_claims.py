@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from bench import report
 
-SHOWN = json.loads((report.RESULTS / "quality.json").read_text("utf-8"))["models"]
+SHOWN = report.read("quality")["models"]
 LANES = (2, 3, 4)
 FIXED = ("aggressive", "window")
 
@@ -56,10 +55,7 @@ def test_a_window_is_nearer_than_aggressive_where_steps_are_many() -> None:
 
 
 def test_two_lanes_against_the_threads_of_onnx_runtime() -> None:
-    modes = {
-        model: found["modes"]
-        for model, found in json.loads((report.RESULTS / "speed.json").read_text("utf-8"))["models"].items()
-    }
+    modes = {model: found["modes"] for model, found in report.read("speed")["models"].items()}
     over = {
         (model, mode): ratios["onnxruntime, 2 threads / loop"]["median"]
         for model, by_mode in modes.items()

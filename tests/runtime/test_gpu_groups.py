@@ -27,7 +27,7 @@ from driffusion_trt._errors import DeviceError, EngineError, LaneError
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.profiles import Profile
 from driffusion_trt.engines.trt_session import TensorRTSession
-from driffusion_trt.runtime import _peer_trial, cuda, gpu_crew
+from driffusion_trt.runtime import cuda, gpu_crew
 from driffusion_trt.runtime._resources import GraphExec
 from driffusion_trt.runtime.cuda import CudaLanes
 from driffusion_trt.runtime.gpu_network import FirstOf, GpuNetwork
@@ -43,9 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_trials() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_peer_trial, "_SIZE", 8192)
-        patch.setattr(_peer_trial, "_CUTS", ((0, 0, 4096), (3, 1021, 5003)))
+    with gpulanes.short_trials():
         yield
 
 

@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 import driffusion_trt as dt
 from driffusion_trt import InputError
 from driffusion_trt.engines.manifest import ModelFolder
-from driffusion_trt.runtime import _peer_trial
 from driffusion_trt.runtime._driver import Device, driver
 from driffusion_trt.runtime._resources import Stream
 from driffusion_trt.runtime.cuda import CudaLanes, Engine
@@ -55,9 +54,7 @@ def same(made: Floats, wanted: Floats, devices: int, asked: Asked) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _short_trials() -> Iterator[None]:
     """Peer copies are tried with fewer bytes: every test here starts lanes, and test_peers has the rest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_peer_trial, "_SIZE", 8192)
-        patch.setattr(_peer_trial, "_CUTS", ((0, 0, 4096), (3, 1021, 5003)))
+    with gpulanes.short_trials():
         yield
 
 

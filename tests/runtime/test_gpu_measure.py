@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import gpulanes
@@ -12,7 +13,6 @@ from gpucalls import SCHEDULES, Asked
 
 import driffusion_trt as dt
 from driffusion_trt.engines.manifest import ModelFolder
-from driffusion_trt.runtime import _peer_trial
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.measure import MeasuringPlan
 
@@ -23,9 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 
 @pytest.fixture(autouse=True)
-def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_peer_trial, "_SIZE", 8192)
-    monkeypatch.setattr(_peer_trial, "_CUTS", ((0, 0, 4096), (3, 1021, 5003)))
+def _short_trials() -> Iterator[None]:
+    with gpulanes.short_trials():
+        yield
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "ddim, eta 0.7"])
