@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -92,6 +93,9 @@ class Edge:
                 await self._app(scope, receive, sent)
         except Gone:
             facts["gone"] = True
+        except asyncio.CancelledError:  # by Ray Serve, which may see that the client left before we do
+            facts["gone"] = True
+            raise
         except Exception:
             # Starlette has answered by now, where it still could.
             _LOG.exception("request %s failed", request_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -26,9 +27,12 @@ from starlette.types import Message
 from driffusion_trt._errors import LaneError, ModelError
 from driffusion_trt.server.answers import ApiError
 from driffusion_trt.server.app import Options
+from driffusion_trt.server.edge import ACCESS, Edge, Keys
+from driffusion_trt.server.metrics import Metrics
 from driffusion_trt.server.ray_front import REPLICA, Front
 from driffusion_trt.server.ray_metrics import STALE_S, Board, ReplicaMetrics
 from driffusion_trt.server.ray_store import NoLinks, SharedStore
+from driffusion_trt.server.sites import Sites
 
 Proxy = Callable[[Any, Any, Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
@@ -365,3 +369,27 @@ def test_a_trial_that_waits_for_room_says_so() -> None:
         came()
         time.sleep(0.4)
     assert said.empty()
+
+
+def test_a_request_that_ray_cancels_is_one_whose_client_left(caplog: pytest.LogCaptureFixture) -> None:
+    """A proxy of Ray sees a client leave, and may cancel the request before the replica is told."""
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def nothing(*message: Any) -> Message:
+        raise AssertionError("nobody is there to be heard or answered")
+
+    async def run() -> None:
+        edge = Edge(waits, Keys([]), (), Sites((), ()), Metrics())
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-request-id", b"left")]}
+        request = asyncio.ensure_future(edge(scope, nothing, nothing))
+        await asyncio.sleep(0)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    with caplog.at_level(logging.INFO, ACCESS.name):
+        asyncio.run(run())
+    (line,) = [json.loads(message) for message in caplog.messages]
+    assert line["id"] == "left" and line["status"] == 499 and line["gone"]
