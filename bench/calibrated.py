@@ -1,13 +1,15 @@
 """What calibrated blocks are worth on the demo, and the calibration that is bundled with it.
 
     python -m bench.calibrated [--pairs 32] [--guidance 3 7.5] [--lanes 4] [--rounds 14 20] [--first 1100]
-    python -m bench.calibrated --bundle [--pairs 8] [--guidance 1 3 5 7.5] [--lanes 2 3 4 8]
+    python -m bench.calibrated --bundle demo [--pairs 8] [--guidance 1 3 5 7.5] [--lanes 2 3 4 8]
+    python -m bench.calibrated --bundle demo --rounds-anew
 
 The first calibrates on prompts and seeds from 1000 on, makes the pictures of others, from 1100 on, with even
 and with calibrated blocks, and compares the final latents with the sequential ones (relative L2, with 95 %
 intervals of the mean by bootstrap over the pictures). Aggressive plans get the blocks that were calibrated
 for windows. The second measures what `driffusion-trt plan --calibrate` does, on pairs from 1000 on, and adds
-it to the demo's calibration.json; entries that are there are not made again.
+it to the model's calibration.json; entries that are there are not made again. The third counts the rounds of
+a tolerance again in all of its entries, for when these are taken in another way.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
+from rich.progress import Progress, track
 
 import driffusion_trt as dt
 from driffusion_trt._calibrate import measure, pictures_of, spent_by
-from driffusion_trt.calibration import Calibration, Entry, add_entries, parsed, plain
+from driffusion_trt.calibration import Calibration, Entry, Spent, add_entries, parsed, plain
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.sampling.sample import Stats
 
@@ -54,17 +57,24 @@ def calibrated(
     return entry
 
 
-def rounds_alone(demo: Demo, pairs: Sequence[int], guidance: float, lanes: int, steps: int) -> Entry:
-    """What mode `tolerance` takes in fewer steps, without blocks."""
+def spent(
+    demo: Demo, pairs: Sequence[int], guidance: float, lanes: int, steps: int, tolerances: Sequence[float]
+) -> dict[float, Spent]:
+    """The rounds that mode `tolerance` takes for these pairs."""
 
     def make(plans: Sequence[dt.Plan]) -> list[Stats]:
         return [one.stats for one in make_pictures(demo, plans, pairs, guidance)]
 
-    schedule, asked = demo.schedule(steps), (0.003, 0.01, 0.05)
-    spent = spent_by(make, schedule, lanes=lanes, pairs=len(pairs), tolerances=asked)
+    return spent_by(make, demo.schedule(steps), lanes=lanes, pairs=len(pairs), tolerances=tolerances)
+
+
+def rounds_alone(demo: Demo, pairs: Sequence[int], guidance: float, lanes: int, steps: int) -> Entry:
+    """What mode `tolerance` takes in fewer steps, without blocks."""
+    found = spent(demo, pairs, guidance, lanes, steps, (0.003, 0.01, 0.05))
+    schedule = demo.schedule(steps)
     plan = dt.make_plan(schedule, mode="tolerance", lanes=lanes).asked()
     how = (plan["carry"], plan["order"])
-    return Entry(schedule.solver, steps, guidance, lanes, len(pairs), *how, {}, {}, {}, spent, None)
+    return Entry(schedule.solver, steps, guidance, lanes, len(pairs), *how, {}, {}, {}, found, None)
 
 
 def kept(
@@ -143,6 +153,17 @@ def bundle(options: argparse.Namespace) -> None:
                 progress.advance(task)
 
 
+def count_anew(model: str) -> None:
+    """Replace the rounds of a tolerance in all entries of a bundled model's calibration."""
+    folder = ModelFolder.open(model)
+    demo = Demo((), model)
+    for entry in track(Calibration.read(folder).entries, model):
+        pairs = range(CALIBRATED_ON, CALIBRATED_ON + entry.pairs)
+        demo.learn(pairs)
+        found = spent(demo, pairs, entry.guidance_scale, entry.lanes, entry.steps, tuple(entry.spent))
+        add_entries(folder, [replace(entry, spent=found)])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table and write bench/results/calibrated.json, or add to a bundled model's calibration."""
     parser = argparse.ArgumentParser(prog="python -m bench.calibrated", description=__doc__.split("\n")[0])
@@ -154,12 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=EVALUATED_ON, help="pairs to evaluate on, from here on")
     parser.add_argument("--bundle", choices=list(ROUNDS_ALONE), help="measure for its own calibration.json")
     parser.add_argument("--no-write", action="store_true", help="print only, leave bench/results alone")
+    parser.add_argument("--rounds-anew", action="store_true", help="of --bundle: count a tolerance's rounds")
     options = parser.parse_args(arguments)
+    if options.rounds_anew and not options.bundle:
+        parser.error("--rounds-anew goes with --bundle")
     options.pairs = options.pairs or (8 if options.bundle else 32)
     options.guidance = options.guidance or ([1.0, 3.0, 5.0, 7.5] if options.bundle else [3.0, 7.5])
     options.lanes = options.lanes or ([2, 3, 4, 8] if options.bundle else [4])
     if options.bundle:
-        bundle(options)
+        count_anew(options.bundle) if options.rounds_anew else bundle(options)
         return
     result = evaluate(options)
     rows = [

@@ -2,7 +2,8 @@
 
 docs/method.md section 4. A prediction at a draft x̃_i gives x̂0 and ε̂. At the refined state x_i the same
 x̂0 may hold ("x0"), or the same G = ε̂ − x̂0, the velocity of rectified flow ("G"), with which
-x̂0 = (x − s·G)/(a + s). Extrapolated over the states not predicted yet:
+x̂0 = (x − s·G)/(a + s). Of a tolerance "x0" moves along x with the slope that details of a picture have.
+Extrapolated over the states not predicted yet:
 Ĝ_i = G_l + θ1·d·∇ + θ2·(d(d+1)/2)·∇², d = i − l, with backward differences at the last predicted l.
 """
 
@@ -21,6 +22,7 @@ from .tables import Column, Float64, Form, Number, total
 
 Carry = Literal["G", "x0"]
 CARRIES: tuple[Carry, ...] = ("G", "x0")
+DETAIL = 0.08  # found on the bundled models: docs/method.md section 4
 SECOND_ORDER_REACH = 3  # the term of the second difference grows with the square of the distance
 
 
@@ -36,10 +38,12 @@ class Carried:
     """Predictions at the states `known`, as one carried quantity, and what they say of other states.
 
     order: of the extrapolation: 0 holds the last one, 1 and 2 use differences, where there are as many.
+    detailed: x̂0 of a prediction moves along x by `detail_slope`; else it is the same at every x.
     """
 
-    def __init__(self, schedule: Schedule, carry: Carry, order: int) -> None:
+    def __init__(self, schedule: Schedule, carry: Carry, order: int, *, detailed: bool = False) -> None:
         self._schedule, self._carry, self._order = schedule, carry, order
+        self._detailed = detailed and carry == "x0"
         self.known: set[int] = set()
 
     @property
@@ -74,6 +78,14 @@ class Carried:
             parts.append((theta.second * second, differences[2]))
         return total(*parts)
 
+    def moved(self, i: int, x: Form) -> skip.Prediction:
+        """x̂0 and ε̂ at the state x of number i, from the prediction at this number, made at another x."""
+        quantity = self.quantity(i)
+        if self._detailed:
+            slope = detail_slope(float(self._schedule.a[i]), float(self._schedule.s[i]))
+            quantity = total((1.0, quantity), (slope, x), (-slope, {Column("input", i): 1.0}))
+        return self.at(i, x, quantity)
+
     def at(self, i: int, x: Form, quantity: Form) -> skip.Prediction:
         """x̂0 and ε̂ at the state x of number i, where the quantity is taken to be this."""
         a, s = float(self._schedule.a[i]), float(self._schedule.s[i])
@@ -83,6 +95,14 @@ class Carried:
         return skip.Prediction(
             total((1 / width, x), (-s / width, quantity)), total((1 / width, x), (a / width, quantity))
         )
+
+
+def detail_slope(a: float, s: float) -> float:
+    """How far x̂0 moves along with x where noise is small against details: a·c²/(a²·c² + s²), c = `DETAIL`.
+
+    Of a Gaussian whose standard deviation is c. Near 0 up to the last few states, and near 1/a at the last.
+    """
+    return a * DETAIL**2 / (a**2 * DETAIL**2 + s**2)
 
 
 def weights(distance: int) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from .rounds import Observation, Round, Walk
 from .schedule import Schedule
 from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
-from .window import Settings, Window, as_tables, sizes_of
+from .window import Settings, Window, as_tables, norms
 
 __all__ = ["LAST", "Case", "MeasuringPlan", "stops"]
 
@@ -196,7 +196,7 @@ class _Measuring:
         for one in storing:
             observed = one.learned(observed)
         for case, square in zip(ends, _diagonals(observed), strict=True):
-            self._found[case] = np.sqrt(square) / sizes_of(self._schedule, [at + 1], 0.0)[0]
+            self._found[case] = np.sqrt(square) / norms(self._schedule, [at + 1])[0]
 
     def _begin_echo(self, reached: int) -> None:
         """Forget what came to this state, but for an error that is to be followed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .carry import Carried, Carry, Theta, fit_rows, fitted
+from .carry import DETAIL, Carried, Carry, Theta, fit_rows, fitted
 from .places import Asked, Place, Places
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
@@ -20,14 +20,22 @@ from .skip import predicted, solver_step
 from .tables import Column, Float64, Form, Table
 from .traced import Tape, TapedTable
 
-__all__ = ["Settings", "Window", "as_tables", "least_rounds", "near_ones", "sizes_of", "strides", "walk"]
+__all__ = [
+    "Settings",
+    "Window",
+    "as_tables",
+    "effects",
+    "least_rounds",
+    "near_ones",
+    "norms",
+    "strides",
+    "walk",
+]
 
 OBSERVED_ROWS = 4  # of one table; more the kernel of GPU lanes does not take
 
-# A distance is the root mean square of draft − refined state, over that of the state, √(a² + s²), and over
-# the signal's share a/√(a² + s²) to this power: errors near the noise decide what the picture becomes, and
-# grow. At 1 it would be an error of the clean latents. Found on the demo: docs/method.md section 4.
-SIGNAL_POWER = 1.25
+# Of `effects`. Found on the bundled models: docs/method.md section 4.
+_EARLY, _EARLY_POWER, _LATE_POWER = 0.25, 1.25, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class Settings:
 
     carry, order: what is carried, and how it is extrapolated.
     strides: solver steps of each round, for a window; None with a tolerance.
-    tolerance: how far a draft may be from the refined state; see `SIGNAL_POWER`.
+    tolerance: how far a draft may be from the refined state; see `effects`.
     most: rounds that there may be with a tolerance; None for as many as it takes.
     """
 
@@ -81,7 +89,7 @@ class Window:
     ) -> None:
         self._schedule, self._lanes, self._settings = schedule, lanes, settings
         self._places = Places() if places is None else places
-        self._carried = Carried(schedule, settings.carry, settings.order)
+        self._carried = Carried(schedule, settings.carry, settings.order, detailed=settings.tolerance > 0)
         self._theta = Theta()
         self._round = self.at = 0
         self._predict = range(0)
@@ -118,7 +126,7 @@ class Window:
         item = Round(tuple(self._predict), drafts.plain, Table.of(self._refined()), observe=asked.tables)
         kept = {Column(kind, i) for i in known for kind in ("input", "output")}
         item = replace(item, keep=frozenset(item.reads() | kept))
-        sizes = sizes_of(self._schedule, asked.drafted).tolist()
+        sizes = (norms(self._schedule, asked.drafted) / effects(self._schedule, asked.drafted)).tolist()
         return Place(item, asked, drafts if drafts else None, sizes)
 
     def _memory(self) -> Form | None:
@@ -132,9 +140,10 @@ class Window:
         x: Form = {Column("state", self.at): 1.0}
         before, made = self._memory(), {}
         for i in self._predict[:-1]:
-            known = i in carried.known
-            quantity = carried.quantity(i) if known else carried.extrapolated(i, differences, theta)
-            now = carried.at(i, x, quantity)
+            if i in carried.known:
+                now = carried.moved(i, x)
+            else:
+                now = carried.at(i, x, carried.extrapolated(i, differences, theta))
             x, before = solver_step(self._schedule, i, x, now, before), now.x0
             made[Column("input", i + 1)] = x
         return made
@@ -151,7 +160,7 @@ class Window:
         now = predicted(schedule, at, x, {Column("output", at): 1.0})  # exact: the sequential step
         for i in range(at, wanted[-1]):
             if i > at:
-                now = self._carried.at(i, x, self._carried.quantity(i))
+                now = self._carried.moved(i, x)
             x, before = solver_step(schedule, i, x, now, before), now.x0
             if i + 1 in wanted:
                 targets[Column("state", i + 1)] = x
@@ -227,12 +236,28 @@ class Window:
         return self._schedule.steps - self.at - 1 - self._lanes * after
 
 
-def sizes_of(schedule: Schedule, states: Sequence[int], power: float = SIGNAL_POWER) -> Float64:
-    """What distances at these states are relative to: √(a² + s²) by the signal's share to a power."""
-    a, s = np.append(schedule.a, 1.0)[list(states)], np.append(schedule.s, 0.0)[list(states)]  # T is clean
-    sizes = np.sqrt(a**2 + s**2)
-    found: Float64 = sizes * (a / sizes) ** power
-    return found
+def norms(schedule: Schedule, states: Sequence[int]) -> Float64:
+    """Root mean squares of these states, √(a² + s²), for latents of variance 1."""
+    a, s = _levels(schedule, states)
+    return np.sqrt(a**2 + s**2)
+
+
+def effects(schedule: Schedule, states: Sequence[int]) -> Float64:
+    """What an error of a draft at these states counts for, as a share of the state.
+
+    With ρ = a/√(a² + s²), the signal's share: ρ^(−5/4)/4 + ¾·ρ⁴·s²/(s² + a²·c²). Near the noise a small
+    error decides what the picture becomes, and grows; in between later steps put it right; near the end few
+    are left that could, and at last the prediction follows its input, see `carry.detail_slope`.
+    """
+    a, s = _levels(schedule, states)
+    share = a / np.sqrt(a**2 + s**2)
+    late: Float64 = share**_LATE_POWER * s**2 / (s**2 + (a * DETAIL) ** 2)
+    return _EARLY * share**-_EARLY_POWER + (1 - _EARLY) * late
+
+
+def _levels(schedule: Schedule, states: Sequence[int]) -> tuple[Float64, Float64]:
+    """a and s; state T is clean."""
+    return np.append(schedule.a, 1.0)[list(states)], np.append(schedule.s, 0.0)[list(states)]
 
 
 def near_ones(distances: Sequence[Sequence[float]], tolerance: float) -> int:

@@ -29,7 +29,8 @@ class Literal(window.Window):
         differences = self._carried.differences() if known else []
         drafts = self._drafts(differences, self._theta)
         self._asked = self._observed(differences)
-        self._sizes = window.sizes_of(self._schedule, self._asked.drafted)
+        drafted = self._asked.drafted
+        self._sizes = window.norms(self._schedule, drafted) / window.effects(self._schedule, drafted)
         draft, refine = Table.of(drafts), Table.of(self._refined())
         item = Round(tuple(self._predict), draft, refine, observe=self._asked.tables)
         kept = {Column(kind, i) for i in known for kind in ("input", "output")}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import driffusion_trt as dt
 from driffusion_trt.sampling.carry import Theta, fitted, weights
 from driffusion_trt.sampling.known import Known
-from driffusion_trt.sampling.window import SIGNAL_POWER, least_rounds, strides
+from driffusion_trt.sampling.window import least_rounds, strides
 
 DDIM = {
     "_class_name": "DDIMScheduler",
@@ -203,7 +203,8 @@ def test_the_distance_is_what_the_documentation_says() -> None:
     eps = plan.schedule.s[1] * told[1] + plan.schedule.a[1] * exact
     refined = a * x0 + s * eps
     share = a / math.hypot(a, s)
-    gap = np.sqrt(((refined - told[2]) ** 2).mean()) / math.hypot(a, s) / share**SIGNAL_POWER
+    effect = share**-1.25 / 4 + 0.75 * share**4 * s**2 / (s**2 + (0.08 * a) ** 2)
+    gap = np.sqrt(((refined - told[2]) ** 2).mean()) / math.hypot(a, s) * effect
     assert stats.drift == pytest.approx([gap], rel=1e-4)
 
 
