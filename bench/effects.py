@@ -70,7 +70,8 @@ class Network:
 
 
 def _value(form: Form, columns: Mapping[Column, Float64]) -> Float64:
-    return np.sum([weight * columns[column] for column, weight in form.items()], axis=0, dtype=np.float64)
+    found: Float64 = np.sum([weight * columns[column] for column, weight in form.items()], axis=0)
+    return found
 
 
 def _rms(values: Float64) -> Float64:
