@@ -25,8 +25,8 @@ class FakeShop:
     calls. most, peak: calls at once, now and at most.
     """
 
-    def __init__(self, lanes: int = 2, *, step_ms: float = 1.0, shared: bool = True) -> None:
-        self.lanes, self.shared, self.step_ms = lanes, shared, step_ms
+    def __init__(self, lanes: int = 2, *, step_ms: float = 1.0) -> None:
+        self.lanes, self.step_ms = lanes, step_ms
         self.gates: dict[str, threading.Semaphore] = {}
         self.decoding: dict[str, threading.Event] = {}
         self.checks: dict[str, threading.Event] = {}

@@ -269,4 +269,4 @@ class Engine:
         """Beside what has lanes, one request may be under way whose rounds are over."""
         lanes = max(1, lanes)
         each = {"elastic": None, "all": lanes, "one": 1}[self._share]
-        return Machine(lanes, self._shop.shared, lanes + 1 if self._shop.shared else 2, each)
+        return Machine(lanes, lanes + 1, each)

@@ -110,7 +110,7 @@ class Leases:
     def give(self, ticket: Ticket, lanes: int, expected_ms: float) -> None:
         if not self._of:
             self._beat_s = self._clock()
-        keeps = self.machine.keeps(ticket.order.profile, lanes)
+        keeps = ticket.order.profile.kept_of(lanes)
         self._of[ticket] = Lease(keeps, self._clock(), expected_ms, ticket.order.longer)
 
     def beat(self) -> None:

@@ -72,10 +72,6 @@ class Shop(Protocol):
         """Those that can be used now."""
 
     @property
-    def shared(self) -> bool:
-        """Whether several requests can use lanes at once; else one has all of them at a time."""
-
-    @property
     def patience_s(self) -> float:
         """Within which it finds out itself that a device hangs, and goes on without; 0 where it does not."""
 
@@ -103,8 +99,6 @@ class Shop(Protocol):
 
 class PipelineShop:
     """Orders for a pipeline. CPU lanes take turns with rounds; of GPUs each request has some to itself."""
-
-    shared = True
 
     def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
