@@ -324,6 +324,11 @@ def test_what_it_listens_at_decides_who_may(
     assert capsys.readouterr().err == "", "with keys nothing is to say"
 
 
+def test_an_address_of_version_6_stands_in_brackets() -> None:
+    assert listening_at("127.0.0.1", 80) == "http://127.0.0.1:80/"
+    assert listening_at("::1", 8000) == "http://[::1]:8000/"
+
+
 def test_a_second_signal_ends_a_start_as_well(model: str) -> None:
     """Of a model that takes long to warm up, or never does."""
     process = subprocess.Popen(
