@@ -42,6 +42,12 @@ class FakeShop:
     def open(self) -> None:
         self.opened += 1
 
+    def renewal_in_s(self, pace: float) -> float | None:
+        return None
+
+    def renew(self, pace: float, going: Callable[[], None]) -> bool:
+        raise AssertionError("nothing is doubted")
+
     def close(self) -> None:
         self.closed += 1
 

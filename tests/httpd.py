@@ -81,6 +81,7 @@ class Status:
     lanes_failed: int = 0
     hanging: int = 0
     expected_wait_ms: float = 0.0
+    costs_doubtful: bool = False
 
 
 class Engine:

@@ -17,9 +17,9 @@ import tiny
 
 import driffusion_trt as dt
 from driffusion_trt import InputError, LaneError, Pipeline
-from driffusion_trt._auto import Auto
 from driffusion_trt._expected import Expectations, Expected
 from driffusion_trt._kept_costs import KeptCosts
+from driffusion_trt._measured_costs import MeasuredCosts
 from driffusion_trt._trial import Trial
 from driffusion_trt.calibration import CalibrationWarning, add_entries
 from driffusion_trt.engines.manifest import ModelFolder
@@ -159,7 +159,7 @@ def test_threads_that_need_costs_at_once_measure_once(
         go.wait(0.3)
         return COSTS
 
-    monkeypatch.setattr(Auto, "_measured", slowly)
+    monkeypatch.setattr(MeasuredCosts, "_measured", slowly)
     with Pipeline.load(folder, devices=2) as pipe, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: pipe.measure(), range(4)))
     assert len(calls) == 1 and all(one is found[0] for one in found)

@@ -78,6 +78,18 @@ class Shop(Protocol):
     def open(self) -> None:
         """Get ready: measure, warm up. Takes long; any thread."""
 
+    def renewal_in_s(self, pace: float) -> float | None:
+        """Seconds until what requests are expected to take is to be measured anew; None where it is not.
+
+        pace: how many times as long as expected they take.
+        """
+
+    def renew(self, pace: float, going: Callable[[], None]) -> bool:
+        """Measure it anew, with nothing else at work; whether other times are expected now. Takes long.
+
+        going: called after every round; what it raises ends it, and changes nothing.
+        """
+
     def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
         """Check a request; nothing runs. Raises as a call of the pipeline does before any work."""
 
@@ -120,6 +132,16 @@ class PipelineShop:
         self._pipe.warm_up()
         self._pipe.measure()
 
+    def renewal_in_s(self, pace: float) -> float | None:
+        return self._pipe._auto.costs.renewal_in_s(pace)
+
+    def renew(self, pace: float, going: Callable[[], None]) -> bool:
+        if not self._pipe._auto.costs.renew(pace, going):
+            return False
+        with self._lock:  # what is worked out at the moment may be of the old costs
+            self._known.clear()
+        return True
+
     def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
         for name, instead in _TAKEN.items():
             if settings.get(name) is not None:
@@ -135,7 +157,7 @@ class PipelineShop:
         with self._lock:
             if key not in self._known:
                 expected = (self._open if open_ else self._named)(request, asked, widest)
-                larger = self._pipe._auto.times_larger((request.height, request.width))
+                larger = self._pipe._auto.costs.times_larger((request.height, request.width))
                 self._known[key] = expected, larger
                 while len(self._known) > _KNOWN:
                     self._known.popitem(last=False)

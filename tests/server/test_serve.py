@@ -22,6 +22,7 @@ import pytest
 import tiny
 from httpd import DEADLINE_S, until
 
+from driffusion_trt._address import listening_at
 from driffusion_trt.cli import main, parse
 from driffusion_trt.commands._console import Console
 from driffusion_trt.commands._serving import _hosts, _how
