@@ -36,7 +36,7 @@ Size = tuple[int, int]
 _log = logging.getLogger("driffusion_trt.costs")
 _PAUSES_S = (10.0, 600.0)  # before costs are measured anew: at first, doubled each time, and at most
 _REST = 20.0  # times as long as a measurement took there is none
-_IN_PASSING_S = 10.0  # what takes longer is not done by a call that is after a picture
+_IN_PASSING_S = 10.0  # at most, and twice what it took before, for a call that is after a picture
 _CLEARLY_LESS = 0.7  # the pace of requests that goes back to 1 without them
 
 
@@ -132,15 +132,15 @@ class MeasuredCosts:
     def renew_in_passing(self, told: Told = untold) -> None:
         """The same by a call that has the time, where it is due and no other call is under way.
 
-        It takes no longer than it took the last time, and ends where another call begins.
+        It ends where another call begins, or where it takes long.
         """
         calls, begun = self._stages.calls, time.monotonic()
-        before = calls.began
+        before, most_s = calls.began, min(2 * self._took_s, _IN_PASSING_S)
         if begun < self._due_s or not self._doubted() or self._took_s > _IN_PASSING_S or calls.under_way:
             return
 
         def going() -> None:
-            if calls.began != before or time.monotonic() - begun > self._took_s:
+            if calls.began != before or time.monotonic() - begun > most_s:
                 raise _GivenUp
 
         with contextlib.suppress(_GivenUp):

@@ -56,7 +56,7 @@ class Leases:
         self.expect(typical)
 
     def expect(self, typical: Profile) -> None:
-        """A request takes this from now on. Those under way were expected to take other times: not learnt from."""
+        """From now on a request takes this; nothing is learnt from those under way, of other times."""
         self.typical, self._pace = typical, 1.0
         self._learnt_s = self._since_s = self._clock()
         self._remembered_s = max(_REMEMBERED_S, 1e-3 * _REMEMBERED * typical.ms_on(1))
