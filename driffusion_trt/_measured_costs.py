@@ -35,8 +35,8 @@ Size = tuple[int, int]
 
 _log = logging.getLogger("driffusion_trt.costs")
 _PAUSES_S = (10.0, 600.0)  # before costs are measured anew: at first, doubled each time, and at most
-_REST = 20.0  # times as long as a measurement took there is none
 _IN_PASSING_S = 10.0  # at most, and twice what it took before, for a call that is after a picture
+_REST = 20.0  # times as long as it took before no such call does it
 _CLEARLY_LESS = 0.7  # the pace of requests that goes back to 1 without them
 
 
@@ -59,7 +59,8 @@ class MeasuredCosts:
         self._planner, self._stages = planner, stages
         self._measuring = threading.RLock()  # held while devices are measured; a callback may ask for a plan
         self._costs: dict[Size, Costs] = {}
-        self._pause_s, self._due_s, self._took_s = _PAUSES_S[0], 0.0, math.inf
+        self._pause_s, self._took_s = _PAUSES_S[0], math.inf
+        self._ended_s = self._due_s = 0.0  # of the clock `time.monotonic`: the last one, and the next
 
     def of(self, size: Size, told: Told = untold) -> Costs:
         """Of pictures of this size, from what was measured in this process or before it, or is now.
@@ -135,12 +136,13 @@ class MeasuredCosts:
         It ends where another call begins, or where it takes long.
         """
         calls, begun = self._stages.calls, time.monotonic()
-        before, most_s = calls.began, min(2 * self._took_s, _IN_PASSING_S)
-        if begun < self._due_s or not self._doubted() or self._took_s > _IN_PASSING_S or calls.under_way:
+        before, took_s = calls.began, self._took_s
+        due_s = max(self._due_s, self._ended_s + _REST * took_s)
+        if begun < due_s or took_s > _IN_PASSING_S or calls.under_way or not self._doubted():
             return
 
         def going() -> None:
-            if calls.began != before or time.monotonic() - begun > most_s:
+            if calls.began != before or time.monotonic() - begun > min(2 * took_s, _IN_PASSING_S):
                 raise _GivenUp
 
         with contextlib.suppress(_GivenUp):
@@ -176,12 +178,12 @@ class MeasuredCosts:
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         """For a measurement in its block; afterwards there is none for a while."""
-        self._due_s, begun = math.inf, time.monotonic()  # callbacks ask for plans meanwhile
+        self._due_s = math.inf  # callbacks ask for plans meanwhile
         try:
             yield
         finally:
-            now = time.monotonic()
-            self._due_s = now + max(self._pause_s, _REST * (now - begun))
+            self._ended_s = time.monotonic()
+            self._due_s = self._ended_s + self._pause_s
 
     def _made(self, size: Size, told: Told, going: Going | None = None) -> Costs:
         begun = time.monotonic()

@@ -45,7 +45,7 @@ class FakeShop:
     def renewal_in_s(self, pace: float) -> float | None:
         return None
 
-    def renew(self, pace: float, going: Callable[[], None]) -> bool:
+    def renew(self, pace: float, going: Callable[[], None]) -> None:
         raise AssertionError("nothing is doubted")
 
     def close(self) -> None:

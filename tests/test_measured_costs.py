@@ -127,17 +127,26 @@ def test_it_is_done_seldom(folder: Path, found: list[Costs]) -> None:
         assert len(found) == 1 and 19 < (costs.renewal_in_s() or 0.0) <= 20, "twice as seldom each time"
 
 
-def test_no_more_than_a_small_part_of_the_time_goes_into_it(
+def test_no_more_than_a_small_part_of_the_time_of_calls_goes_into_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[int] = []
+
     def slowly(*_: object) -> Costs:
-        time.sleep(0.6)
+        asked.append(1)
+        time.sleep(0.1)
         return CROWDED
 
     monkeypatch.setattr(MeasuredCosts, "_measured", slowly)
+    monkeypatch.setattr(_measured_costs, "_PAUSES_S", (0.0, 0.0))
     with four(folder) as pipe:
         pipe.measure()
-        assert (pipe._auto.costs.renewal_in_s() or 0.0) > 11, "20 times as long as it took"
+        assert pipe._auto.costs.renewal_in_s() == 0.0, "for who asks in a quiet moment"
+        pipe.choice(**OPEN)
+        assert len(asked) == 1
+        pipe._auto.costs._ended_s -= 20 * 0.2
+        pipe.choice(**OPEN)
+        assert len(asked) == 2
 
 
 @pytest.mark.usefixtures("at_once")

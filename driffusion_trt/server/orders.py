@@ -84,10 +84,10 @@ class Shop(Protocol):
         pace: how many times as long as expected they take.
         """
 
-    def renew(self, pace: float, going: Callable[[], None]) -> bool:
-        """Measure it anew, with nothing else at work; whether other times are expected now. Takes long.
+    def renew(self, pace: float, going: Callable[[], None]) -> None:
+        """Measure it anew, with nothing else at work. Takes long.
 
-        going: called after every round; what it raises ends it, and changes nothing.
+        going: called after every round; what it raises ends it.
         """
 
     def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
@@ -135,12 +135,12 @@ class PipelineShop:
     def renewal_in_s(self, pace: float) -> float | None:
         return self._pipe._auto.costs.renewal_in_s(pace)
 
-    def renew(self, pace: float, going: Callable[[], None]) -> bool:
-        if not self._pipe._auto.costs.renew(pace, going):
-            return False
-        with self._lock:  # what is worked out at the moment may be of the old costs
-            self._known.clear()
-        return True
+    def renew(self, pace: float, going: Callable[[], None]) -> None:
+        try:
+            self._pipe._auto.costs.renew(pace, going)
+        finally:  # one size may have been measured, and another one not
+            with self._lock:  # what is worked out at the moment may be of the old costs
+                self._known.clear()
 
     def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
         for name, instead in _TAKEN.items():

@@ -55,7 +55,9 @@ class Renewal:
         self._giving_way.clear()
 
         def work() -> None:
-            if self._shop.renew(pace, self._check_quiet):
+            try:
+                self._shop.renew(pace, self._check_quiet)
+            finally:
                 found.append(self._shop.order("", {}).profile)
 
         try:
@@ -65,7 +67,8 @@ class Renewal:
         except Exception:
             _log.exception("costs could not be measured anew")
         for typical in found:
-            self._scheduler.leases.expect(typical)
+            if typical != self._scheduler.leases.typical:
+                self._scheduler.leases.expect(typical)
 
     def _check_quiet(self) -> None:
         if self._giving_way.is_set():

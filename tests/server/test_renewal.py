@@ -46,7 +46,6 @@ def soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(renewal, "_QUIET_S", 0.05)
     monkeypatch.setattr(_measured_costs, "_PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(_measured_costs, "_REST", 0.0)
 
 
 class Doubted(FakeShop):
@@ -64,7 +63,7 @@ class Doubted(FakeShop):
     def renewal_in_s(self, pace: float) -> float | None:
         return 0.0 if self.doubted else None
 
-    def renew(self, pace: float, going: Callable[[], None]) -> bool:
+    def renew(self, pace: float, going: Callable[[], None]) -> None:
         self.paces.append(pace)
         if self.error is not None:
             self.doubted, error = False, self.error
@@ -77,7 +76,6 @@ class Doubted(FakeShop):
                 raise
         self.ended.append("renewed")
         self.step_ms, self.doubted = self.step_ms / 10, False
-        return True
 
 
 @in_loop
@@ -182,16 +180,17 @@ async def test_one_that_fails_is_logged_and_the_next_request_is_served() -> None
 @in_loop
 async def test_where_a_lane_hangs_nothing_is_measured() -> None:
     shop = Doubted()
-    shop.doubted = False
     async with engine(shop, hang_s=0.1) as served:
         gate = shop.hold("hangs")
         hanging = await served.submit("hangs", steps=1, mode="by name")
         with pytest.raises(dt.LaneError, match="hangs"):
             await hanging.result()
-        shop.doubted = True
         await asyncio.sleep(0.2)
-        assert not shop.paces
+        assert not shop.paces, "though nothing is queued or running"
         gate.release(1000)
+        await until(lambda: served.status().ready)
+        await served.generate("next")
+        await until(lambda: bool(shop.paces))
 
 
 def test_a_service_that_began_on_a_busy_machine_mends_itself(
@@ -227,6 +226,32 @@ def test_a_service_that_began_on_a_busy_machine_mends_itself(
     assert any(line.startswith("costs were measured anew: a round on all") for line in caplog.messages)
     with dt.Pipeline.load(folder, devices=["cpu"] * 4) as pipe:
         assert pipe.measure() == GOOD
+
+
+def test_of_two_sizes_one_may_be_measured_and_the_other_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the first one's new costs are used all the same."""
+    side = 4 * tiny.SIDE
+
+    def measured(costs: MeasuredCosts, size: Any, told: Any, going: Any) -> Costs:
+        if going is None:
+            return CROWDED
+        if size == (side, side):
+            return GOOD
+        raise dt.CancelledError("a request came")
+
+    monkeypatch.setattr(MeasuredCosts, "_measured", measured)
+
+    async def run() -> None:
+        async with dt.Engine.load(folder, devices=["cpu"] * 4) as served:
+            served.pipe.measure(side // 2, side)
+            before = served.status().expected_ms
+            await until(lambda: served.status().expected_ms < before / 3)
+            assert served.pipe.measure() == GOOD and served.pipe.measure(side // 2, side) == CROWDED
+            assert (await served.generate(PROMPT, **OPEN)).settings[0]["mode"] == "tolerance"
+
+    asyncio.run(asyncio.wait_for(run(), 90))
 
 
 @pytest.mark.parametrize(("lanes", "most"), [(1, 2), (2, 1)])
