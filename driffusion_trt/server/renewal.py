@@ -53,6 +53,8 @@ class Renewal:
     async def _renew(self, pace: float) -> None:
         found: list[Profile] = []
         self._giving_way.clear()
+        if self._came.is_set():  # at the very end of the quiet moment
+            return
 
         def work() -> None:
             try:

@@ -130,6 +130,25 @@ async def test_a_request_that_is_being_checked_is_no_quiet_moment() -> None:
 
 
 @in_loop
+async def test_a_request_at_the_end_of_the_quiet_moment_is_not_overlooked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shop, begun, within = Doubted(), list[int](), renewal.within
+
+    async def just_then(came: asyncio.Event, timeout_s: float | None) -> bool:
+        begun.append(len(shop.paces))
+        found = await within(came, timeout_s)
+        if len(begun) == 1:
+            served.admit()
+        return found
+
+    monkeypatch.setattr(renewal, "within", just_then)
+    async with engine(shop) as served:
+        await until(lambda: len(begun) == 2)
+        assert begun == [0, 0], "it waits anew"
+
+
+@in_loop
 async def test_it_is_told_the_pace_that_was_seen_at_the_end_of_the_last_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
