@@ -112,7 +112,7 @@ class Waiting:
         time.sleep(max(0.0, end - time.perf_counter()))
 
 
-@pytest.mark.parametrize(("seconds", "share", "disturbed"), [(0.2, 0.2, True), (0.005, 0.2, False)])
+@pytest.mark.parametrize(("seconds", "share", "disturbed"), [(0.1, 0.2, True), (0.001, 0.2, False)])
 def test_lanes_that_got_a_part_of_the_cores_were_disturbed(
     seconds: float, share: float, disturbed: bool
 ) -> None:
@@ -120,7 +120,8 @@ def test_lanes_that_got_a_part_of_the_cores_were_disturbed(
     trial = Trial({True: Waiting(seconds, share)}, (4, 8, 8), lambda steps: schedule)
     trial.timed(Shape(1, True))
     assert not trial.disturbed(2)  # one thread says nothing
-    trial.timed(Shape(2, True))
+    for _ in range(5):  # the shortest counts, and another process may have the cores for a moment
+        trial.timed(Shape(2, True))
     assert trial.disturbed(2) is disturbed
 
 
