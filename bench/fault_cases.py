@@ -26,7 +26,7 @@ def breakable(asked: Asked, *words: str) -> Iterator[tuple[Served, Path]]:
     with tempfile.TemporaryDirectory() as name:
         os.environ[FOLDER] = name
         try:
-            with served(*asked.words(*words), module="bench.fault_server") as service:
+            with served(*asked.words(*words), python=("-m", "bench.fault_server")) as service:
                 yield service, Path(name)
         finally:
             del os.environ[FOLDER]

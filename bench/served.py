@@ -20,33 +20,80 @@ import psutil
 PACKAGES = ("numpy", "onnxruntime", "starlette", "uvicorn")  # whose versions results name
 ROOT = Path(__file__).parent.parent
 START_S = 300.0  # to load, warm up and measure
-_AT = re.compile(r"http://127\.0\.0\.1:(\d+)/")
+_AT = re.compile(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)/")
 
 
-class Served:
-    """The service on a port of its own; its log, as it is written.
+class Child:
+    """`driffusion-trt` as a process; the lines that it writes, as they are written.
 
-    module: that is run with `serve`, another one where faults are to be built in. before: is called in the
-    child. log: where stderr goes; then nothing of it is seen here, and `port` has to be named. Raises
-    RuntimeError where it does not begin.
+    python: the arguments of Python that run it, others where faults are to be built in. before: is called in
+    the child. log: where its lines go; then nothing of them is seen here.
     """
 
     def __init__(
         self,
         *words: str,
-        module: str = "driffusion_trt",
+        python: Sequence[str] = ("-m", "driffusion_trt"),
         before: Callable[[], None] | None = None,
         log: IO[bytes] | None = None,
-        port: int = 0,
     ) -> None:
-        command = [sys.executable, "-m", module, "serve", "--port", str(port), *words]
         self.lines: list[str] = []
-        self._port = port
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stderr=log or subprocess.PIPE, text=True, preexec_fn=before
+            [sys.executable, *python, *words],
+            cwd=ROOT,
+            stdout=log or subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=before,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self.lines.append(line)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def ended(self, within_s: float = 120.0) -> int:
+        """Its status, once it has ended by itself and all its lines are here. Raises TimeoutExpired."""
+        status = self.process.wait(within_s)
+        self._reader.join(10)
+        return status
+
+    def end(self, within_s: float = 120.0) -> int | None:
+        """SIGTERM, then its status; None where it does not end by itself, and is killed."""
+        if self.alive:
+            self.signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(within_s)
+        status = self.process.poll()
+        self.kill()
+        return status
+
+    def kill(self) -> None:
+        """At once; it may have ended."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(10)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+class Served(Child):
+    """The service on a port of its own, once it is ready.
+
+    how: of `Child`; with a log, `port` has to be named. Raises RuntimeError where it does not begin.
+    """
+
+    def __init__(self, *words: str, port: int = 0, **how: Any) -> None:
+        super().__init__("serve", "--port", str(port), *words, **how)
+        self._port = port
         try:
             self.wait(lambda: self.port and self.ready(), START_S)
         except TimeoutError as error:
@@ -54,20 +101,12 @@ class Served:
             raise RuntimeError("the service did not begin: " + "".join(self.lines)[-2000:]) from error
         self._process = psutil.Process(self.process.pid)
 
-    def _read(self) -> None:
-        for line in self.process.stderr or ():
-            self.lines.append(line)
-
     @property
     def port(self) -> int:
         if self._port:
             return self._port
         found = (_AT.search(line) for line in list(self.lines))
         return next((int(match[1]) for match in found if match), 0)
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
 
     @property
     def rss_bytes(self) -> int:
@@ -127,26 +166,6 @@ class Served:
     def others(self, since: int = 0) -> list[str]:
         """The log's lines that are of no request."""
         return [line.rstrip() for line in self.lines[since:] if not line.startswith("{")]
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def end(self, within_s: float = 120.0) -> int | None:
-        """SIGTERM, then its status; None where it does not end by itself, and is killed."""
-        if self.alive:
-            self.signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(within_s)
-        status = self.process.poll()
-        self.kill()
-        return status
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join(10)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Addresses of storage, which everybody may read: what a secret could stand in is refused."""
+"""Addresses: of storage, which everybody may read, so that no secret may stand in them; and of services."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from ._errors import InputError
 
-__all__ = ["checked", "is_remote", "name_of", "without_secrets"]
+__all__ = ["checked", "is_remote", "listening_at", "name_of", "without_secrets"]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(::[a-z][a-z0-9+.-]+)*://", re.ASCII)
 # Between the links of a chain, such as zip://sdxl::s3://bucket/models.zip.
@@ -62,3 +62,8 @@ def without_secrets(text: str) -> str:
     """What a file system says, in which other addresses may stand: those that storage led on to."""
     text = re.sub(r"://[^\s/]*@", "://", text)
     return re.sub(r"\?\S+", "?***", text)
+
+
+def listening_at(host: str, port: int) -> str:
+    """The address of a service that listens there: `http://[::1]:8000/`."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"

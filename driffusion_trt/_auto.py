@@ -1,16 +1,15 @@
-"""`mode="auto"`: what a pipeline's devices take is measured once and kept, and a plan chosen from it."""
+"""`mode="auto"`: a plan is chosen by what a pipeline's devices take."""
 
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 from ._errors import InputError, LaneError, did_you_mean
 from ._expected import Expectations, Expected
-from ._kept_costs import KeptCosts
+from ._measured_costs import MeasuredCosts, Told, untold
 from ._planner import Planner, PlanSettings
 from ._request import Request
 from ._stages import Stages
@@ -19,21 +18,12 @@ from .planning.candidates import FOUND, WISHES, Choice, Wanted
 from .planning.choice import choose, least_ms, tolerance_of
 from .planning.costs import Costs
 from .planning.latency import Work, latency_ms
-from .planning.measuring import measured
 from .runtime.devices import Devices
-from .runtime.host import auto_lanes
 from .runtime.networks import GpuOptions
 from .sampling.checks import check_tolerance, check_whole, is_auto
 from .sampling.plan import MODES, WINDOW_LANES, Plan
 
-__all__ = ["Auto", "Told", "check_auto", "leaves_open", "untold"]
-
-Told = Callable[[int, int], None]
-Size = tuple[int, int]
-
-
-def untold(done: int, of: int) -> None:
-    """Nobody wants to know."""
+__all__ = ["Auto", "check_auto", "leaves_open"]
 
 
 def leaves_open(settings: Mapping[str, Any]) -> bool:
@@ -77,12 +67,9 @@ class Auto:
     def __init__(
         self, folder: ModelFolder, devices: Devices, options: GpuOptions, planner: Planner, stages: Stages
     ) -> None:
-        self._folder, self._devices = folder, devices
         self._expectations = Expectations(folder)
-        self._kept = KeptCosts(folder, devices, options)
         self._planner, self._stages = planner, stages
-        self._measuring = threading.RLock()  # held while devices are measured; a callback may ask for a plan
-        self._costs: dict[Size, Costs] = {}
+        self.costs = MeasuredCosts(folder, devices, options, planner, stages)
 
     def named(
         self, request: Request, settings: PlanSettings, told: Told = untold
@@ -101,7 +88,8 @@ class Auto:
     ) -> Choice:
         """The plan for a checked request. Measures the devices where that was never done, and matters.
 
-        devices: choose for at most so many of them, while the others work for somebody else.
+        devices: choose for at most so many of them, while the others work for somebody else. Without it, and
+            without a deadline, costs that are doubted are measured anew before, where that is due.
 
         Raises InputError where no plan is there by the deadline, LaneError where no device is left.
         """
@@ -110,7 +98,9 @@ class Auto:
         if devices is not None:
             costs = self._share(request, devices, told)
         elif self._open_to_choice(wanted, left):
-            costs = replace(self.costs((request.height, request.width), told), devices=left)
+            if wanted.deadline_ms is None:
+                self.costs.renew_in_passing(told)
+            costs = self._all(request, told)
         else:
             costs = Costs.assumed(left)
         return replace(choose(costs, wanted, expected), basis=expected.basis)
@@ -127,11 +117,12 @@ class Auto:
             most = asked.get("rounds") or plan.steps
             rounds = min(max(expected(plan.lanes, asked["tolerance"]), plan.sequential_calls), most)
         work, split = Work.of(plan, rounds), request.split_guidance and request.guided
-        shares = [self._share(request, count) for count in range(1, devices + 1)]
+        costs = self._all(request)
+        shares = [costs.share(min(count, costs.devices)) for count in range(1, devices + 1)]
         pictures, guided = len(request.prompts), request.guided
         times = tuple(
-            latency_ms(costs, work, guided=guided, split=split and costs.devices > 1, pictures=pictures)
-            for costs in shares
+            latency_ms(share, work, guided=guided, split=split and share.devices > 1, pictures=pictures)
+            for share in shares
         )
         width = sum(drafts * count for drafts, count in work.rounds) / work.count
         return times, width * (2 if split else 1)
@@ -158,9 +149,12 @@ class Auto:
         return left
 
     def _share(self, request: Request, devices: int, told: Told = untold) -> Costs:
-        left = self._left()
-        costs = replace(self.costs((request.height, request.width), told), devices=left)
-        return costs.share(min(devices, left))
+        costs = self._all(request, told)
+        return costs.share(min(devices, costs.devices))
+
+    def _all(self, request: Request, told: Told = untold) -> Costs:
+        """Of all devices that are left."""
+        return replace(self.costs.of((request.height, request.width), told), devices=self._left())
 
     def _open_to_choice(self, wanted: Wanted, devices: int) -> bool:
         """Whether there is more than one plan, or a deadline: else nothing needs to be measured."""
@@ -168,79 +162,3 @@ class Auto:
         useful = devices > 1 or self._stages.rows is not None  # calls of one thread are one after another
         splits = wanted.guided and wanted.split is None and devices > 1
         return wanted.deadline_ms is not None or (drafts and useful) or splits
-
-    def costs(self, size: Size, told: Told = untold) -> Costs:
-        """Of pictures of this size, from what was measured in this process or before it, or is now.
-
-        What was measured is of the model's own size; others are in proportion to the latents' area, until
-        `measure` is asked for them.
-        """
-        own = self._planner.own_size
-        found = self._known(size)
-        if found is not None:
-            return found
-        if size == own:
-            return self.measure(size, told)
-        return _scaled(self._known(own) or self.measure(own, told), size[0] * size[1] / (own[0] * own[1]))
-
-    def times_larger(self, size: Size) -> float:
-        """How many times as large pictures of this size are as those whose costs are taken for theirs.
-
-        1 where it was measured. What attention takes grows with the square of this, and the costs do not.
-        """
-        height, width = self._planner.own_size
-        return 1.0 if self._known(size) is not None else size[0] * size[1] / (height * width)
-
-    def _known(self, size: Size) -> Costs | None:
-        if size not in self._costs and (found := self._kept.read(size)) is not None:
-            self._costs[size] = replace(found, rows=self._rows())
-        return self._costs.get(size)
-
-    def measure(self, size: Size, told: Told = untold, *, again: bool = False) -> Costs:
-        """Measure pictures of this size, where it was not done before or is to be done again, and keep it.
-
-        It is kept for later processes unless other work took the cores meanwhile.
-
-        told: called after each of so many runs; what it raises ends it, and nothing is kept.
-        """
-        with self._measuring:
-            found = None if again else self._known(size)
-            if found is not None:  # another thread may have measured meanwhile
-                return found
-            before, made = 0, None
-            while made is None or before != len(self._stages.lanes):  # a device failed: those left are others
-                before = len(self._stages.lanes)
-                try:
-                    made = self._measured(size, told)
-                except LaneError as error:
-                    if not error.lanes_left:
-                        raise
-            self._costs[size] = made
-            if before == self._devices.count and not made.disturbed:
-                self._kept.write(size, made)
-            return made
-
-    def _rows(self) -> tuple[int, int]:
-        rows = self._stages.rows
-        return (1, 0) if rows is None else (rows.min, rows.max)
-
-    def _measured(self, size: Size, told: Told) -> Costs:
-        height, width = size
-        settings = {"height": height, "width": width, "guidance_scale": 2.0}
-        request = Request.check(self._folder.spec, self._planner.own_size, "", settings)
-        trial, beside_ms = self._stages.trial(
-            request, lambda steps: self._planner.schedule(steps=steps, height=height, width=width)
-        )
-        lanes = min(len(self._stages.lanes), WINDOW_LANES)
-        costs = measured(trial.timed, lanes, picture_ms=beside_ms, rows=self._rows(), told=told)
-        return replace(costs, disturbed=not self._devices.gpus and trial.disturbed(auto_lanes()))
-
-
-def _scaled(costs: Costs, times: float) -> Costs:
-    """For pictures so many times as large."""
-    return replace(
-        costs,
-        call_ms=tuple(times * ms for ms in costs.call_ms),
-        exchange_ms=(times * costs.exchange_ms[0], times * costs.exchange_ms[1]),
-        picture_ms=times * costs.picture_ms,
-    )

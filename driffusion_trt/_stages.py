@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -52,11 +53,28 @@ def heard(watch: Watch) -> AbstractContextManager[None]:
     return with_waiting(partial(watch.check_going, "while it waited for memory of a GPU"))
 
 
+class Calls:
+    """Those that are made: how many `began`, and are `under_way`."""
+
+    def __init__(self) -> None:
+        self.began = self.under_way = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.began += 1
+            self.under_way += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self.under_way -= 1
+
+
 class Stages:
     """The networks of a model on their devices; safe from several threads."""
 
     def __init__(self, folder: ModelFolder, devices: Devices, options: GpuOptions) -> None:
-        self.folder, self._devices = folder, devices
+        self.folder, self._devices, self.calls = folder, devices, Calls()
         with contextlib.ExitStack() as stack:
             networks = stack.enter_context(load_networks(folder, devices, options))
             self.conditioner = Conditioner(folder, networks.text)
@@ -80,20 +98,27 @@ class Stages:
         """One prediction on every lane, as the request's would be."""
         self._job(request).warm_up(self._shape(request))
 
-    def trial(self, request: Request, schedule: Callable[[int], Schedule]) -> tuple[Trial, float]:
+    def trial(
+        self, request: Request, schedule: Callable[[int], Schedule], going: Callable[[], None] | None = None
+    ) -> tuple[Trial, float]:
         """Runs of plans for a guided request of one picture, to be timed; and milliseconds of what is beside.
 
-        schedule: of so many steps.
+        schedule: of so many steps. going: called after every network call; what it raises ends it. On GPUs it
+            is not called within a plan: the host would have to wait for its rounds.
         """
+        going = going or (lambda: None)
         shape = self._shape(request)
         latents = np.zeros((1, *shape), np.float32)
         for _ in range(2):  # the first time is slower
             begun = time.perf_counter()
             given, without = self.conditioner(request)
+            going()
             guided = self.lanes.job(given, request.guidance_scale, without)
             self._decode(latents, self._tile(request))
             beside_ms = 1e3 * (time.perf_counter() - begun)
-        return Trial({True: guided, False: self.lanes.job(given, 1.0)}, shape, schedule), beside_ms
+            going()
+        jobs = {True: guided, False: self.lanes.job(given, 1.0)}
+        return Trial(jobs, shape, schedule, None if self._devices.gpus else going), beside_ms
 
     def run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         """Run it, and again without the devices that fail, for as long as there are others.
@@ -103,17 +128,18 @@ class Stages:
             NonFiniteError: the networks gave numbers that are not finite.
             CancelledError: the caller ended it.
         """
-        while True:
-            watch.check_going("before its first round")
-            try:
-                return self._run(request, plan, watch)
-            except LaneError as error:
-                left = error.lanes_left
-                if not left:
-                    raise
-                text = f"{error}; the pictures are made with the {left} lanes left"
-                warnings.warn(text, LaneWarning, stacklevel=4)
-                plan = plan.with_lanes(min(plan.lanes, left))
+        with self.calls:
+            while True:
+                watch.check_going("before its first round")
+                try:
+                    return self._run(request, plan, watch)
+                except LaneError as error:
+                    left = error.lanes_left
+                    if not left:
+                        raise
+                    text = f"{error}; the pictures are made with the {left} lanes left"
+                    warnings.warn(text, LaneWarning, stacklevel=4)
+                    plan = plan.with_lanes(min(plan.lanes, left))
 
     def _run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         if watch.recorder is not None:

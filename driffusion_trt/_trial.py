@@ -24,9 +24,17 @@ class Trial:
     """Plans of one picture, run with and without guidance on the lanes that pictures are made on."""
 
     def __init__(
-        self, jobs: dict[bool, Any], shape: tuple[int, ...], schedule: Callable[[int], Schedule]
+        self,
+        jobs: dict[bool, Any],
+        shape: tuple[int, ...],
+        schedule: Callable[[int], Schedule],
+        going: Callable[[], None] | None = None,
     ) -> None:
-        """jobs: on the lanes, by whether they are guided. shape: of latents. schedule: of so many steps."""
+        """jobs: on the lanes, by whether they are guided. shape: of latents. schedule: of so many steps.
+
+        going: called after every round; what it raises ends the plan.
+        """
+        self._told = None if going is None else lambda _: going()
         self._jobs, self._schedule = jobs, schedule
         self._noise: NDArray[np.float32] = noise_streams(0, 1).draw(shape)
         self._plans: dict[Shape, Plan] = {}
@@ -37,7 +45,7 @@ class Trial:
         if shape not in self._plans:
             self._plans[shape] = self._plan(shape)
         begun, at_work = time.perf_counter(), time.process_time()
-        self._jobs[shape.guided].sample(self._plans[shape], self._noise, noise_streams(1, 1))
+        self._jobs[shape.guided].sample(self._plans[shape], self._noise, noise_streams(1, 1), self._told)
         took, work = time.perf_counter() - begun, time.process_time() - at_work
         self._took[shape] = min(self._took.get(shape, (took, work)), (took, work))
         return 1e3 * took

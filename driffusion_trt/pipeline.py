@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._auto import Auto, Told, check_auto, leaves_open, untold
+from ._auto import Auto, check_auto, leaves_open
 from ._call import LaneWarning, PrecisionWarning, PromptWarning, Result, Timings, Watch
 from ._errors import DriffusionError, InputError, LaneError, ModelError
+from ._measured_costs import Told, untold
 from ._planner import Planner, planned
 from ._precision import Precisions, single_precision
 from ._request import Request
@@ -46,8 +47,7 @@ class Pipeline:
         self, folder: ModelFolder, devices: Devices, options: GpuOptions, single: ModelFolder | None = None
     ) -> None:
         self.folder, self._devices, self._options = folder, devices, options
-        self._planner = Planner(folder)
-        self._closed = False
+        self._planner, self._closed = Planner(folder), False
         self._stages = Stages(folder, devices, options)
         self._lanes = self._stages.lanes
         self._precisions = Precisions(self._stages, single, devices, options)
@@ -147,7 +147,7 @@ class Pipeline:
         """
         self._check_open()
         request = Request.check(self.spec, self._planner.own_size, "", {"height": height, "width": width})
-        return self._auto.measure((request.height, request.width), told, again=again)
+        return self._auto.costs.measure((request.height, request.width), told, again=again)
 
     def warm_up(
         self,

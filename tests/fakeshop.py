@@ -25,8 +25,8 @@ class FakeShop:
     calls. most, peak: calls at once, now and at most.
     """
 
-    def __init__(self, lanes: int = 2, *, step_ms: float = 1.0, shared: bool = True) -> None:
-        self.lanes, self.shared, self.step_ms = lanes, shared, step_ms
+    def __init__(self, lanes: int = 2, *, step_ms: float = 1.0) -> None:
+        self.lanes, self.step_ms = lanes, step_ms
         self.gates: dict[str, threading.Semaphore] = {}
         self.decoding: dict[str, threading.Event] = {}
         self.checks: dict[str, threading.Event] = {}
@@ -41,6 +41,12 @@ class FakeShop:
 
     def open(self) -> None:
         self.opened += 1
+
+    def renewal_in_s(self, pace: float) -> float | None:
+        return None
+
+    def renew(self, pace: float, going: Callable[[], None]) -> None:
+        raise AssertionError("nothing is doubted")
 
     def close(self) -> None:
         self.closed += 1

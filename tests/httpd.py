@@ -81,6 +81,7 @@ class Status:
     lanes_failed: int = 0
     hanging: int = 0
     expected_wait_ms: float = 0.0
+    costs_doubtful: bool = False
 
 
 class Engine:
@@ -98,7 +99,7 @@ class Engine:
         self.tickets: list[Ticket] = []
         self.asked: list[dict[str, Any]] = []
         self.lanes = 2
-        self.hanging = 0
+        self.hanging, self.costs_doubtful = 0, False
         self.draining = False
         self.loop: asyncio.AbstractEventLoop | None = None  # of the last request
 
@@ -168,7 +169,13 @@ class Engine:
     def status(self) -> Status:
         going = len(self.under_way)
         return Status(
-            max(0, going - 1), min(1, going), self.lanes, 2 * min(1, going), 2 - self.lanes, self.hanging
+            queued=max(0, going - 1),
+            running=min(1, going),
+            lanes=self.lanes,
+            lanes_in_use=2 * min(1, going),
+            lanes_failed=2 - self.lanes,
+            hanging=self.hanging,
+            costs_doubtful=self.costs_doubtful,
         )
 
     async def drain(self, timeout_s: float | None = None) -> None:

@@ -91,8 +91,8 @@ def serve(machine: Machine, arrivals: Sequence[Asked], bound: int = 64) -> list[
                 break
             queue.take()
             head.lanes, head.start_ms, head.end_ms = lanes, now, now + head.profile.ms_on(lanes)
-            under_way[head] = machine.keeps(head.profile, lanes)
-            assert sum(under_way.values()) <= machine.lanes or not machine.shared
+            under_way[head] = head.profile.kept_of(lanes)
+            assert sum(under_way.values()) <= machine.lanes
             heapq.heappush(events, (head.end_ms, next(number), head))
     assert not queue and not under_way
     return [one for one in arrivals if not one.refused]

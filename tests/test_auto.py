@@ -17,9 +17,9 @@ import tiny
 
 import driffusion_trt as dt
 from driffusion_trt import InputError, LaneError, Pipeline
-from driffusion_trt._auto import Auto
 from driffusion_trt._expected import Expectations, Expected
 from driffusion_trt._kept_costs import KeptCosts
+from driffusion_trt._measured_costs import MeasuredCosts
 from driffusion_trt._trial import Trial
 from driffusion_trt.calibration import CalibrationWarning, add_entries
 from driffusion_trt.engines.manifest import ModelFolder
@@ -112,7 +112,7 @@ class Waiting:
         time.sleep(max(0.0, end - time.perf_counter()))
 
 
-@pytest.mark.parametrize(("seconds", "share", "disturbed"), [(0.2, 0.2, True), (0.005, 0.2, False)])
+@pytest.mark.parametrize(("seconds", "share", "disturbed"), [(0.1, 0.2, True), (0.001, 0.2, False)])
 def test_lanes_that_got_a_part_of_the_cores_were_disturbed(
     seconds: float, share: float, disturbed: bool
 ) -> None:
@@ -120,7 +120,8 @@ def test_lanes_that_got_a_part_of_the_cores_were_disturbed(
     trial = Trial({True: Waiting(seconds, share)}, (4, 8, 8), lambda steps: schedule)
     trial.timed(Shape(1, True))
     assert not trial.disturbed(2)  # one thread says nothing
-    trial.timed(Shape(2, True))
+    for _ in range(5):  # the shortest counts, and another process may have the cores for a moment
+        trial.timed(Shape(2, True))
     assert trial.disturbed(2) is disturbed
 
 
@@ -159,7 +160,7 @@ def test_threads_that_need_costs_at_once_measure_once(
         go.wait(0.3)
         return COSTS
 
-    monkeypatch.setattr(Auto, "_measured", slowly)
+    monkeypatch.setattr(MeasuredCosts, "_measured", slowly)
     with Pipeline.load(folder, devices=2) as pipe, ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: pipe.measure(), range(4)))
     assert len(calls) == 1 and all(one is found[0] for one in found)

@@ -68,10 +68,12 @@ ROOMS: dict[str, set[str]] = {
     "_trial": {"sampling", "planning"},
     "_expected": {"calibration", "engines", "sampling"},
     "_kept_costs": RUNTIME | {"runtime", "_cache", "_machine", "planning"},
-    "_auto": STAGES | {"_stages", "_kept_costs", "_expected", "planning"},
+    "_measured_costs": (COSTS := STAGES | {"_stages", "_kept_costs", "planning"}),
+    "_auto": COSTS | {"_measured_costs", "_expected"},
     "_precision": STAGES | {"_stages"},
     "pipeline": (
-        PIPELINE := STAGES | {"_stages", "_awaiting", "_auto", "_precision", "planning", "previews"}
+        PIPELINE := STAGES
+        | {"_stages", "_awaiting", "_measured_costs", "_auto", "_precision", "planning", "previews"}
     ),
     "baselines": RUNTIME | {"runtime"},
     "_address": {"_errors"},

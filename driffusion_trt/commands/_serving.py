@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .._address import checked, is_remote, name_of
+from .._address import checked, is_remote, listening_at, name_of
 from .._errors import InputError, MissingExtraError
 from ..engines.manifest import resolve_model
 from ..remote import here
@@ -84,8 +84,7 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
 
         metrics = Metrics()
         engine = Engine.load(observer=metrics, **_here(args, console), **_how(args))
-        shown = f"[{host}]" if ":" in host else host
-        console.note(f"{options.names[0]} on {engine.pipe.where}: http://{shown}:{port}/")
+        console.note(f"{options.names[0]} on {engine.pipe.where}: {listening_at(host, port)}")
         serve(make_app(engine, options, store, metrics), listener, limits, drain_s, proxies)
 
 

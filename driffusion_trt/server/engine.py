@@ -22,7 +22,8 @@ from ..runtime.devices import Asked
 from .admission import SHARES, Admission, arrival, check_deadline, check_options
 from .observer import Observer, Unobserved
 from .orders import PipelineShop, Shop
-from .policy import Machine, Profile
+from .policy import Machine
+from .renewal import Renewal
 from .scheduler import Scheduler
 from .status import Status, status_of
 from .ticket import Ticket
@@ -78,7 +79,7 @@ class Engine:
         self._queue, self._share, self._hang_s, self._most_s = queue, share, hang_s, most_s
         self._observer: Observer = observer or Unobserved()
         self._scheduler: Scheduler | None = None
-        self._typical: Profile | None = None
+        self._renewal: Renewal | None = None
         self._admission: Admission | None = None
         self._draining = self._closed = False
 
@@ -110,11 +111,12 @@ class Engine:
             raise LaneError("an engine is entered once; make a new one")
         try:
             await asyncio.to_thread(self._shop.open)
-            self._typical = self._shop.order("", {}).profile
+            typical = self._shop.order("", {}).profile
             self._scheduler = Scheduler(
-                self._shop, self._machine, self._queue, self._observer, self._typical, self._hang_s
+                self._shop, self._machine, self._queue, self._observer, typical, self._hang_s
             )
             self._admission = Admission(self._shop, self._scheduler, self._queue, self._most_s)
+            self._renewal = Renewal(self._shop, self._scheduler)
         except BaseException:
             self._closed = True
             await self._close()
@@ -143,7 +145,9 @@ class Engine:
         Raises DrainingError, LaneError, NoDeviceError or QueueFullError as `submit` does.
         """
         try:
-            self._open()[1].check(client, user)
+            _, admission, renewal = self._open()
+            renewal.give_way()
+            admission.check(client, user)
         except DriffusionError as error:
             self._tell_refused(error)
             raise
@@ -181,15 +185,17 @@ class Engine:
         """
         try:
             arrived_s = arrival(since_s)
-            _, admission = self._open()
+            _, admission, renewal = self._open()
+            renewal.give_way()
             admission.check(client, user)
             check_deadline(deadline_ms)
             order = await admission.order(prompt, settings, client, user)
-            scheduler, _ = self._open()  # it may have ended meanwhile
+            scheduler, *_ = self._open()  # it may have ended meanwhile
             admission.check(client, user, checked=True)
             ticket = Ticket(
                 order, client, user, arrived_s, deadline_ms=deadline_ms, previews=previews, engine=scheduler
             )
+            renewal.give_way()
             scheduler.add(ticket)
         except DriffusionError as error:
             self._tell_refused(error)
@@ -222,12 +228,15 @@ class Engine:
 
     def status(self) -> Status:
         """What it is doing; from a task of its event loop."""
-        scheduler, typical = self._scheduler, self._typical
-        if scheduler is None or typical is None:
-            nothing = (0, 0, self._queue, self._shop.lanes, 0, 0, 0, 0.0, 0.0, 0.0, 1.0)
+        scheduler = self._scheduler
+        if scheduler is None:
+            nothing = (0, 0, self._queue, self._shop.lanes, 0, 0, 0, 0.0, 0.0, 0.0, 1.0, False)
             return Status(False, self._draining, *nothing)
         takes = not self._draining and not self._closed
-        return status_of(scheduler, typical, self._queue, draining=self._draining, takes=takes)
+        doubtful = self._shop.renewal_in_s(scheduler.leases.pace) is not None
+        return status_of(
+            scheduler, self._queue, draining=self._draining, takes=takes, costs_doubtful=doubtful
+        )
 
     async def drain(self, timeout_s: float | None = None) -> None:
         """Take no more requests, and wait for those that were taken.
@@ -236,6 +245,8 @@ class Engine:
             but at least a second and at most ten, and then their results are given up.
         """
         self._draining = True
+        if self._renewal is not None:
+            self._renewal.close()
         scheduler = self._scheduler
         if scheduler is None:
             return
@@ -248,14 +259,14 @@ class Engine:
 
     async def _close(self) -> None:
         """The end of a lane that hangs is not waited for: its thread ends with the process."""
-        if not await ended_within(self._shop.close, _CLOSING_S):
+        if not await ended_within(self._shop.close, _CLOSING_S, "driffusion-close"):
             _log.error("the pipeline was not closed within %.0f s: a lane hangs", _CLOSING_S)
 
-    def _open(self) -> tuple[Scheduler, Admission]:
+    def _open(self) -> tuple[Scheduler, Admission, Renewal]:
         """Raises what refuses any request."""
         if self._draining:
             raise DrainingError("the engine ends, and takes no more requests; ask another one")
-        if self._scheduler is None or self._admission is None or self._closed:
+        if not (self._scheduler and self._admission and self._renewal) or self._closed:
             raise LaneError("the engine is not at work; submit requests within its `async with`")
         if not self._scheduler.leases.lanes:
             raise NoDeviceError(
@@ -263,10 +274,10 @@ class Engine:
             )
         if self._scheduler.leases.hung:
             raise NoDeviceError("a lane hangs, and no requests are taken until it ends what it does")
-        return self._scheduler, self._admission
+        return self._scheduler, self._admission, self._renewal
 
     def _machine(self, lanes: int) -> Machine:
         """Beside what has lanes, one request may be under way whose rounds are over."""
         lanes = max(1, lanes)
         each = {"elastic": None, "all": lanes, "one": 1}[self._share]
-        return Machine(lanes, self._shop.shared, lanes + 1 if self._shop.shared else 2, each)
+        return Machine(lanes, lanes + 1, each)

@@ -52,10 +52,15 @@ class Leases:
         self._machine_of, self._clock = machine, clock
         self._of: dict[Ticket, Lease] = {}
         self._hung: dict[Ticket, Lease] = {}
-        self._pace, self._learnt_s = 1.0, clock()
-        self._remembered_s = max(_REMEMBERED_S, 1e-3 * _REMEMBERED * typical.ms_on(1))
-        self._offered = Offered(_ARRIVALS * typical.ms_on(1) / max(1, lanes))
         self._beat_s = clock()
+        self.expect(typical)
+
+    def expect(self, typical: Profile) -> None:
+        """From now on a request takes this; nothing is learnt from those under way, of other times."""
+        self.typical, self._pace = typical, 1.0
+        self._learnt_s = self._since_s = self._clock()
+        self._remembered_s = max(_REMEMBERED_S, 1e-3 * _REMEMBERED * typical.ms_on(1))
+        self._offered = Offered(_ARRIVALS * typical.ms_on(1) / max(1, self._most_lanes))
 
     def __len__(self) -> int:
         return len(self._of)
@@ -110,7 +115,7 @@ class Leases:
     def give(self, ticket: Ticket, lanes: int, expected_ms: float) -> None:
         if not self._of:
             self._beat_s = self._clock()
-        keeps = self.machine.keeps(ticket.order.profile, lanes)
+        keeps = ticket.order.profile.kept_of(lanes)
         self._of[ticket] = Lease(keeps, self._clock(), expected_ms, ticket.order.longer)
 
     def beat(self) -> None:
@@ -136,7 +141,8 @@ class Leases:
     def take_back(self, ticket: Ticket, *, ended_well: bool = False) -> bool:
         """Whether it had any. ended_well: what it took is learnt from, where its size was measured."""
         lease = self._of.pop(ticket, None)
-        if lease is not None and ended_well and ticket.order.times_larger == 1.0:
+        known = lease is not None and lease.started_s >= self._since_s and ticket.order.times_larger == 1.0
+        if lease is not None and ended_well and known:
             ratio = 1e3 * (self._clock() - lease.started_s) / lease.expected_ms
             low, high = _PACES
             self._pace = min(max(self.pace + _LEARN * (ratio - self.pace), low), high)

@@ -188,6 +188,11 @@ class _Gauges:
         lanes.add_metric(["in_use"], now.lanes_in_use)
         lanes.add_metric(["failed"], now.lanes_failed)
         yield lanes
+        yield _gauge(
+            "driffusion_costs_doubtful",
+            "1 while what calls are expected to take was measured beside other work, and is to be anew.",
+            float(now.costs_doubtful),
+        )
         yield _gauge("driffusion_draining", "1 while the service ends.", float(self._draining()))
         yield _gauge("driffusion_stored_bytes", "Pictures kept behind links.", self._stored())
 

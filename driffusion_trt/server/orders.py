@@ -72,15 +72,23 @@ class Shop(Protocol):
         """Those that can be used now."""
 
     @property
-    def shared(self) -> bool:
-        """Whether several requests can use lanes at once; else one has all of them at a time."""
-
-    @property
     def patience_s(self) -> float:
         """Within which it finds out itself that a device hangs, and goes on without; 0 where it does not."""
 
     def open(self) -> None:
         """Get ready: measure, warm up. Takes long; any thread."""
+
+    def renewal_in_s(self, pace: float) -> float | None:
+        """Seconds until what requests are expected to take is to be measured anew; None where it is not.
+
+        pace: how many times as long as expected they take.
+        """
+
+    def renew(self, pace: float, going: Callable[[], None]) -> None:
+        """Measure it anew, with nothing else at work. Takes long.
+
+        going: called after every round; what it raises ends it.
+        """
 
     def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
         """Check a request; nothing runs. Raises as a call of the pipeline does before any work."""
@@ -104,8 +112,6 @@ class Shop(Protocol):
 class PipelineShop:
     """Orders for a pipeline. CPU lanes take turns with rounds; of GPUs each request has some to itself."""
 
-    shared = True
-
     def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
         self._gpus = bool(pipe._devices.gpus)
@@ -126,6 +132,16 @@ class PipelineShop:
         self._pipe.warm_up()
         self._pipe.measure()
 
+    def renewal_in_s(self, pace: float) -> float | None:
+        return self._pipe._auto.costs.renewal_in_s(pace)
+
+    def renew(self, pace: float, going: Callable[[], None]) -> None:
+        try:
+            self._pipe._auto.costs.renew(pace, going)
+        finally:  # one size may have been measured, and another one not
+            with self._lock:  # what is worked out at the moment may be of the old costs
+                self._known.clear()
+
     def order(self, prompt: Prompt, settings: Mapping[str, Any]) -> Order:
         for name, instead in _TAKEN.items():
             if settings.get(name) is not None:
@@ -141,7 +157,7 @@ class PipelineShop:
         with self._lock:
             if key not in self._known:
                 expected = (self._open if open_ else self._named)(request, asked, widest)
-                larger = self._pipe._auto.times_larger((request.height, request.width))
+                larger = self._pipe._auto.costs.times_larger((request.height, request.width))
                 self._known[key] = expected, larger
                 while len(self._known) > _KNOWN:
                     self._known.popitem(last=False)

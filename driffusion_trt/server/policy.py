@@ -68,14 +68,13 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Lanes that requests share, or that one of them has all of at a time.
+    """Lanes that requests share.
 
     most: requests under way at once, with those whose rounds are over.
     each: lanes that every request gets; None for as many as are best.
     """
 
     lanes: int
-    shared: bool = True
     most: int = 1 << 16
     each: int | None = None
 
@@ -85,15 +84,11 @@ class Machine:
 
     def free(self, kept: int) -> int:
         """Lanes for another request, where those under way keep so many."""
-        return max(0, self.lanes - kept) if self.shared or not kept else 0
+        return max(0, self.lanes - kept)
 
     def suffices(self, profile: Profile, lanes: int) -> bool:
         """Whether a request can start on so many lanes."""
         return lanes >= min(profile.least, self.lanes)
-
-    def keeps(self, profile: Profile, lanes: int) -> int:
-        """What a request with so many lanes takes away from the others."""
-        return profile.kept_of(lanes) if self.shared else self.lanes
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +151,7 @@ def _best(
     machine: Machine, profile: Profile, free: int, waiting: int, offered: float = 0.0, crowd: bool = False
 ) -> int:
     def mean_end(lanes: int) -> float:
-        at_once = free // machine.keeps(profile, lanes) if machine.shared else 1
+        at_once = free // profile.kept_of(lanes)
         if crowd:
             return profile.ms_on(lanes) / at_once
         full, rest = divmod(waiting, at_once)
@@ -175,8 +170,8 @@ def _steady(machine: Machine, profile: Profile, offered: float) -> int:
     """Lanes with the shortest mean latency in the long run; where none keep up, those that come nearest."""
 
     def latency(lanes: int) -> tuple[float, float]:
-        ms, keeps = profile.ms_on(lanes), machine.keeps(profile, lanes)
-        servers = max(1, machine.lanes // keeps) if machine.shared else 1
+        ms = profile.ms_on(lanes)
+        servers = max(1, machine.lanes // profile.kept_of(lanes))
         busy = offered * ms / (servers * profile.ms_on(1))
         if busy >= 1:
             return math.inf, busy
@@ -219,7 +214,7 @@ def _given_back(
 def per_second(machine: Machine, profile: Profile) -> float:
     """Requests a second where there are always some waiting."""
     lanes = machine.each_of(profile) or _best(machine, profile, machine.lanes, 1, crowd=True)
-    at_once = machine.lanes // machine.keeps(profile, lanes) if machine.shared else 1
+    at_once = machine.lanes // profile.kept_of(lanes)
     return 1e3 * max(1, at_once) / profile.ms_on(lanes)
 
 
@@ -247,7 +242,7 @@ def forecast(
             continue
         lanes = lanes or machine.free(kept) or 1
         end = now + profile.ms_on(lanes)
-        heapq.heappush(under_way, (end, len(running) + len(found), machine.keeps(profile, lanes)))
+        heapq.heappush(under_way, (end, len(running) + len(found), profile.kept_of(lanes)))
         found.append((now, end))
     return found
 
@@ -269,7 +264,7 @@ class Reserved:
             (
                 k
                 for k in reversed(widths)
-                if profile.ms_on(k) <= self.in_ms or machine.keeps(profile, k) <= self.spare
+                if profile.ms_on(k) <= self.in_ms or profile.kept_of(k) <= self.spare
             ),
             0,
         )
@@ -286,7 +281,7 @@ def reserved(
     for in_ms, free in _given_back(machine, profile, running):
         for lanes in profile.widths(free):
             if in_ms + profile.ms_on(lanes) <= within_ms:
-                return Reserved(in_ms, free - machine.keeps(profile, lanes))
+                return Reserved(in_ms, free - profile.kept_of(lanes))
         if free == machine.lanes and in_ms + least_ms <= within_ms:
             return Reserved(in_ms, 0)
     return None

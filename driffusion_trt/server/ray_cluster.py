@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from .._address import listening_at
 from .._errors import DriffusionError, InputError
 from .ray_app import Facts, Failed, Recipe, tried
 from .ray_connection import APP, connected, quiet
@@ -123,8 +124,7 @@ class _Beginning:
         say(f"replicas: {least}" if least == most else f"replicas: {least} to {most}, by the load")
         where = HTTPOptions(host=scale.host, port=scale.port)
         serve.start(proxy_location=_PROXIES[scale.proxies], http_options=where)
-        shown = f"[{scale.host}]" if ":" in scale.host else scale.host
-        self.address = f"{recipe.options.names[0]}: http://{shown}:{scale.port}/"
+        self.address = f"{recipe.options.names[0]}: {listening_at(scale.host, scale.port)}"
         self._error: Exception | None = None
         threading.Thread(target=self._run, args=(app,), daemon=True).start()
 

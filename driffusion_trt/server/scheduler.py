@@ -49,7 +49,7 @@ class Scheduler:
         self._clock = time.perf_counter
         self.leases = Leases(shop.lanes, machine, self._clock, typical)
         self.waiting = WaitingRoom()
-        self.waits = Waits(self.leases, self.waiting, typical)
+        self.waits = Waits(self.leases, self.waiting)
         self._starts = Starts(shop, self.leases, self.waiting, queue)
         self._calls = Calls(shop, self._round_ended, self._ended)
         self._timer: asyncio.TimerHandle | None = None

@@ -62,7 +62,10 @@ class Ticket(Protocol):
 
 
 class Status(Protocol):
-    """What is going on: requests that wait, run and hang; lanes that there are, work, and were lost."""
+    """What is going on: requests that wait, run and hang; lanes that there are, work, and were lost.
+
+    costs_doubtful: whether what requests are expected to take is to be measured anew.
+    """
 
     @property
     def queued(self) -> int: ...
@@ -78,6 +81,8 @@ class Status(Protocol):
     def hanging(self) -> int: ...
     @property
     def expected_wait_ms(self) -> float: ...
+    @property
+    def costs_doubtful(self) -> bool: ...
 
 
 class Service(Protocol):

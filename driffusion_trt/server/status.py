@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .policy import Profile, per_second
+from .policy import per_second
 from .scheduler import Scheduler
 
 __all__ = ["Status", "status_of"]
@@ -22,6 +22,7 @@ class Status:
         lane is left.
     expected_ms: what such a request takes with all lanes. per_second: how many of them there can be.
     pace: how many times as long as was measured calls take at present.
+    costs_doubtful: whether what was measured was disturbed, and is to be measured anew.
     """
 
     ready: bool
@@ -37,12 +38,15 @@ class Status:
     expected_ms: float
     per_second: float
     pace: float
+    costs_doubtful: bool
 
 
-def status_of(scheduler: Scheduler, typical: Profile, queue: int, *, draining: bool, takes: bool) -> Status:
-    """typical: of a request with default settings. takes: whether it would take requests, given lanes."""
+def status_of(
+    scheduler: Scheduler, queue: int, *, draining: bool, takes: bool, costs_doubtful: bool
+) -> Status:
+    """takes: whether it would take requests, given lanes."""
     leases = scheduler.leases
-    there, pace = leases.lanes > 0, leases.pace
+    there, pace, typical = leases.lanes > 0, leases.pace, leases.typical
     return Status(
         ready=there and takes and not leases.hung,
         draining=draining,
@@ -57,4 +61,5 @@ def status_of(scheduler: Scheduler, typical: Profile, queue: int, *, draining: b
         expected_ms=typical.least_ms * pace,
         per_second=per_second(leases.machine, typical) / pace if there else 0.0,
         pace=pace,
+        costs_doubtful=costs_doubtful,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from .leases import Leases
-from .policy import Profile
 from .ticket import Ticket
 from .waiting import WaitingRoom
 
@@ -15,10 +14,10 @@ _SELDOM = 10  # times as long as it takes, for which a wait that was worked out 
 
 
 class Waits:
-    """Milliseconds, if no others come. typical: what a request takes."""
+    """Milliseconds, if no others come."""
 
-    def __init__(self, leases: Leases, waiting: WaitingRoom, typical: Profile) -> None:
-        self._leases, self._waiting, self._typical = leases, waiting, typical
+    def __init__(self, leases: Leases, waiting: WaitingRoom) -> None:
+        self._leases, self._waiting = leases, waiting
         self._last_ms, self._good_until_s = 0.0, 0.0
 
     def of(self, ticket: Ticket) -> float:
@@ -37,7 +36,7 @@ class Waits:
         """Of a typical request that comes last. Whoever asks often gets what was found a moment ago."""
         begun = time.perf_counter()
         if begun >= self._good_until_s:
-            profiles = [*(ticket.order.profile for ticket in self._waiting), self._typical]
+            profiles = [*(ticket.order.profile for ticket in self._waiting), self._leases.typical]
             self._last_ms = self._leases.waits_ms(profiles)[-1]
             self._good_until_s = begun + _SELDOM * (time.perf_counter() - begun)
         return self._last_ms

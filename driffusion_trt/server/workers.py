@@ -50,8 +50,8 @@ async def within(event: asyncio.Event, timeout_s: float | None) -> bool:
     return True
 
 
-async def ended_within(call: Callable[[], object], timeout_s: float) -> bool:
-    """Whether it ends in time, in a thread; raises what it raises by then."""
+async def ended_within(call: Callable[[], object], timeout_s: float | None, name: str) -> bool:
+    """Whether it ends in time, in a thread of this name; raises what it raises by then."""
     done, loop, failures = asyncio.Event(), asyncio.get_running_loop(), list[BaseException]()
 
     def work() -> None:
@@ -62,7 +62,7 @@ async def ended_within(call: Callable[[], object], timeout_s: float) -> bool:
         with contextlib.suppress(RuntimeError):  # the loop is gone
             loop.call_soon_threadsafe(done.set)
 
-    threading.Thread(target=work, name="driffusion-close", daemon=True).start()
+    threading.Thread(target=work, name=name, daemon=True).start()
     ended = await within(done, timeout_s)
     for error in failures:
         raise error

@@ -307,6 +307,9 @@ def test_health_and_readiness(service: Service) -> None:
     hung = service.call("GET", "/readyz")
     assert hung.status == 503 and (hung.json["status"], hung.json["hanging"]) == ("a lane hangs", 1)
     assert service.metric("driffusion_hanging") == 1
+    assert service.metric("driffusion_costs_doubtful") == 0
+    service.engine.costs_doubtful = True
+    assert service.metric("driffusion_costs_doubtful") == 1
     service.engine.hanging, service.app.draining = 0, True
     assert service.call("GET", "/readyz").json["status"] == "draining"
     service.app.draining = False

@@ -146,7 +146,7 @@ def test_those_let_past_do_not_delay_who_waits_for_more_lanes(
         now = reserved(machine, under_way, head, within_ms, head.least_ms)
         assert first is not None and now is not None and now.in_ms <= first.in_ms
         if given_ := now.leaves(machine, other, free):
-            under_way.append(Running(machine.keeps(other, given_), 0.0, other.ms_on(given_)))
+            under_way.append(Running(other.kept_of(given_), 0.0, other.ms_on(given_)))
 
 
 def wide(least: int, ms: float = 100.0) -> Profile:
@@ -213,14 +213,6 @@ def test_a_lone_request_waits_where_more_lanes_are_soon_free() -> None:
 def test_it_does_not_wait_for_ever_for_what_does_not_end() -> None:
     one = profile(4)
     assert lanes_for_next(Machine(4), one, 1, [Running(3, 100_000.0, 500.0)]) == 1
-
-
-def test_on_gpus_one_request_has_all_lanes_at_a_time() -> None:
-    machine, one = Machine(4, shared=False, most=2), profile(4)
-    assert lanes_for_next(machine, one, 50) == 4
-    assert lanes_for_next(machine, one, 50, [Running(4, 0.0, 100.0)]) == 0
-    assert lanes_for_next(machine, one, 50, [Running(0, 90.0, 100.0)]) == 4, "decoding keeps no lanes"
-    assert per_second(machine, one) == pytest.approx(1e3 / one.ms_on(4))
 
 
 def test_requests_a_second() -> None:

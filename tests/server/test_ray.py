@@ -11,8 +11,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +28,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
+from bench.served import Child
 from driffusion_trt import Pipeline
 
 pytestmark = [
@@ -148,29 +147,18 @@ class Answer:
     began: float = 0.0
 
 
-class Process:
-    """`driffusion-trt serve --ray` on the cluster; its lines as they are written."""
+class Process(Child):
+    """`driffusion-trt serve --ray` on the cluster."""
 
     def __init__(self, cluster: Cluster, *words: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [sys.executable, "-m", "driffusion_trt", "serve", "--ray", "--port", str(self.port)]
         address = ("--ray-address", cluster.inside.address)
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [*command, *address, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
+        super().__init__("serve", "--ray", "--port", str(self.port), *address, *words)
 
     def said(self, text: str) -> bool:
-        assert self.process.poll() is None or text in "".join(self.lines), "".join(self.lines)
+        assert self.alive or text in "".join(self.lines), "".join(self.lines)
         return any(text in line for line in list(self.lines))
 
     def call(self, method: str, path: str, fields: Any = None) -> tuple[int, dict[str, str], bytes]:
@@ -194,29 +182,17 @@ class Process:
         """That answer at present."""
         return {self.call("GET", "/healthz")[1].get("x-driffusion-replica", "") for _ in range(12)} - {""}
 
-    def end(self, sent: int = signal.SIGTERM) -> int:
-        self.process.send_signal(sent)
-        status = self.process.wait(WAIT_S)
-        self._reader.join(WAIT_S)
-        return status
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.end()
-        assert self.process.stdout is not None
-        self.process.stdout.close()  # may be done twice
-
 
 @contextlib.contextmanager
 def running(cluster: Cluster, *words: str) -> Iterator[Process]:
     if cluster.serving is not None:  # of a test that was not there to end it
-        cluster.serving.kill()
+        cluster.serving.end(WAIT_S)
     found = cluster.serving = Process(cluster, *words)
     try:
         until(lambda: found.said("http://"))
         yield found
     finally:
-        found.kill()
+        found.end(WAIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +332,7 @@ def test_a_second_service_is_refused(cluster: Cluster, service: Process) -> None
         until(lambda: other.said("Ray Serve is at work on this cluster already"))
         assert len(other.lines) == 1
     finally:
-        other.kill()
+        other.end(WAIT_S)
 
 
 def test_a_killed_node_costs_no_request_its_answer(cluster: Cluster, service: Process) -> None:
@@ -426,7 +402,7 @@ def test_a_second_signal_leaves_nothing_on_the_cluster(cluster: Cluster) -> None
     with running(cluster, "--replicas", "1") as service, ThreadPoolExecutor(1) as client:
         client.submit(service.generate, 1, steps=200, n=4)
         until(lambda: _of_replicas(service, "running") == [1])
-        service.process.send_signal(signal.SIGTERM)
+        service.signal(signal.SIGTERM)
         until(lambda: service.said("no more requests are taken"))
         assert service.end() == 128 + signal.SIGTERM
     until(lambda: cluster.called("ray::Serve") == [])
@@ -479,4 +455,4 @@ def test_what_cannot_be_is_one_paragraph(cluster: Cluster, words: str, status: i
         until(lambda: service.said(said))
         assert not any("Traceback" in line for line in service.lines)
     finally:
-        service.kill()
+        service.end(WAIT_S)

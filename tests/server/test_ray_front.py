@@ -292,7 +292,7 @@ def test_a_replica_says_why_it_is_to_be_replaced(change: dict[str, Any], said: s
     from driffusion_trt.server.ray_app import Recipe, ReplicaApp
     from driffusion_trt.server.status import Status
 
-    status = Status(True, False, 0, 0, 64, 2, 0, 0, 0, 0.0, 100.0, 1.0, 1.0)
+    status = Status(True, False, 0, 0, 64, 2, 0, 0, 0, 0.0, 100.0, 1.0, 1.0, False)
     app: Any = ReplicaApp(Recipe("demo", Options(("demo",))))
     app._app = SimpleNamespace(service=SimpleNamespace(status=lambda: replace(status, **change)))
     with contextlib.nullcontext() if said is None else pytest.raises(LaneError, match=said):

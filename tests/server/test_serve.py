@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,11 @@ import pytest
 import tiny
 from httpd import DEADLINE_S, until
 
+from bench.served import Served, served
+from driffusion_trt._address import listening_at
 from driffusion_trt.cli import main, parse
 from driffusion_trt.commands._console import Console
 from driffusion_trt.commands._serving import _hosts, _how
-
-COMMAND = [sys.executable, "-m", "driffusion_trt", "serve"]
 
 
 @pytest.fixture(scope="module")
@@ -147,69 +145,10 @@ def test_rays_other_proxy_is_refused(
 # The process
 
 
-class Process:
-    """The service, on a port of its own; its lines as they are written."""
-
-    def __init__(self, words: list[str], command: list[str] = COMMAND) -> None:
-        self.lines: list[str] = []
-        self.process = subprocess.Popen([*command, "--port", "0", *words], stderr=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        until(lambda: self.port or self.process.poll() is not None)
-        until(self._ready)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-
-    @property
-    def port(self) -> int:
-        found = (re.search(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)/", line) for line in list(self.lines))
-        return next((int(match[1]) for match in found if match), 0)
-
-    def _ready(self) -> bool:
-        assert self.process.poll() is None, "".join(self.lines)
-        try:
-            return self.call("GET", "/readyz")[0] == 200
-        except OSError:
-            return False
-
-    def call(self, method: str, path: str, **fields: Any) -> tuple[int, Any]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
-        try:
-            body = json.dumps(fields) if fields else None
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-        finally:
-            connection.close()
-
-    def generate(self, **fields: Any) -> tuple[int, Any]:
-        return self.call("POST", "/v1/images/generations", **{"prompt": "a red fox", "steps": 4, **fields})
-
-    def end(self) -> int:
-        status = self.process.wait(DEADLINE_S)
-        self._reader.join(DEADLINE_S)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return status
-
-
-@contextmanager
-def running(*words: str) -> Iterator[Process]:
-    found = Process(list(words))
-    try:
-        yield found
-    finally:
-        found.process.kill()
-        found.end()
-
-
 class Client(threading.Thread):
     """One request in a thread of its own, and what came of it."""
 
-    def __init__(self, process: Process, **fields: Any) -> None:
+    def __init__(self, process: Served, **fields: Any) -> None:
         super().__init__()
         self.process, self.fields = process, fields
         self.status: int | None = None
@@ -224,13 +163,13 @@ class Client(threading.Thread):
 
 
 def test_sigterm_under_load_loses_no_request(model: str) -> None:
-    with running("--model", model, "--devices", "2") as service:
+    with served("--model", model, "--devices", "2") as service:
         assert service.call("GET", "/v1/models")[1]["data"][0]["id"] == "tiny"
         clients = [Client(service, steps=150, mode="sequential", seed=seed) for seed in range(12)]
         until(lambda: sum(service.call("GET", "/readyz")[1][name] for name in ("queued", "running")) >= 4)
-        os.kill(service.process.pid, signal.SIGTERM)
+        service.signal(signal.SIGTERM)
         late: list[Any] = []
-        while service.process.poll() is None:
+        while service.alive:
             try:
                 late.append((service.generate()[0], service.call("GET", "/readyz")))
             except OSError as error:
@@ -238,7 +177,7 @@ def test_sigterm_under_load_loses_no_request(model: str) -> None:
             time.sleep(0.02)
         for client in clients:
             client.join(DEADLINE_S)
-        assert service.end() == 0
+        assert service.ended() == 0
     statuses = [client.status for client in clients]
     assert set(statuses) <= {200, 503, None}
     made = [client for client in clients if client.status == 200]
@@ -266,20 +205,20 @@ def test_the_work_of_a_request_is_bounded() -> None:
 
 def test_an_end_has_an_end(model: str) -> None:
     """What is not there by --drain-timeout is given up, and told so."""
-    with running("--model", model, "--devices", "1", "--drain-timeout", "0.1") as service:
+    with served("--model", model, "--devices", "1", "--drain-timeout", "0.1") as service:
         clients = [Client(service, steps=200, n=8, mode="sequential") for _ in range(16)]
         until(lambda: sum(service.call("GET", "/readyz")[1][name] for name in ("queued", "running")) >= 12)
-        os.kill(service.process.pid, signal.SIGTERM)
+        service.signal(signal.SIGTERM)
         for client in clients:
             client.join(DEADLINE_S)
-        assert service.end() == 0
+        assert service.ended() == 0
     assert any(client.status == 503 for client in clients), [client.status for client in clients]
 
 
 def test_without_keys_it_is_for_this_machine_s_own_pages(model: str) -> None:
     """As its options make it; with --allowed-host and with keys others may."""
 
-    def asked(service: Process, host: str) -> int:
+    def asked(service: Served, host: str) -> int:
         connection = HTTPConnection("127.0.0.1", service.port, timeout=DEADLINE_S)
         connection.request("GET", "/v1/models", headers={"Host": host, "Authorization": "Bearer secret"})
         status = connection.getresponse().status
@@ -294,7 +233,7 @@ def test_without_keys_it_is_for_this_machine_s_own_pages(model: str) -> None:
         (("--allowed-host", "pictures.net"), {"localhost": 200, "evil.net": 403, "pictures.net": 200}),
         (("--api-key", "secret"), {"localhost": 200, "evil.net": 200}),
     ):
-        with running("--model", model, "--devices", "1", *words) as service:
+        with served("--model", model, "--devices", "1", *words) as service:
             assert {host: asked(service, host) for host in expected} == expected
             warned = any("warning: whoever can reach 0.0.0.0" in line for line in service.lines)
             assert warned == ("0.0.0.0" in words), "it is open to others"
@@ -322,6 +261,11 @@ def test_what_it_listens_at_decides_who_may(
     assert ("asks for no key" in capsys.readouterr().err) != loopback
     assert _hosts("spelt", address, (), True, Console()) == ()
     assert capsys.readouterr().err == "", "with keys nothing is to say"
+
+
+def test_an_address_of_version_6_stands_in_brackets() -> None:
+    assert listening_at("127.0.0.1", 80) == "http://127.0.0.1:80/"
+    assert listening_at("::1", 8000) == "http://[::1]:8000/"
 
 
 def test_a_second_signal_ends_a_start_as_well(model: str) -> None:
@@ -372,7 +316,7 @@ async def entered(self):
     return self
 
 Engine.__aenter__ = entered
-sys.exit(main(["serve", *sys.argv[1:]]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -380,23 +324,19 @@ sys.exit(main(["serve", *sys.argv[1:]]))
 def test_an_end_comes_though_a_lane_hangs(model: str, signals: int) -> None:
     """By --drain-timeout, or without one at the second signal."""
     words = ["--model", model, "--devices", "1", *(["--drain-timeout", "0.3"] if signals == 1 else [])]
-    service = Process(words, [sys.executable, "-c", HANGING])
-    try:
+    with served(*words, python=("-c", HANGING)) as service:
         client = Client(service, steps=4, mode="sequential", guidance_scale=3.0)
         until(lambda: service.call("GET", "/readyz")[1]["running"])
-        os.kill(service.process.pid, signal.SIGTERM)
+        service.signal(signal.SIGTERM)
         if signals == 2:
             until(lambda: service.call("GET", "/readyz")[0] == 503)
-            assert service.process.poll() is None
-            os.kill(service.process.pid, signal.SIGTERM)
-            assert service.process.wait(2) == 128 + signal.SIGTERM
+            assert service.alive
+            service.signal(signal.SIGTERM)
+            assert service.ended(2) == 128 + signal.SIGTERM
         else:
-            assert service.process.wait(DEADLINE_S) == 0
+            assert service.ended(DEADLINE_S) == 0
         client.join(DEADLINE_S)
         assert client.status == (503 if signals == 1 else None)
-    finally:
-        service.process.kill()
-        service.end()
 
 
 def test_a_device_that_fails_at_the_start_is_one_paragraph(model: str) -> None:
@@ -424,7 +364,7 @@ def test_keys_from_a_file_and_pictures_in_a_folder(model: str, tmp_path: Path) -
     (tmp_path / "keys.txt").write_text("# ours\nsecret\n")
     (tmp_path / "pictures").mkdir()
     words = ("--api-key-file", str(tmp_path / "keys.txt"), "--output-dir", str(tmp_path / "pictures"))
-    with running("--model", model, "--devices", "1", "--served-name", "mine,demo", *words) as service:
+    with served("--model", model, "--devices", "1", "--served-name", "mine,demo", *words) as service:
         assert service.generate()[0] == 401
         connection = HTTPConnection("127.0.0.1", service.port, timeout=DEADLINE_S)
         body = json.dumps({"prompt": "a fox", "steps": 2, "model": "demo", "response_format": "url"})
@@ -435,12 +375,11 @@ def test_keys_from_a_file_and_pictures_in_a_folder(model: str, tmp_path: Path) -
         connection.request("GET", "/" + url.split("/", 3)[3])
         assert connection.getresponse().read() == file.read_bytes()
         connection.close()
-        os.kill(service.process.pid, signal.SIGTERM)
         assert service.end() == 0
     assert "secret" not in "".join(service.lines)
 
 
 def test_a_model_of_storage_is_served_by_its_own_name(model: str) -> None:
-    with running("--model", f"file://{model}", "--devices", "1") as service:
+    with served("--model", f"file://{model}", "--devices", "1") as service:
         assert service.call("GET", "/v1/models")[1]["data"][0]["id"] == "tiny"
         assert service.generate()[0] == 200
