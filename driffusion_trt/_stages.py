@@ -25,6 +25,7 @@ from .autoencoder import Autoencoder
 from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
 from .pictures import to_images
+from .runtime._lead import led_by
 from .runtime._waiting import with_waiting
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions, Networks, load_networks
@@ -61,6 +62,7 @@ class Stages:
             networks = stack.enter_context(load_networks(folder, devices, options))
             self.conditioner = Conditioner(folder, networks.text)
             self.lanes, self.rows = networks.lanes, networks.rows
+            self._beside = networks.beside
             self._autoencoder = _autoencoder(folder, networks)
             self._resources = stack.pop_all()
 
@@ -79,6 +81,18 @@ class Stages:
     def warm_up(self, request: Request) -> None:
         """One prediction on every lane, as the request's would be."""
         self._job(request).warm_up(self._shape(request))
+
+    def warm_up_leads(self, request: Request) -> None:
+        """What calls with some of the GPUs need on any that leads them: load it, encode and decode once.
+
+        The VAE's encoder is loaded too, and not run. CPU lanes have no leads.
+        """
+        for lead in self.lanes.leads if self._devices.gpus else ():
+            with led_by(lead):
+                for network in self._beside:
+                    network.load()
+                self.conditioner(request)
+                self._decode(np.zeros((1, *self._shape(request)), np.float32), self._tile(request))
 
     def trial(self, request: Request, schedule: Callable[[int], Schedule]) -> tuple[Trial, float]:
         """Runs of plans for a guided request of one picture, to be timed; and milliseconds of what is beside.
@@ -106,7 +120,8 @@ class Stages:
         while True:
             watch.check_going("before its first round")
             try:
-                return self._run(request, plan, watch)
+                with self._led(request):
+                    return self._run(request, plan, watch)
             except LaneError as error:
                 left = error.lanes_left
                 if not left:
@@ -148,6 +163,13 @@ class Stages:
         encode, denoise, decode = (1e3 * float(ms) for ms in np.diff(marks))
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
         return Made(plan, latents, images, Timings(encode, denoise, decode, rounds_ms), stats)
+
+    def _led(self, request: Request) -> AbstractContextManager[None]:
+        """A call with some of the GPUs encodes and decodes on their lead, others on the first of all."""
+        if request.devices is None:
+            return contextlib.nullcontext()
+        led: AbstractContextManager[None] = self.lanes.led(request.devices)
+        return led
 
     def _start(
         self, request: Request, plan: Plan, streams: NoiseStreams
