@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from driffusion_trt._errors import DeviceError, EngineError, LaneError
 from driffusion_trt.engines.key import onnx_hash
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.store import PlanStore
-from driffusion_trt.runtime import gpu_beside, gpu_sessions
+from driffusion_trt.runtime import gpu_sessions
 from driffusion_trt.runtime._lead import current_lead, led_by, now_led_by
 from driffusion_trt.runtime.gpu_beside import Beside
 from driffusion_trt.runtime.gpu_network import GpuNetwork
@@ -112,6 +113,13 @@ def at_once(count: int, network: str) -> Any:
     return mock.patch.object(standin.IExecutionContext, "_run", meet)
 
 
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(1e-3)
+
+
 def same(made: Any, wanted: Any) -> None:
     np.testing.assert_array_equal(made.latents, wanted.latents)
     assert [one.tobytes() for one in made.images] == [one.tobytes() for one in wanted.images]
@@ -139,6 +147,56 @@ def test_groups_encode_and_decode_at_the_same_time_on_their_leads(
         decoded = [place for name, place in seen if name == "vae_decoder"]
         encoded = {place for name, place in seen if name == "text_encoder"}
         assert sorted(decoded) == sorted(leads) and encoded == set(leads)
+
+
+def test_who_gets_another_group_than_it_expected_decodes_on_that_ones_lead(planned: Path) -> None:
+    """All GPUs are in use when it comes, and another one is the first to be free."""
+    with machine(3), dt.Pipeline.load(planned, devices="cuda") as pipe, ThreadPoolExecutor(4) as threads:
+        wanted = picture(pipe, None)
+        go_on = [threading.Event() for _ in range(3)]
+
+        def hold(place: int) -> Any:
+            there = threading.Event()
+
+            def held(done: Any) -> None:
+                there.set()
+                assert go_on[place].wait(20)
+
+            made = threads.submit(picture, pipe, 1, callback_on_round_end=held)
+            assert there.wait(20)
+            return made
+
+        try:
+            running = {place: hold(place) for place in (2, 1, 0)}
+            with calls() as seen:
+                late = threads.submit(picture, pipe, 1)
+                until(lambda: len(seen) == 2)  # its prompt, and none
+                go_on[1].set()
+                same(late.result(20), wanted)
+                assert seen[:2] == [("text_encoder", 2)] * 2 and ("vae_decoder", 2) not in seen
+                assert seen.count(("vae_decoder", 1)) == 2
+        finally:
+            for one in go_on:
+                one.set()
+        for made in running.values():
+            same(made.result(20), wanted)
+
+
+def test_forms_on_every_lead_are_bounded(planned: Path) -> None:
+    """Calls of many sizes: four of them are kept on each lead, and memory stops growing."""
+    with machine(2) as simulator, dt.Pipeline.load(planned, devices="cuda") as pipe:
+        (decoder,) = [one for one in pipe._stages._beside if one._name == "vae_decoder"]
+        empty = simulator.memory_bytes()
+        took: list[int] = []
+        for k in range(12):
+            for device in pipe._lanes.leads:
+                with led_by(device):
+                    decoder.run({"latents": np.zeros((1 + k % 8, 4, 16, 16), np.float32)})
+            now = simulator.memory_bytes()
+            took.append(now["device 1"] - empty["device 1"])
+            assert took[-1] == now["device 0"] - empty["device 0"]
+        kept = [len(place.made._forms) for place in decoder._places.values() if place.made is not None]
+        assert kept == [4, 4] and max(took[8:]) <= max(took[:8])
 
 
 def test_pictures_from_pictures_in_tiles_on_every_lead(planned: Path) -> None:
@@ -216,7 +274,7 @@ def refused(name: str, place: int, error: Exception) -> Any:
 
 
 def test_a_lead_without_room_leaves_a_network_to_the_first_gpu_for_a_minute(
-    planned: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    planned: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = DeviceError("no room", "CUDA_ERROR_OUT_OF_MEMORY")
     with machine(2), dt.Pipeline.load(planned, devices="cuda") as pipe:
@@ -224,14 +282,15 @@ def test_a_lead_without_room_leaves_a_network_to_the_first_gpu_for_a_minute(
         with refused("vae_decoder", 1, error), calls() as seen:
             for _ in range(2):
                 same(picture(pipe, 1), wanted)
-        assert seen == [("text_encoder", 1)] * 2 + [("vae_decoder", 0)] + seen[3:]
         assert [place for name, place in seen if name == "vae_decoder"] == [0, 0]
         (line,) = [one.getMessage() for one in caplog.records if one.name == "driffusion_trt.runtime"]
         assert "GPU 1 (Simulated GPU) has no vae_decoder" in line and "on GPU 0 (Simulated GPU): no r" in line
         with calls() as seen:
             same(picture(pipe, 1), wanted)
             assert ("vae_decoder", 0) in seen
-        monkeypatch.setattr(gpu_beside.time, "monotonic", lambda now=gpu_beside.time.monotonic: now() + 61)
+        for network in pipe._stages._beside:
+            for place in network._places.values():
+                place.left_out_until_s -= 61
         with calls() as seen:
             same(picture(pipe, 1), wanted)
             assert ("vae_decoder", 1) in seen
