@@ -138,9 +138,7 @@ def _weigh(name: str, model: ModelState, denoiser_bytes: int, machine: Machine, 
         remedy = "or leave it out with CUDA_VISIBLE_DEVICES"
         first = machine.gpus[0]
         if state is not first and denoiser_bytes <= free:
-            remedy = (
-                f"or GPU {first.gpu.index} encodes and decodes what serve has it lead, where that is needed"
-            )
+            remedy = f"or GPU {first.gpu.index} encodes and decodes what serve has it lead"
         findings.note(
             f"the networks of {name} take {size(model.weights_bytes)}, and GPU {state.gpu.index} has "
             f"{size(free)} of memory free; free some, {remedy}"
