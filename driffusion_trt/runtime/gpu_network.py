@@ -53,6 +53,8 @@ class GpuNetwork:
                 wanted = self.inputs[name].dtype
                 raise InputError(f"input {name!r} of {self.session.name} is {value.dtype}, expected {wanted}")
         with self._lock:
+            if self.device.lost:  # while this call waited for another one
+                raise LaneError(f"{self.device.title} hangs, and {self.session.name} is not run there")
             self.device.make_current(again=True)
             form = self._form({name: value.shape for name, value in inputs.items()})
             form.enqueue(self._stream, inputs)

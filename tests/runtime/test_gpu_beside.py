@@ -386,6 +386,32 @@ def test_a_lead_that_fails_is_taken_out_with_its_networks(planned: Path, hangs: 
         assert {kind: n for kind, n in simulator.live_objects().items() if n} == {}
 
 
+def test_who_waits_for_a_call_that_hangs_does_not_wait_for_its_own(planned: Path) -> None:
+    """Four prompts on a lead that hangs: the deadline passes once, and not for one after another."""
+    with (
+        machine(2, lost=True, hang_limit_ms=5000) as simulator,
+        dt.Pipeline.load(planned, devices="cuda", deadline_s=1.0) as pipe,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        (encoder,) = [one for one in pipe._stages._beside if one._name == "text_encoder"]
+        lead = pipe._lanes.leads[1]
+        given = {name: np.zeros((1, 16), info.dtype) for name, info in encoder.inputs.items()}
+
+        def run(_: int) -> Any:
+            with led_by(lead):
+                return encoder.run(given)
+
+        run(0)
+        with calls() as seen:
+            simulator.hang(device=1)
+            begun = time.monotonic()
+            [*threads.map(run, range(4))]
+            took = time.monotonic() - begun
+            simulator.let_go()
+        assert seen == [("text_encoder", 0)] * 4 and not lead.usable
+        assert took < 3.0, f"it took {took:.1f} s"
+
+
 def test_a_lead_that_the_lanes_see_fail_does_not_decode(planned: Path) -> None:
     with machine(2) as simulator, dt.Pipeline.load(planned, devices="cuda") as pipe:
         wanted = picture(pipe, None)
