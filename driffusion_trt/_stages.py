@@ -82,18 +82,6 @@ class Stages:
         """One prediction on every lane, as the request's would be."""
         self._job(request).warm_up(self._shape(request))
 
-    def warm_up_leads(self, request: Request) -> None:
-        """What calls with some of the GPUs need on any that leads them: load it, encode and decode once.
-
-        The VAE's encoder is loaded too, and not run. CPU lanes have no leads.
-        """
-        for lead in self.lanes.leads if self._devices.gpus else ():
-            with led_by(lead):
-                for network in self._beside:
-                    network.load()
-                self.conditioner(request)
-                self._decode(np.zeros((1, *self._shape(request)), np.float32), self._tile(request))
-
     def trial(self, request: Request, schedule: Callable[[int], Schedule]) -> tuple[Trial, float]:
         """Runs of plans for a guided request of one picture, to be timed; and milliseconds of what is beside.
 
@@ -120,8 +108,7 @@ class Stages:
         while True:
             watch.check_going("before its first round")
             try:
-                with self._led(request):
-                    return self._run(request, plan, watch)
+                return self._run(request, plan, watch)
             except LaneError as error:
                 left = error.lanes_left
                 if not left:
@@ -133,6 +120,10 @@ class Stages:
     def _run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         if watch.recorder is not None:
             watch.recorder.spans.clear()  # of an attempt that came to nothing
+        with self._led(request):
+            return self._made(request, plan, watch)
+
+    def _made(self, request: Request, plan: Plan, watch: Watch) -> Made:
         marks = [time.perf_counter()]
         streams = noise_streams(request.seed, len(request.prompts))
         job = self._job(request, watch.recorder)
@@ -197,6 +188,18 @@ class Stages:
         # One by one: the bits of a picture do not depend on its batch.
         decoded = (self._autoencoder.decode(one[None], tile) for one in latents)
         return tuple(image for one in decoded for image in to_images(one))
+
+    def warm_up_leads(self, request: Request) -> None:
+        """What calls with some of the GPUs need on any that leads them: load it, encode and decode once.
+
+        The VAE's encoder is loaded too, and not run. CPU lanes have no leads.
+        """
+        for lead in self.lanes.leads if self._devices.gpus else ():
+            with led_by(lead):
+                for network in self._beside:
+                    network.load()
+                self.conditioner(request)
+                self._decode(np.zeros((1, *self._shape(request)), np.float32), self._tile(request))
 
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""
