@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
+
+from driffusion_trt.runtime.cuda import CudaLanes
+from driffusion_trt.runtime.gpu_beside import Beside
 
 from . import report
 from .sim_lanes import SMALL, Bench, Model, picture
@@ -19,7 +25,8 @@ _TURNS = ((2, 2, None), (1, 1, 2), (1, None, 1), (3, 1, 2))  # devices of what t
 def group_runs(bench: Bench, seeds: Sequence[int]) -> int:
     """Pictures in groups, from three threads with random delays; returns how many.
 
-    What one thread has waited for orders nothing that another one does; only leases do.
+    Each is encoded and decoded on the lead of its group. What one thread has waited for orders nothing that
+    another one does; only leases do, and the lock of each network beside the lanes.
     """
     made = 0
     for seed in seeds:
@@ -27,13 +34,24 @@ def group_runs(bench: Bench, seeds: Sequence[int]) -> int:
             with (
                 bench.machine(_DEVICES, delays=seed, delay_us=300, threads_apart=True) as simulator,
                 bench.lanes(SMALL, _DEVICES, **options) as lanes,
+                bench.beside(SMALL, lanes) as network,
                 ThreadPoolExecutor(3) as threads,
             ):
                 mode = "conservative" if seed % 2 else "aggressive"
-                calls = [picture(SMALL, lanes, _ROUNDS, mode, devices) for turn in _TURNS for devices in turn]
-                made += len([*threads.map(lambda call: call(), calls)])
+                asked = [(devices, mode) for turn in _TURNS for devices in turn]
+                made += len([*threads.map(lambda one: _whole(lanes, network, *one), asked)])
                 assert simulator.unknown_calls() == {}
     return made
+
+
+def _whole(lanes: CudaLanes, network: Beside, devices: int | None, mode: str) -> None:
+    """A picture with what comes before and after it, as the pipeline has them."""
+    shapes = {SMALL.latents: SMALL.shape, "timestep": (), **SMALL.inputs}
+    given = {name: np.ones((1, *shape), np.float32) for name, shape in shapes.items()}
+    with contextlib.nullcontext() if devices is None else lanes.led(devices):
+        network.run(given)
+        picture(SMALL, lanes, _ROUNDS, mode, devices)()
+        network.run(given)
 
 
 def group_memory(bench: Bench, model: Model, devices: int, seed: int = 1) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from driffusion_trt.engines.flavours import FLAVOURS
 from driffusion_trt.engines.trt_session import TensorRTSession
 from driffusion_trt.runtime._driver import Device
 from driffusion_trt.runtime.cuda import CudaLanes, Engine
+from driffusion_trt.runtime.gpu_beside import Beside
+from driffusion_trt.runtime.gpu_network import GpuNetwork
 from driffusion_trt.sampling.noise import noise_streams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,6 +134,20 @@ class Bench:
                 engines.append(Engine(device, session))
             given = {"latents": model.latents, "image": lambda device: self._image, **options}
             yield stack.enter_context(CudaLanes(engines, **given))
+
+    @contextlib.contextmanager
+    def beside(self, model: Model, lanes: CudaLanes) -> Iterator[Beside]:
+        """A network beside the lanes for text encoders and the VAE, with the inputs of the denoiser."""
+
+        def load(device: Device) -> GpuNetwork:
+            device.make_current(again=True)
+            session = TensorRTSession(self._plan(model), FLAVOURS["tensorrt-rtx"], name=model.name)
+            return GpuNetwork(device, session)
+
+        with Beside(model.name, [(device, partial(load, device)) for device in lanes.leads]) as made:
+            made.make_room = lanes.make_room
+            made.load()
+            yield made
 
 
 def picture(

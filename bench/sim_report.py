@@ -10,8 +10,9 @@ memory come on top, as do the contexts and graphs of a real driver.
 
 Calls and bytes of a round are the difference of two pictures that differ in their number of rounds.
 All runs but the timed ones have random delays, and races and broken rules are counted over all of them;
-where groups of devices are at work at the same time, every thread of the host counts by itself. The program
-fails where there is one, or where a goal is missed.
+where groups of devices are at work at the same time, every thread of the host counts by itself, and each
+picture has what is encoded and decoded on the lead of its group. The program fails where there is one, or
+where a goal is missed.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from .autoencoder import Autoencoder
 from .conditioning import Conditioner
 from .engines.manifest import ModelFolder
 from .pictures import to_images
+from .runtime._lead import led_by
 from .runtime._waiting import with_waiting
 from .runtime.devices import Devices
 from .runtime.networks import GpuOptions, Networks, load_networks
@@ -79,6 +80,7 @@ class Stages:
             networks = stack.enter_context(load_networks(folder, devices, options))
             self.conditioner = Conditioner(folder, networks.text)
             self.lanes, self.rows = networks.lanes, networks.rows
+            self._beside = networks.beside
             self._autoencoder = _autoencoder(folder, networks)
             self._resources = stack.pop_all()
 
@@ -144,6 +146,10 @@ class Stages:
     def _run(self, request: Request, plan: Plan, watch: Watch) -> Made:
         if watch.recorder is not None:
             watch.recorder.spans.clear()  # of an attempt that came to nothing
+        with self._led(request):
+            return self._made(request, plan, watch)
+
+    def _made(self, request: Request, plan: Plan, watch: Watch) -> Made:
         marks = [time.perf_counter()]
         streams = noise_streams(request.seed, len(request.prompts))
         job = self._job(request, watch.recorder)
@@ -175,6 +181,13 @@ class Stages:
         rounds_ms = tuple(1e3 * float(ms) for ms in np.diff(ticks))
         return Made(plan, latents, images, Timings(encode, denoise, decode, rounds_ms), stats)
 
+    def _led(self, request: Request) -> AbstractContextManager[None]:
+        """A call with some of the GPUs encodes and decodes on their lead, others on the first of all."""
+        if request.devices is None:
+            return contextlib.nullcontext()
+        led: AbstractContextManager[None] = self.lanes.led(request.devices)
+        return led
+
     def _start(
         self, request: Request, plan: Plan, streams: NoiseStreams
     ) -> tuple[NDArray[np.float32], Known | None]:
@@ -201,6 +214,18 @@ class Stages:
         # One by one: the bits of a picture do not depend on its batch.
         decoded = (self._autoencoder.decode(one[None], tile) for one in latents)
         return tuple(image for one in decoded for image in to_images(one))
+
+    def warm_up_leads(self, request: Request) -> None:
+        """What calls with some of the GPUs need on any that leads them: load it, encode and decode once.
+
+        The VAE's encoder is loaded too, and not run. CPU lanes have no leads.
+        """
+        for lead in self.lanes.leads if self._devices.gpus else ():
+            with led_by(lead):
+                for network in self._beside:
+                    network.load()
+                self.conditioner(request)
+                self._decode(np.zeros((1, *self._shape(request)), np.float32), self._tile(request))
 
     def close(self) -> None:
         """Stop the lanes after what they are doing; a second call does nothing."""

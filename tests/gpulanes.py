@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ from driffusion_trt.runtime._driver import Device
 from driffusion_trt.runtime._resources import PinnedMemory
 from driffusion_trt.runtime.cuda import CudaLanes, Engine
 from driffusion_trt.runtime.gpu_lease import Leases
+from driffusion_trt.runtime.gpu_network import GpuNetwork
 
 RTX = FLAVOURS["tensorrt-rtx"]
 
@@ -78,6 +81,7 @@ def machine(devices: int | Iterable[cudasim.Device], **options: Any) -> Iterator
         mock.patch.object(standin, "on_stream", simulator.enqueue),
         mock.patch.object(PinnedMemory, "array", told),
         leases_told(simulator),
+        networks_told(simulator),
     ):
         yield simulator
 
@@ -97,6 +101,36 @@ def leases_told(simulator: cudasim.Simulator) -> Iterator[None]:
         give_back(leases)
 
     with mock.patch.object(Leases, "_take", taken), mock.patch.object(Leases, "_give_back", given_back):
+        yield
+
+
+class ToldLock:
+    """A lock that the simulator hears of."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, simulator: cudasim.Simulator) -> None:
+        self._simulator, self._lock, self._number = simulator, threading.Lock(), next(self._numbers)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._simulator.take_over(self._number)
+
+    def __exit__(self, *error: object) -> None:
+        self._simulator.hand_over(self._number)
+        self._lock.release()
+
+
+@contextmanager
+def networks_told(simulator: cudasim.Simulator) -> Iterator[None]:
+    """With `threads_apart`: each network beside the lanes has a lock, which orders its calls alone."""
+    make = GpuNetwork.__init__
+
+    def made(network: GpuNetwork, *given: Any, **named: Any) -> None:
+        make(network, *given, **named)
+        network._lock = ToldLock(simulator)  # type: ignore[assignment]
+
+    with mock.patch.object(GpuNetwork, "__init__", made):
         yield
 
 

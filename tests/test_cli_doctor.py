@@ -487,15 +487,28 @@ def test_without_tensorrt_that_comes_first(
     assert found["model"]["build"] == "driffusion-trt build --model demo --target this"
 
 
-def test_a_gpu_too_small_for_the_model_is_noted(simulator: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("small", "share", "remedy"),
+    [
+        (1, 0.5, "free some, or leave it out with CUDA_VISIBLE_DEVICES"),
+        (1, 1.0, "free some, or GPU 0 encodes and decodes what serve has it lead"),
+        (0, 1.0, "free some, or leave it out with CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_a_gpu_too_small_for_the_model_is_noted(
+    simulator: Any, capsys: pytest.CaptureFixture[str], small: int, share: float, remedy: str
+) -> None:
+    """share: of the denoiser's weights that it has room for."""
     import cudasim
 
-    simulator.configure(
-        [cudasim.Device(ADA.name, memory_bytes=1 << 30), cudasim.Device(ADA.name, memory_bytes=8 << 20)]
-    )
+    files = ModelFolder.open("demo").files_of("denoiser").values()
+    denoiser_bytes = sum(file.size_bytes for file in files)
+    memory = [1 << 30, 1 << 30]
+    memory[small] = int(share * denoiser_bytes)
+    simulator.configure([cudasim.Device(ADA.name, memory_bytes=size) for size in memory])
     found = report(capsys)
-    assert any("GPU 1 has" in note and "memory free; free some" in note for note in found["notes"])
-    assert not any("GPU 0 has" in note for note in found["notes"])
+    assert any(f"GPU {small} has" in note and remedy in note for note in found["notes"])
+    assert not any(f"GPU {1 - small} has" in note for note in found["notes"])
     clean(simulator)
 
 

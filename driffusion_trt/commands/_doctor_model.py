@@ -106,7 +106,8 @@ def examine_model(name: str, machine: Machine, findings: Findings) -> ModelState
         # Without TensorRT that is what to get first, and it was said.
         if lacking and machine.packages[choose_flavour(gpu).name] is not None:
             findings.note(f"no plan of {', '.join(lacking)} of {name} runs on {gpu}; run: {state.build}")
-    _weigh(name, state, machine, findings)
+    denoiser_bytes = sum(file.size_bytes for file in folder.files_of("denoiser").values())
+    _weigh(name, state, denoiser_bytes, machine, findings)
     return state
 
 
@@ -128,14 +129,20 @@ def _fit(gpu: Gpu, network: str, folder: ModelFolder, plans: Sequence[Plan], mac
     return Fit(str(gpu), network, None, "; ".join(reasons) or "there is no plan of it")
 
 
-def _weigh(name: str, model: ModelState, machine: Machine, findings: Findings) -> None:
+def _weigh(name: str, model: ModelState, denoiser_bytes: int, machine: Machine, findings: Findings) -> None:
+    """Whether each GPU has room for all networks: in serve any may lead, and leads encode and decode."""
     for state in machine.gpus:
         free = state.gpu.memory_bytes if state.free_bytes is None else state.free_bytes
-        if model.weights_bytes > free:
-            findings.note(
-                f"the networks of {name} take {size(model.weights_bytes)}, and GPU {state.gpu.index} has "
-                f"{size(free)} of memory free; free some, or leave it out with CUDA_VISIBLE_DEVICES"
-            )
+        if model.weights_bytes <= free:
+            continue
+        remedy = "or leave it out with CUDA_VISIBLE_DEVICES"
+        first = machine.gpus[0]
+        if state is not first and denoiser_bytes <= free:
+            remedy = f"or GPU {first.gpu.index} encodes and decodes what serve has it lead"
+        findings.note(
+            f"the networks of {name} take {size(model.weights_bytes)}, and GPU {state.gpu.index} has "
+            f"{size(free)} of memory free; free some, {remedy}"
+        )
 
 
 def expected(model: ModelState, machine: Machine, findings: Findings) -> Expected | None:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from .._errors import DeviceError, DriffusionError, InputError, LaneError
 from ..sampling.plan import Plan
 from ._driver import Device
+from ._lead import led_by, now_led_by
 from ._resources import Module
 from ._waiting import Waiting
 from .gpu_crew import Crew
 from .gpu_job import CudaJob
-from .gpu_lease import Leases, group_of
+from .gpu_lease import Leases
 from .gpu_links import Lane
 from .gpu_picture import Picture, WorkerFailed
 from .gpu_request import Conditioning, Form
@@ -164,7 +165,26 @@ class CudaLanes:
         form: of the request that it is for, whose lanes are then counted in `lanes_left`.
         """
         with self._leased(partial(self._choose, form, devices), waiting) as group:
+            now_led_by(group[0].device)
             yield group
+
+    @contextlib.contextmanager
+    def led(self, devices: int) -> Iterator[None]:
+        """In the block, networks beside the lanes run on the lead of a call that asks for so many devices.
+
+        Before its turn that is the lead of the group that it is going to have, as far as can be told, and
+        from then on its own. Raises LaneError as `job` does.
+        """
+        self.check_open()
+        with self._leases.expect(lambda: self.workers, devices) as group:
+            lead = group[0].device if group else None
+            with led_by(lead):
+                yield
+
+    @property
+    def leads(self) -> list[Device]:
+        """The devices that may lead a call that has some of them."""
+        return list(dict.fromkeys(worker.device for worker in self.workers))
 
     @contextlib.contextmanager
     def _leased(self, choose: Callable[[], Group | None], waiting: Waiting) -> Iterator[Group]:
@@ -187,10 +207,10 @@ class CudaLanes:
             names = " and ".join(dict.fromkeys(device.title for device in failed))
             left = len(self.lanes_for(form, devices)) if form else 0
             raise LaneError(f"{names} failed", lanes_left=left)
-        workers, taken = self.workers, self._leases.taken
+        workers = self.workers
         if devices is None or devices >= len(workers):
-            return None if taken else tuple(workers)
-        return group_of(workers, taken, devices)
+            return None if self._leases.taken else tuple(workers)
+        return self._leases.free(workers, devices)
 
     def _choose_on(self, device: Device) -> Group | None:
         """All workers of a device, or None while one is in use; with the lock held. Raises LaneError."""

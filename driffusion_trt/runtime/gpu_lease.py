@@ -27,6 +27,7 @@ class Leases(Generic[T]):
         self._changed = threading.Condition(self.lock)
         self._queue: deque[object] = deque()
         self._held: dict[int, tuple[T, ...]] = {}  # by thread
+        self._expected: dict[int, tuple[T, ...]] = {}  # by thread
 
     @property
     def taken(self) -> set[T]:
@@ -37,6 +38,39 @@ class Leases(Generic[T]):
     def mine(self) -> bool:
         """Whether this thread holds a group."""
         return threading.get_ident() in self._held
+
+    def free(self, things: Sequence[T], size: int) -> tuple[T, ...] | None:
+        """So many that nobody holds, or None where there are not so many; with the lock held.
+
+        They are those that this thread expects, if they are free; others' only where there are no others.
+        """
+        taken, mine = self.taken, self._expected.get(threading.get_ident(), ())
+        if len(mine) == size and taken.isdisjoint(mine) and set(mine) <= set(things):
+            return mine
+        return group_of(things, taken | self._expected_elsewhere(), size) or group_of(things, taken, size)
+
+    def _expected_elsewhere(self) -> set[T]:
+        me = threading.get_ident()
+        return {thing for thread, group in self._expected.items() if thread != me for thing in group}
+
+    @contextlib.contextmanager
+    def expect(self, things: Callable[[], Sequence[T]], size: int) -> Iterator[tuple[T, ...]]:
+        """The group of so many that this thread leases next, as far as that can be told; fewer if all are.
+
+        Until it leases one, others leave these alone as long as there are enough others.
+        """
+        with self.lock:
+            all_of_them = things()
+            group = tuple(all_of_them[-size:])
+            if size < len(all_of_them):  # where all are taken, one that nobody else waits for
+                unclaimed = group_of(all_of_them, self._expected_elsewhere(), size)
+                group = self.free(all_of_them, size) or unclaimed or group
+            self._expected[threading.get_ident()] = group
+        try:
+            yield group
+        finally:
+            with self.lock:
+                self._expected.pop(threading.get_ident(), None)
 
     @contextlib.contextmanager
     def lease(
@@ -63,6 +97,7 @@ class Leases(Generic[T]):
                 with self.lock:
                     if self._queue[0] is place and (group := choose()) is not None:
                         self._held[threading.get_ident()] = group
+                        self._expected.pop(threading.get_ident(), None)
                         return group
                     self._changed.wait(None if waiting is None else _LOOK_S)
                 if waiting is not None:
@@ -89,7 +124,7 @@ def group_of(things: Sequence[T], taken: set[T], size: int) -> tuple[T, ...] | N
     """So many of them that are free, in their order; None where there are not so many.
 
     The same ones again and again, so that what was made ready for a group is used again; and the first
-    ones last, since the first is the lead of all, which encodes and decodes beside.
+    ones last, since calls that have all of them encode and decode on the first one, beside who leases it.
     """
     blocks = (tuple(things[end - size : end]) for end in range(len(things), size - 1, -size))
     for block in blocks:

@@ -1,28 +1,27 @@
-"""Networks that run once for a picture, text encoders and the decoder, on the lead: arrays in, arrays out."""
+"""A network that runs once for a picture, a text encoder or the decoder, on one device: arrays in and out."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._errors import DeviceError, EngineError, InputError, LaneError
-from ..engines.session import DeviceBuffer, TensorInfo
+from ..engines.session import DeviceBuffer
 from ..engines.trt_session import BoundEngine, TensorRTSession
 from ._device_errors import short_of_memory
 from ._driver import Device
 from ._owner import Owners
 from ._resources import DeviceMemory, Event, PinnedMemory, Stream
-from ._waiting import Waiting, current_waiting
 from .gpu_scratch import Scratch
 from .gpu_sessions import close_session, let_go
 
-__all__ = ["FirstOf", "GpuNetwork"]
+__all__ = ["GpuNetwork"]
 
 Array = NDArray[Any]
 _FORMS_KEPT = 4
@@ -54,6 +53,8 @@ class GpuNetwork:
                 wanted = self.inputs[name].dtype
                 raise InputError(f"input {name!r} of {self.session.name} is {value.dtype}, expected {wanted}")
         with self._lock:
+            if self.device.lost:  # while this call waited for another one
+                raise LaneError(f"{self.device.title} hangs, and {self.session.name} is not run there")
             self.device.make_current(again=True)
             form = self._form({name: value.shape for name, value in inputs.items()})
             form.enqueue(self._stream, inputs)
@@ -110,73 +111,6 @@ class GpuNetwork:
                 with contextlib.suppress(DeviceError):  # a broken device takes nothing back
                     owner.close()
             close_session(self.device, self.session)
-
-
-class FirstOf:
-    """A network on the first device that works; it is loaded anew where that one fails."""
-
-    def __init__(self, choices: Sequence[tuple[Device, Callable[[], GpuNetwork]]]) -> None:
-        """choices: devices in the order to take them, and what loads the network there. Loads the first.
-
-        Raises whatever loading raises.
-        """
-        self._choices = list(choices)
-        # Has others give memory back on the device that they can do without.
-        self.make_room: Callable[[Device, Waiting], None] | None = None
-        self._lock = threading.Lock()
-        self._made = [self._choices[0][1]()]
-
-    @property
-    def inputs(self) -> Mapping[str, TensorInfo]:
-        """As those of a session."""
-        return self._made[-1].inputs
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """As `GpuNetwork.run`; raises LaneError where no device is left."""
-        make_room = self.make_room
-        while True:
-            with self._lock:
-                network = self._here()
-            try:
-                return network.run(inputs)
-            except (DeviceError, EngineError, LaneError) as error:
-                if short_of_memory(error):
-                    if make_room is None:
-                        raise
-                    try:
-                        make_room(network.device, current_waiting())
-                    except LaneError:  # this thread makes a picture, or the lanes are closed
-                        raise error from None
-                    make_room = None
-                    continue
-                # TensorRT fails on a broken device too, but also for reasons of its own.
-                if isinstance(error, EngineError) and network.works():
-                    raise
-                network.device.broken = True
-                if not any(device.usable for device, _ in self._choices):
-                    raise
-
-    def _here(self) -> GpuNetwork:
-        if not self._made[-1].device.usable:
-            left = [load for device, load in self._choices if device.usable]
-            if not left:
-                raise LaneError(
-                    "every device has failed; load the pipeline again, or see driffusion-trt doctor"
-                )
-            self._made.append(left[0]())
-        return self._made[-1]
-
-    def close(self) -> None:
-        """Give everything back; a second call does nothing."""
-        with self._lock:
-            for network in self._made:
-                network.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 class _Form:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
@@ -18,9 +18,14 @@ from ..models import ON_HOST
 from .devices import Devices, choose_plan
 from .host import HostLanes, auto_lanes
 
+if TYPE_CHECKING:
+    from .cuda import CudaLanes
+    from .gpu_beside import Beside
+
 __all__ = ["GpuOptions", "Networks", "load_networks"]
 
 _SMALL_BYTES = 64 << 20
+_DECODER, _ENCODER = "vae_decoder", "vae_encoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,13 @@ class Networks:
     """What a pipeline runs; closing it stops the lanes and gives all memory back.
 
     text: the text encoders by name.
-    encoder: loads the VAE's encoder at its first call, since few pictures are made from others; None
-        where the model has none.
+    encoder: gives the VAE's encoder, which is loaded when it is first needed, since few pictures are made
+        from others; None where the model has none.
     rows: that one call of the denoiser takes, two for each picture with guidance; None where it takes any
         number, and several drafts on one device are calls of their own.
     vae_profile: the sizes that the VAE's plans take; None where its networks take any.
     lanes: HostLanes, or CudaLanes, which is loaded only where there is a GPU.
+    beside: those of these networks that are on GPUs, each on the lead of whoever calls; see `Beside`.
     """
 
     text: Mapping[str, Network]
@@ -52,6 +58,7 @@ class Networks:
     rows: Range | None
     vae_profile: Profile | None
     lanes: Any
+    beside: tuple[Any, ...]
     _resources: contextlib.ExitStack = field(repr=False)
 
     def close(self) -> None:
@@ -65,11 +72,8 @@ class Networks:
         self.close()
 
 
-Load = Callable[[str], Network]
-
-
 def load_networks(folder: ModelFolder, devices: Devices, options: GpuOptions) -> Networks:
-    """Load everything, or nothing.
+    """Load everything, or nothing; on GPUs what runs beside the lanes on the first one only.
 
     Raises:
         ModelError: a network or plan is missing, altered or cannot be loaded.
@@ -78,26 +82,26 @@ def load_networks(folder: ModelFolder, devices: Devices, options: GpuOptions) ->
     """
     stack = contextlib.ExitStack()  # it also takes what is loaded later
     try:
-        on_host: Load = _OnHost(folder, stack)
-        load = on_host
-        if devices.gpus:
-            load, lanes = _on_gpus(folder, devices, options, stack)
-        else:
-            network, threads = folder.network("denoiser"), options.threads_per_lane
-            lanes = stack.enter_context(HostLanes(network, devices.count, threads))
-        names = [name for name in folder.networks if name.startswith("text_encoder")]
-        text = {name: (on_host if name in ON_HOST else load)(name) for name in names}
-        encoder = _Once(partial(load, "vae_encoder")) if "vae_encoder" in folder.networks else None
-        rows = profile = None
-        if devices.gpus:
-            denoiser, profile = (
-                _profile(folder, name, devices.gpus[0]) for name in ("denoiser", "vae_decoder")
-            )
-            rows = None if denoiser is None else denoiser.batch
-        return Networks(text, load("vae_decoder"), encoder, rows, profile, lanes, stack)
+        return (_on_gpus if devices.gpus else _on_cpu)(folder, devices, options, stack)
     except BaseException:
         stack.close()
         raise
+
+
+def _names(folder: ModelFolder) -> list[str]:
+    """Of the text encoders that there are."""
+    return [name for name in folder.networks if name.startswith("text_encoder")]
+
+
+def _on_cpu(
+    folder: ModelFolder, devices: Devices, options: GpuOptions, stack: contextlib.ExitStack
+) -> Networks:
+    load = _OnHost(folder, stack)
+    lanes = HostLanes(folder.network("denoiser"), devices.count, options.threads_per_lane)
+    stack.enter_context(lanes)
+    text = {name: load(name) for name in _names(folder)}
+    encoder = _Once(partial(load, _ENCODER)) if _ENCODER in folder.networks else None
+    return Networks(text, load(_DECODER), encoder, None, None, lanes, (), stack)
 
 
 class _Once:
@@ -131,10 +135,30 @@ class _OnHost:
 
 def _on_gpus(
     folder: ModelFolder, devices: Devices, options: GpuOptions, stack: contextlib.ExitStack
-) -> tuple[Load, Any]:
+) -> Networks:
+    on_host, names = _OnHost(folder, stack), _names(folder)
+    lanes, beside = _lanes(folder, devices, options, stack)
+    made = {name: beside(name) for name in (*names, _DECODER) if name not in ON_HOST}
+    for network in made.values():
+        network.load()
+    text = {name: on_host(name) if name in ON_HOST else made[name] for name in names}
+    encoder = None
+    if _ENCODER in folder.networks:
+        made[_ENCODER] = beside(_ENCODER)
+        encoder = partial(made.__getitem__, _ENCODER)
+    denoiser, profile = (_profile(folder, name, devices.gpus[0]) for name in ("denoiser", _DECODER))
+    rows = None if denoiser is None else denoiser.batch
+    return Networks(text, made[_DECODER], encoder, rows, profile, lanes, tuple(made.values()), stack)
+
+
+def _lanes(
+    folder: ModelFolder, devices: Devices, options: GpuOptions, stack: contextlib.ExitStack
+) -> tuple[CudaLanes, Callable[[str], Beside]]:
+    """The lanes; and what places a network beside them, which is loaded where it is needed."""
     from ._driver import Device
     from .cuda import CudaLanes, Engine
-    from .gpu_network import FirstOf, GpuNetwork
+    from .gpu_beside import Beside
+    from .gpu_network import GpuNetwork
     from .gpu_sessions import close_session, load_session
 
     there = {
@@ -159,13 +183,13 @@ def _on_gpus(
         session = load_session(folder, name, gpu, there[gpu])
         return GpuNetwork(there[gpu], session, deadline_s=options.deadline_s)
 
-    def load(name: str) -> Network:
+    def beside(name: str) -> Beside:
         choices = [(device, partial(network, name, gpu)) for gpu, device in there.items()]
-        first = stack.enter_context(FirstOf(choices))
-        first.make_room = lanes.make_room
-        return first
+        made = stack.enter_context(Beside(name, choices))
+        made.make_room = lanes.make_room
+        return made
 
-    return load, lanes
+    return lanes, beside
 
 
 def _profile(folder: ModelFolder, network: str, gpu: Gpu) -> Profile | None:

@@ -130,6 +130,7 @@ class PipelineShop:
 
     def open(self) -> None:
         self._pipe.warm_up()
+        self._pipe._stages.warm_up_leads(self._pipe._checked("", {})[0])
         self._pipe.measure()
 
     def renewal_in_s(self, pace: float) -> float | None:

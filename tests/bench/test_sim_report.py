@@ -12,8 +12,11 @@ import pytest
 
 from driffusion_trt._errors import NonFiniteError
 from driffusion_trt.runtime._resources import Stream
+from driffusion_trt.runtime.gpu_network import GpuNetwork
 
 pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+
+import gpulanes
 
 from bench import sim_report
 from bench.sim_groups import group_memory, group_runs
@@ -97,6 +100,21 @@ def test_more_runs_with_delays(bench: Bench) -> None:
 def test_groups_at_the_same_time(bench: Bench) -> None:
     assert group_runs(bench, (4,)) == 36
     assert bench.races == []
+
+
+def test_networks_on_the_leads_of_groups_are_judged_too(bench: Bench) -> None:
+    """They run on every lead; where the detector hears nothing of their locks, calls on one lead race."""
+    ran: set[int] = set()
+    run = GpuNetwork.run
+
+    def noted(network: GpuNetwork, inputs: Any) -> Any:
+        ran.add(network.device.ordinal)
+        return run(network, inputs)
+
+    untold = mock.patch.object(gpulanes, "networks_told", lambda simulator: contextlib.nullcontext())
+    with untold, mock.patch.object(GpuNetwork, "run", noted):
+        group_runs(bench, (4,))
+    assert len(ran) > 1 and any("race" in line for line in bench.races)
 
 
 def test_memory_of_a_further_group(bench: Bench) -> None:

@@ -220,13 +220,16 @@ class Simulator:
         """Tell of a load or store by the host, which the simulator can not see by itself."""
         self._library.cudasim_host_access(ctypes.c_size_t(address), ctypes.c_size_t(size_bytes), int(write))
 
-    def hand_over(self) -> None:
-        """With `threads_apart`: this thread lets go of a lock, and whoever gets it knows what it knows."""
-        self._library.cudasim_hand_over(0)
+    def hand_over(self, lock: int = 0) -> None:
+        """With `threads_apart`: this thread lets go of a lock, and whoever gets it knows what it knows.
 
-    def take_over(self) -> None:
+        lock: any number that tells it from others.
+        """
+        self._library.cudasim_hand_over(ctypes.c_uint64(lock), 0)
+
+    def take_over(self, lock: int = 0) -> None:
         """With `threads_apart`: this thread got that lock."""
-        self._library.cudasim_hand_over(1)
+        self._library.cudasim_hand_over(ctypes.c_uint64(lock), 1)
 
     def name_stream(self, stream: Any, name: str) -> None:
         """What reports call a stream."""

@@ -107,7 +107,10 @@ def test_sequential_has_the_same_bits_for_any_number_of_devices(
 
 
 def test_groups_of_gpus_at_the_same_time(reduced_model: Path, gpus: tuple[Gpu, ...]) -> None:
-    """Requests have GPUs to themselves, and the bits that they have alone; graphs are captured meanwhile."""
+    """Requests have GPUs to themselves, and the bits that they have alone; graphs are captured meanwhile.
+
+    Each is encoded and decoded on the first of its own.
+    """
     alike = [gpu for gpu in gpus if (gpu.name, gpu.capability) == (gpus[0].name, gpus[0].capability)]
     if len(alike) < 2:
         pytest.skip(f"needs 2 GPUs of one kind, this machine has {len(alike)}")
@@ -128,10 +131,13 @@ def test_groups_of_gpus_at_the_same_time(reduced_model: Path, gpus: tuple[Gpu, .
             made = [await ticket.result() for ticket in tickets]
             lanes: Any = engine.pipe._lanes
             assert running > 1 and lanes.without_graphs == {} and len(lanes) == len(devices)
+            for network in engine.pipe._stages._beside:
+                assert all(place.made is not None for place in network._places.values())
             return made
 
     for one, right in zip(asyncio.run(work()), wanted, strict=True):
         np.testing.assert_array_equal(one.latents, right.latents)
+        assert [image.tobytes() for image in one.images] == [image.tobytes() for image in right.images]
 
 
 def test_peer_copies_bring_every_byte(gpus: tuple[Gpu, ...]) -> None:

@@ -191,9 +191,12 @@ def test_launches_of_one_graph_follow_each_other(gpu: Gpu, simulator: cudasim.Si
     assert simulator.races() == []
 
 
-@pytest.mark.parametrize(("apart", "handed"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("apart", "handed", "taken"),
+    [(False, None, None), (True, None, None), (True, 0, 0), (True, 5, 5), (True, 5, 6)],
+)
 def test_what_another_thread_has_waited_for(
-    gpus: tuple[Gpu, Gpu], simulator: cudasim.Simulator, apart: bool, handed: bool
+    gpus: tuple[Gpu, Gpu], simulator: cudasim.Simulator, apart: bool, handed: int | None, taken: int | None
 ) -> None:
     """It orders nothing where threads count by themselves, but for what a lock hands over."""
     simulator._option("threads_apart", apart)
@@ -203,15 +206,15 @@ def test_what_another_thread_has_waited_for(
         one.use()
         one.fill(one.x, 1)
         one.wait()
-        if handed:
-            simulator.hand_over()
+        if handed is not None:
+            simulator.hand_over(handed)
 
     thread = threading.Thread(target=first)
     thread.start()
     thread.join()
-    if handed:
-        simulator.take_over()
+    if taken is not None:
+        simulator.take_over(taken)
     other.use()
     ok(driver.cuMemcpyPeerAsync(other.x, other.context, one.x, one.context, BYTES, other.stream))
     other.wait()
-    assert bool(simulator.races()) == (apart and not handed)
+    assert bool(simulator.races()) == (apart and (handed is None or handed != taken))

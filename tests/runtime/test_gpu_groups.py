@@ -27,10 +27,11 @@ from driffusion_trt._errors import DeviceError, EngineError, LaneError
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.profiles import Profile
 from driffusion_trt.engines.trt_session import TensorRTSession
-from driffusion_trt.runtime import cuda, gpu_crew
+from driffusion_trt.runtime import gpu_crew, gpu_lease
 from driffusion_trt.runtime._resources import GraphExec
 from driffusion_trt.runtime.cuda import CudaLanes
-from driffusion_trt.runtime.gpu_network import FirstOf, GpuNetwork
+from driffusion_trt.runtime.gpu_beside import Beside
+from driffusion_trt.runtime.gpu_network import GpuNetwork
 from driffusion_trt.runtime.host import HostLanes
 
 UNKNOWN, OUT_OF_MEMORY, ILLEGAL_ADDRESS = 999, 2, 700
@@ -440,7 +441,7 @@ def test_an_engine_that_fails_while_another_group_captures(bench: Bench) -> None
         device.make_current()
         plan = gpulanes.stand_in_plan(bench.folder, "vae_decoder", profile, run=True)
         network = GpuNetwork(device, TensorRTSession(plan, gpulanes.RTX, name="vae_decoder"), deadline_s=5.0)
-        with FirstOf([(device, lambda: network)]) as decoder:
+        with Beside("vae_decoder", [(device, lambda: network)]) as decoder:
 
             def fail() -> None:
                 with pytest.raises(EngineError, match="illegal memory access"):
@@ -560,7 +561,7 @@ def test_two_groups_with_a_device_in_common_are_found_out(bench: Bench) -> None:
         with (
             gpulanes.gpu_lanes(bench.folder, bench.kernels, 4) as lanes,
             bench.held(lanes) as held,
-            mock.patch.object(cuda, "group_of", careless),
+            mock.patch.object(gpu_lease, "group_of", careless),
         ):
             made = [held.begin(asked) for asked in (one, other)]
             held.go_on.set()

@@ -140,3 +140,85 @@ def test_all_back_waits_for_those_that_hold_something() -> None:
         assert not closed.wait(0.05)
     thread.join(10)
     assert closed.is_set()
+
+
+def expecting(leases: Leases[str], size: int, then: Callable[[], None] = lambda: None) -> tuple[str, str]:
+    """What a thread expects, and what it gets after `then`."""
+    with leases.expect(lambda: THINGS, size) as group:
+        then()
+        with leases.lease(lambda: leases.free(THINGS, size)) as got:
+            return "".join(group), "".join(got)
+
+
+def test_who_expects_a_group_gets_it_where_it_is_free() -> None:
+    leases: Leases[str] = Leases()
+    all_expect = threading.Barrier(3)
+    with ThreadPoolExecutor(3) as threads:
+        made = [
+            threads.submit(expecting, leases, size, lambda: all_expect.wait(10) and None)
+            for size in (1, 1, 2)
+        ]
+        found = [one.result(10) for one in made]
+    assert all(group == got for group, got in found)
+    assert sorted("".join(got for _, got in found)) == list(THINGS)
+    assert leases._expected == {} and leases.taken == set()
+
+
+def test_who_expects_a_group_keeps_to_it_though_another_is_free_by_then() -> None:
+    leases: Leases[str] = Leases()
+    released = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        with leases.lease(lambda: leases.free(THINGS, 1)) as first:
+            made = threads.submit(expecting, leases, 1, lambda: released.wait(10) and None)
+            until(lambda: bool(leases._expected))
+        released.set()
+        assert first == ("d",) and made.result(10) == ("c", "c")
+
+
+def test_what_others_expect_is_left_alone_where_there_is_more() -> None:
+    leases: Leases[str] = Leases()
+
+    def other(size: int) -> str:
+        with leases.lease(lambda: leases.free(THINGS, size)) as got:
+            return "".join(got)
+
+    with ThreadPoolExecutor(1) as threads, leases.expect(lambda: THINGS, 2) as group:
+        assert group == ("c", "d")
+        assert [threads.submit(other, size).result(10) for size in (1, 2, 3)] == ["b", "ab", "bcd"]
+        assert expecting_all(leases) == "abcd"
+
+
+def expecting_all(leases: Leases[str]) -> str:
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(expecting, leases, 4).result(10)[0]
+
+
+def test_where_all_are_taken_who_waits_expects_what_nobody_else_does() -> None:
+    leases: Leases[str] = Leases()
+    found: list[str] = []
+
+    def wait(go_on: threading.Event) -> None:
+        with leases.expect(lambda: THINGS, 1) as group:
+            found.append("".join(group))
+            assert go_on.wait(10)
+
+    go_on = threading.Event()
+    with ThreadPoolExecutor(5) as threads, leases.lease(choose(leases, 4)):
+        for k in range(5):
+            threads.submit(wait, go_on)
+            until(lambda k=k: len(found) == k + 1)
+        go_on.set()
+    assert found == ["d", "c", "b", "a", "d"]
+
+
+def test_an_expectation_ends_with_the_lease_and_with_what_fails() -> None:
+    leases: Leases[str] = Leases()
+    with leases.expect(lambda: THINGS, 1), leases.lease(lambda: leases.free(THINGS, 2)) as group:
+        assert group == ("c", "d") and leases._expected == {}
+    with pytest.raises(ZeroDivisionError), leases.expect(lambda: THINGS, 1):
+        raise ZeroDivisionError
+    assert leases._expected == {}
+    with leases.expect(lambda: (), 1) as group:
+        assert group == ()
+    with leases.expect(lambda: THINGS, 1), leases.lease(lambda: leases.free("ab", 1)) as group:
+        assert group == ("b",), "what it expected is not there any more"

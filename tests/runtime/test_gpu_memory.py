@@ -24,7 +24,8 @@ from driffusion_trt.runtime import gpu_crew
 from driffusion_trt.runtime._driver import Device
 from driffusion_trt.runtime._resources import DeviceMemory, Event, Stream
 from driffusion_trt.runtime.cuda import CudaLanes
-from driffusion_trt.runtime.gpu_network import FirstOf, GpuNetwork
+from driffusion_trt.runtime.gpu_beside import Beside
+from driffusion_trt.runtime.gpu_network import GpuNetwork
 from driffusion_trt.runtime.gpu_scratch import Scratch
 from driffusion_trt.runtime.gpu_sessions import close_session
 from driffusion_trt.runtime.host import HostLanes
@@ -196,7 +197,7 @@ def network(folder: ModelFolder, device: Device, name: str = "vae_decoder") -> G
 def test_networks_beside_the_lanes_ask_them_for_room(folder: ModelFolder) -> None:
     latents = np.zeros((1, 4, 16, 16), np.float32)
     with gpulanes.machine([cudasim.Device(memory_bytes=1 << 20)]) as simulator:
-        with Device(0) as device, FirstOf([(device, lambda: network(folder, device))]) as decoder:
+        with Device(0) as device, Beside("it", [(device, lambda: network(folder, device))]) as decoder:
             decoder.run({"latents": latents})
             taken = simulator.memory_bytes()["device 0"]
             hog = DeviceMemory(device, (1 << 20) - taken - 256)
@@ -215,7 +216,7 @@ def test_a_device_that_is_broken_and_does_not_hang_gives_everything_back(folder:
     with gpulanes.machine(2) as simulator:
         with Device(0) as first, Device(1) as second:
             choices = [(device, lambda device=device: network(folder, device)) for device in (first, second)]
-            with FirstOf(choices) as decoder:
+            with Beside("it", choices) as decoder:
                 simulator.fail("cuMemcpyHtoDAsync", 1, call=1, device=0)
                 decoder.run({"latents": latents})
             assert not first.usable and not first.lost and second.usable

@@ -12,12 +12,14 @@ import cudasim
 import gpulanes
 import numpy as np
 import pytest
+import standin
 import tiny
 
 import driffusion_trt as dt
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.planning.costs import Costs
+from driffusion_trt.runtime.gpu_network import GpuNetwork
 from driffusion_trt.server.observer import Unobserved
 from driffusion_trt.server.orders import PipelineShop
 
@@ -115,6 +117,39 @@ def test_requests_of_one_gpu_each_are_made_at_the_same_time(planned: Path, four:
         assert lanes == call.get("lanes", 1) * (2 if "split_guidance" in call else 1)
         np.testing.assert_array_equal(one.latents, right.latents)
         assert one.images[0].tobytes() == right.images[0].tobytes()
+    assert {k: v for k, v in four.live_objects().items() if v} == {}
+
+
+@pytest.mark.parametrize(("requests", "lanes"), [(2, 2), (4, 1)])
+def test_requests_decode_at_the_same_time_each_on_its_own_gpus(
+    planned: Path, four: Any, requests: int, lanes: int
+) -> None:
+    """Each decode waits, as work of its own GPU, until all of them are there."""
+    calls = [{"steps": STEPS, "mode": "aggressive", "lanes": lanes, "seed": k} for k in range(requests)]
+    wanted, together = alone(planned, calls), threading.Barrier(requests)
+    run, decode, places = standin.IExecutionContext._run, GpuNetwork.run, list[int]()
+
+    def meet(context: standin.IExecutionContext) -> None:
+        if Path(context.engine.session.path).stem == "vae_decoder":
+            together.wait(30)
+        run(context)
+
+    def noted(network: GpuNetwork, inputs: Any) -> Any:
+        if network.session.name == "vae_decoder":
+            places.append(network.device.ordinal)
+        return decode(network, inputs)
+
+    async def work(engine: dt.Engine) -> Any:
+        with (
+            mock.patch.object(standin.IExecutionContext, "_run", meet),
+            mock.patch.object(GpuNetwork, "run", noted),
+        ):
+            tickets = [await engine.submit(PROMPT, **call) for call in calls]
+            return [await ticket.result() for ticket in tickets]
+
+    for one, right in zip(serve(planned, work), wanted, strict=True):
+        assert one.images[0].tobytes() == right.images[0].tobytes()
+    assert sorted(places) == [lanes * k for k in range(requests)]
     assert {k: v for k, v in four.live_objects().items() if v} == {}
 
 

@@ -227,14 +227,14 @@ SIM_API void cudasim_host_access(uintptr_t address, size_t bytes, int is_write) 
         host_touch(address, bytes, is_write != 0, is_write ? "a store" : "a load");
 }
 
-// With `threads_apart`: what this thread knows is there for others to take over, or is taken over.
-SIM_API void cudasim_hand_over(int take) {
+// With `threads_apart`: what this thread knows is there for others that get this lock, or is taken over.
+SIM_API void cudasim_hand_over(uint64_t key, int take) {
     auto &s = sim::sim();
     std::lock_guard<std::mutex> lock(s.mutex);
     if (take)
-        join(s.host(), s.handed_over);
+        join(s.host(), s.handed_over[key]);
     else
-        join(s.handed_over, s.host());
+        join(s.handed_over[key], s.host());
 }
 
 // Puts a host function on a stream, or into its capture, as device work that touches what `ranges` says.

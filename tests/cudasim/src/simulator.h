@@ -53,7 +53,7 @@ struct Simulator {
     Races races;
     Faults faults;
     std::map<std::thread::id, Clock> hosts;  // what host threads know; one for all unless `threads_apart`
-    Clock handed_over;
+    std::map<uint64_t, Clock> handed_over;  // by the lock
     Time::duration spent{};   // in entry points, but for their waits
     uint64_t generation = 0;  // of objects: a reset begins another
     std::map<std::string, size_t> copied;
