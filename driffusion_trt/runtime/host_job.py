@@ -28,6 +28,7 @@ __all__ = ["TIMESTEP", "Conditioning", "HostJob"]
 Latents = NDArray[np.float32]
 Conditioning = Mapping[str, NDArray[np.float32]]
 TIMESTEP = "timestep"
+_FLOAT32 = np.dtype(np.float32)
 
 
 class _Call:
@@ -182,7 +183,7 @@ class HostJob:
         self.predict([(np.zeros((self.batch, *shape), np.float32), 1.0)] * len(self._lanes))
 
     def _check_latents(self, latents: Latents) -> None:
-        if latents.dtype != np.float32:
+        if latents.dtype != _FLOAT32:
             raise InputError(f"latents are {latents.dtype}, expected float32")
         if latents.shape in self._checked:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
@@ -226,6 +226,19 @@ def _clean(schedule: Schedule, held: Mapping[Column, Float32]) -> Float32:
     return found
 
 
+class _Names(NamedTuple):
+    """Columns of one state."""
+
+    state: Column
+    input: Column
+    output: Column
+
+
+@lru_cache(maxsize=16)
+def _names(steps: int) -> tuple[_Names, ...]:
+    return tuple(_Names(Column("state", i), Column("input", i), Column("output", i)) for i in range(steps))
+
+
 class _Latents:
     """All latents of one run by their columns."""
 
@@ -233,58 +246,60 @@ class _Latents:
         schedule = plan.schedule
         self._schedule, self._known = schedule, known
         self._streams, self._shape = streams, noise.shape[1:]
-        self._scales = [float(scale) for scale in schedule.input_scale]
-        self._timesteps = [float(timestep) for timestep in schedule.timesteps]
+        self._names = _names(schedule.steps)
+        self._scales, self._timesteps = schedule.input_scale.tolist(), schedule.timesteps.tolist()
         self._noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
         self._drawn = 0
+        self._rows: dict[int, Float64] = {}  # to compute inner products of so many in
         start = noise * np.float32(schedule.initial_sigma) if schedule.initial_sigma != 1 else noise
         self.held: dict[Column, Float32] = {Column("state", 0): start}
 
     def draft(self, item: Round) -> list[tuple[Float32, float]]:
         """What is to be predicted in a round."""
-        for column in self.held.keys() - item.keep:
-            del self.held[column]
-        self._draw_for((*item.draft.columns, *item.refine.columns))
-        for target, draft in zip(item.draft.targets, item.draft.apply(self.held), strict=True):
-            self.held[target] = self._blended(target, draft)
+        held, drafted = self.held, item.draft.targets
+        for column in held.keys() - item.keep:
+            del held[column]
+        if self._drawn < len(self._noisy_steps):
+            self._draw_for((*item.draft.columns, *item.refine.columns))
+        self._hold(item.draft)
+        requests = []
         for i in item.predict:
-            if Column("input", i) not in item.draft.targets:  # an older draft of it may still be kept
-                self.held[Column("input", i)] = self.held[Column("state", i)]
-        return [self._request(i) for i in item.predict]
+            state, seen, _ = self._names[i]
+            if seen not in drafted:  # an older draft of it may still be kept
+                held[seen] = held[state]
+            scale = self._scales[i]
+            requests.append((held[seen] * scale if scale != 1 else held[seen], self._timesteps[i]))
+        return requests
 
     def refine(self, item: Round, outputs: Sequence[Float32]) -> Observation | None:
         for i, output in zip(item.predict, outputs, strict=True):
-            self.held[Column("output", i)] = output
-        for target, refined in zip(item.refine.targets, item.refine.apply(self.held), strict=True):
-            self.held[target] = self._blended(target, refined)
-        return tuple(self._gram(table) for table in item.observe) or None
+            self.held[self._names[i].output] = output
+        self._hold(item.refine)
+        return tuple([self._gram(table) for table in item.observe]) or None
+
+    def _hold(self, table: Table) -> None:
+        """Compute the rows; states and drafts are of what is known where that stays, a solver's memory not."""
+        known = self._known
+        for target, latents in zip(table.targets, table.apply(self.held), strict=True):
+            if known is not None and target.kind != "x0":
+                latents = known.into(self._schedule, target.number, latents)
+            self.held[target] = latents
 
     def _gram(self, table: Table) -> Float64:
         made = table.apply(self.held)
-        rows = np.empty((len(made[0]), len(made), made[0][0].size))
+        rows = self._rows.get(len(made))
+        if rows is None:
+            rows = self._rows[len(made)] = np.empty((len(made[0]), len(made), made[0][0].size))
         for k, row in enumerate(made):
             rows[:, k] = row.reshape(len(row), -1)
         gram: Float64 = np.einsum("brd,bsd->brs", rows, rows) / rows.shape[-1]
         return gram if self._known is None else gram / self._known.share
 
-    def _blended(self, target: Column, latents: Float32) -> Float32:
-        """States and drafts are of what is known where that stays; a solver's memory need not be."""
-        if self._known is None or target.kind == "x0":
-            return latents
-        return self._known.into(self._schedule, target.number, latents)
-
     def held_of(self, columns: Sequence[Column]) -> dict[Column, Float32]:
         return {column: self.held[column] for column in columns}
 
-    def _request(self, i: int) -> tuple[Float32, float]:
-        known = self.held[Column("input", i)]
-        scale = self._scales[i]
-        return (known * np.float32(scale) if scale != 1 else known), self._timesteps[i]
-
     def _draw_for(self, columns: Sequence[Column]) -> None:
         """Draw step noises in the order of the steps up to the last one that is needed now."""
-        if self._drawn == len(self._noisy_steps):
-            return
         last = max((column.number for column in columns if column.kind == "noise"), default=-1)
         while self._drawn < len(self._noisy_steps) and self._noisy_steps[self._drawn] <= last:
             step = self._noisy_steps[self._drawn]
