@@ -28,8 +28,24 @@ SECOND_ORDER_REACH = 3  # the term of the second difference grows with the squar
 class Theta:
     """Shares of the first and second difference, in [0, 1]: numbers, or (B,) with one for each picture."""
 
-    first: Number = 0.5
-    second: Number = 0.5
+    first: Number
+    second: Number
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The same in plain floats: one for all pictures as long as nothing was fitted, then one for each."""
+
+    first: float | tuple[float, ...] = 0.5
+    second: float | tuple[float, ...] = 0.5
+
+    @property
+    def theta(self) -> Theta:
+        """To compute with."""
+        first, second = (
+            share if isinstance(share, float) else np.array(share) for share in (self.first, self.second)
+        )
+        return Theta(first, second)
 
 
 class Carried:
@@ -105,14 +121,14 @@ def fit_rows(carried: Carried, differences: list[Form], targets: Collection[int]
     return [*rows, *sums]
 
 
-def fitted(gram: Float64, distances: Collection[int], before: Theta) -> Theta:
+def fitted(gram: Float64, distances: tuple[int, ...], before: Shares) -> Shares:
     """θ by least squares, per picture, from inner products (B, rows, rows) of the rows of `fit_rows`.
 
     Residuals r_i on f1 = d·∇ and f2 = (d(d+1)/2)·∇²; first θ2, clamped to [0, 1], then θ1 for that θ2.
     """
-    w11, w12, w22 = _products(tuple(distances))
+    w11, w12, w22 = _products(distances)
     count = gram.shape[-1] // 2
-    shares = []
+    firsts, seconds = [], []
     # In plain floats: arrays of a few numbers take ten times as long.
     for k, rows in enumerate(gram.tolist()):
         a11, b1, a12, second = w11 * rows[0][0], rows[0][count], 0.0, 0.0
@@ -122,9 +138,9 @@ def fitted(gram: Float64, distances: Collection[int], before: Theta) -> Theta:
             solvable = determinant > 1e-9 * a11 * a22
             second = _clamped((a11 * b2 - a12 * b1) / determinant) if solvable else 0.0
         first = (b1 - second * a12) / a11 if a11 > 0 else _of(before.first, k)
-        shares.append((_coarse(_clamped(first)), _coarse(second)))
-    found = np.array(shares)
-    return Theta(found[:, 0], found[:, 1] if count > 1 else before.second)
+        firsts.append(_coarse(_clamped(first)))
+        seconds.append(_coarse(second))
+    return Shares(tuple(firsts), tuple(seconds) if count > 1 else before.second)
 
 
 @functools.lru_cache(maxsize=256)
@@ -138,8 +154,8 @@ def _products(distances: tuple[int, ...]) -> tuple[float, float, float]:
     )
 
 
-def _of(share: Number, picture: int) -> float:
-    return share if isinstance(share, float) else float(share[picture if len(share) > 1 else 0])
+def _of(share: float | tuple[float, ...], picture: int) -> float:
+    return share if isinstance(share, float) else share[picture if len(share) > 1 else 0]
 
 
 def _clamped(share: float) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .carry import Carried, Carry, Theta, fit_rows, fitted
+from .carry import Carried, Carry, Shares, Theta, fit_rows, fitted
 from .places import Asked, Place, Places
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
@@ -82,7 +82,7 @@ class Window:
         self._schedule, self._lanes, self._settings = schedule, lanes, settings
         self._places = Places() if places is None else places
         self._carried = Carried(schedule, settings.carry, settings.order)
-        self._theta = Theta()
+        self._shares = Shares()
         self._round = self.at = 0
         self._predict = range(0)
         self._asked = Asked((), (), ())
@@ -94,24 +94,24 @@ class Window:
         known, exact = self._carried.known, self._settings.strides is None and not self._settings.tolerance
         ahead = self._lanes if known and not exact else 1  # at first there is nothing to draft with
         self._predict = range(self.at, min(self.at + ahead, self._schedule.steps))
-        shares = (self._theta.first, self._theta.second)
-        fitted = tuple(isinstance(share, np.ndarray) for share in shares)
+        shares = self._shares
+        fitted = isinstance(shares.first, tuple), isinstance(shares.second, tuple)
         key = (self.at, frozenset(known), fitted)
-        place = self._places.get(key) or self._places.add(key, self._place(fitted))
+        place = self._places.get(key) or self._places.add(key, self._place())
         self._asked, self._sizes = place.asked, place.sizes
         if place.drafts is None:
             return place.item
-        given = [share for share in shares if isinstance(share, np.ndarray)]
+        given = [share for share in (shares.first, shares.second) if isinstance(share, tuple)]
         item = place.item
         return Round(item.predict, place.drafts.table(given), item.refine, item.keep, item.observe)
 
-    def _place(self, fitted: tuple[bool, ...]) -> Place:
+    def _place(self) -> Place:
         """What there is to do here, with shares as they are where they were not fitted, else any."""
         known, tape = self._carried.known, Tape()
         differences = self._carried.differences() if known else []
         first, second = (
-            tape.input() if one else share
-            for one, share in zip(fitted, (self._theta.first, self._theta.second), strict=True)
+            share if isinstance(share, float) else tape.input()
+            for share in (self._shares.first, self._shares.second)
         )
         drafts = TapedTable(tape, self._drafts(differences, Theta(first, second)))
         asked = self._observed(differences)
@@ -185,7 +185,7 @@ class Window:
         """Fit θ; returns the rest of what was observed."""
         if not self._asked.fitted:
             return observation
-        self._theta = fitted(observation[0], self._asked.fitted, self._theta)
+        self._shares = fitted(observation[0], self._asked.fitted, self._shares)
         return observation[1:]
 
     def _distances(self, observation: Observation) -> list[list[float]]:

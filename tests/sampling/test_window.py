@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import driffusion_trt as dt
-from driffusion_trt.sampling.carry import Theta, fitted, weights
+from driffusion_trt.sampling.carry import Shares, fitted, weights
 from driffusion_trt.sampling.known import Known
 from driffusion_trt.sampling.window import SIGNAL_POWER, least_rounds, strides
 
@@ -223,9 +223,9 @@ def test_shares_are_least_squares(distances: list[int], second: bool, seed: int)
     rows = [first_d, second_d][: 1 + second]
     sums = [sum(w[k] * r for w, r in zip(pairs, residuals, strict=True)) for k in range(len(rows))]
     wide = np.stack([*rows, *sums])
-    theta = fitted((wide @ wide.T)[None] / 40, distances, Theta())
+    theta = fitted((wide @ wide.T)[None] / 40, tuple(distances), Shares())
     if not second:
-        assert theta.first == pytest.approx(wanted[0], abs=1e-3)
+        assert theta.first == pytest.approx((wanted[0],), abs=1e-3)
         return
     columns = np.concatenate([np.stack([w1 * first_d, w2 * second_d], 1) for w1, w2 in pairs])
     if np.linalg.cond(columns) < 1e4:
@@ -234,7 +234,7 @@ def test_shares_are_least_squares(distances: list[int], second: bool, seed: int)
 
 def test_shares_stay_between_hold_and_the_whole_difference() -> None:
     gram = np.array([[[1.0, 5.0], [5.0, 25.0]], [[1.0, -5.0], [-5.0, 25.0]], [[0.0, 0.0], [0.0, 1.0]]])
-    theta = fitted(gram, [1], Theta(0.25, 0.5))
+    theta = fitted(gram, (1,), Shares(0.25, 0.5))
     assert np.asarray(theta.first).tolist() == [1.0, 0.0, 0.25]  # no difference to learn from: as before
 
 
