@@ -21,6 +21,7 @@ from .tables import Column, Float64, Form, Number, total
 
 Carry = Literal["G", "x0"]
 CARRIES: tuple[Carry, ...] = ("G", "x0")
+Shares = float | list[float]  # θ1 or θ2: one for all pictures as long as nothing was fitted, then one for each
 SECOND_ORDER_REACH = 3  # the term of the second difference grows with the square of the distance
 
 
@@ -28,24 +29,8 @@ SECOND_ORDER_REACH = 3  # the term of the second difference grows with the squar
 class Theta:
     """Shares of the first and second difference, in [0, 1]: numbers, or (B,) with one for each picture."""
 
-    first: Number
-    second: Number
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """The same in plain floats: one for all pictures as long as nothing was fitted, then one for each."""
-
-    first: float | tuple[float, ...] = 0.5
-    second: float | tuple[float, ...] = 0.5
-
-    @property
-    def theta(self) -> Theta:
-        """To compute with."""
-        first, second = (
-            share if isinstance(share, float) else np.array(share) for share in (self.first, self.second)
-        )
-        return Theta(first, second)
+    first: Number = 0.5
+    second: Number = 0.5
 
 
 class Carried:
@@ -121,26 +106,27 @@ def fit_rows(carried: Carried, differences: list[Form], targets: Collection[int]
     return [*rows, *sums]
 
 
-def fitted(gram: Float64, distances: tuple[int, ...], before: Shares) -> Shares:
+def fitted(gram: Float64, distances: tuple[int, ...], before: Shares) -> tuple[list[float], list[float]]:
     """θ by least squares, per picture, from inner products (B, rows, rows) of the rows of `fit_rows`.
 
-    Residuals r_i on f1 = d·∇ and f2 = (d(d+1)/2)·∇²; first θ2, clamped to [0, 1], then θ1 for that θ2.
+    Residuals r_i on f1 = d·∇ and f2 = (d(d+1)/2)·∇²; first θ2, clamped to [0, 1], then θ1 for that θ2. Where
+    there is no ∇² there is no θ2. before: θ1 so far, for where there is nothing to learn from.
     """
     w11, w12, w22 = _products(distances)
     count = gram.shape[-1] // 2
     firsts, seconds = [], []
     # In plain floats: arrays of a few numbers take ten times as long.
     for k, rows in enumerate(gram.tolist()):
-        a11, b1, a12, second = w11 * rows[0][0], rows[0][count], 0.0, 0.0
+        a11, b1 = w11 * rows[0][0], rows[0][count]
         if count > 1:
             a12, a22, b2 = w12 * rows[0][1], w22 * rows[1][1], rows[1][3]
             determinant = a11 * a22 - a12 * a12
             solvable = determinant > 1e-9 * a11 * a22
             second = _clamped((a11 * b2 - a12 * b1) / determinant) if solvable else 0.0
-        first = (b1 - second * a12) / a11 if a11 > 0 else _of(before.first, k)
-        firsts.append(_coarse(_clamped(first)))
-        seconds.append(_coarse(second))
-    return Shares(tuple(firsts), tuple(seconds) if count > 1 else before.second)
+            seconds.append(_coarse(second))
+            b1 -= second * a12
+        firsts.append(_coarse(_clamped(b1 / a11) if a11 > 0 else _of(before, k)))
+    return firsts, seconds
 
 
 @functools.lru_cache(maxsize=256)
@@ -154,8 +140,8 @@ def _products(distances: tuple[int, ...]) -> tuple[float, float, float]:
     )
 
 
-def _of(share: float | tuple[float, ...], picture: int) -> float:
-    return share if isinstance(share, float) else share[picture if len(share) > 1 else 0]
+def _of(shares: Shares, picture: int) -> float:
+    return shares if isinstance(shares, float) else shares[picture if len(shares) > 1 else 0]
 
 
 def _clamped(share: float) -> float:

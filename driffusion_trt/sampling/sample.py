@@ -292,7 +292,8 @@ class _Latents:
             rows = self._rows[len(made)] = np.empty((len(made[0]), len(made), made[0][0].size))
         for k, row in enumerate(made):
             rows[:, k] = row.reshape(len(row), -1)
-        gram: Float64 = np.einsum("brd,bsd->brs", rows, rows) / rows.shape[-1]
+        gram: Float64 = np.einsum("brd,bsd->brs", rows, rows)
+        gram /= float(rows.shape[-1])
         return gram if self._known is None else gram / self._known.share
 
     def held_of(self, columns: Sequence[Column]) -> dict[Column, Float32]:
