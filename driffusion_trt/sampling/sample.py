@@ -287,11 +287,13 @@ class _Latents:
 
     def _gram(self, table: Table) -> Float64:
         made = table.apply(self.held)
-        rows = self._rows.get(len(made))
-        if rows is None:
-            rows = self._rows[len(made)] = np.empty((len(made[0]), len(made), made[0][0].size))
+        if len(made) not in self._rows:
+            batch, *shape = made[0].shape
+            self._rows[len(made)] = np.empty((batch, len(made), *shape))
+        rows = self._rows[len(made)]
         for k, row in enumerate(made):
-            rows[:, k] = row.reshape(len(row), -1)
+            rows[:, k] = row
+        rows = rows.reshape(*rows.shape[:2], -1)
         gram: Float64 = np.einsum("brd,bsd->brs", rows, rows)
         gram /= float(rows.shape[-1])
         return gram if self._known is None else gram / self._known.share
