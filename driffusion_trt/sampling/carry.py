@@ -13,15 +13,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from . import skip
 from .schedule import Schedule
 from .tables import Column, Float64, Form, Number, total
 
 Carry = Literal["G", "x0"]
 CARRIES: tuple[Carry, ...] = ("G", "x0")
-Shares = float | list[float]  # θ1 or θ2: one for all pictures as long as nothing was fitted, then one for each
+Shares = (
+    float | list[float]
+)  # θ1 or θ2: one for all pictures as long as nothing was fitted, then one for each
 SECOND_ORDER_REACH = 3  # the term of the second difference grows with the square of the distance
 
 

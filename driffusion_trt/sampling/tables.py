@@ -62,7 +62,7 @@ class Table:
         coefficients: Float64 | None = None,
         terms: Terms | None = None,
     ) -> None:
-        """coefficients: (rows, columns), or (batch, rows, columns) where every picture of a batch has its own.
+        """coefficients: (rows, columns), or (batch, rows, columns) where each picture of a batch has its own.
 
         terms: in place of them, for one picture.
         """

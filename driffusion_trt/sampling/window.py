@@ -109,8 +109,7 @@ class Window:
         known, tape = self._carried.known, Tape()
         differences = self._carried.differences() if known else []
         first, second = (
-            share if isinstance(share, float) else tape.input()
-            for share in (self._first, self._second)
+            share if isinstance(share, float) else tape.input() for share in (self._first, self._second)
         )
         drafts = TapedTable(tape, self._drafts(differences, Theta(first, second)))
         asked = self._observed(differences)
