@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from .tables import Column, Form, Number, Table, Terms
+from .tables import Column, Factor, Form, Number, Table, Terms
 
 __all__ = ["Tape", "TapedTable", "Traced"]
 
@@ -79,16 +79,19 @@ class TapedTable:
         self.plain = Table.of(plain)  # with 1 in place of what is not known yet
         width = len(self.plain.columns)
         place = {column: at for at, column in enumerate(self.plain.columns)}
-        # Of each row its columns, in their order: coefficients, and for those not known values of the tape.
-        self._rows = [
-            [(column, form[column]) for column in sorted(form, key=place.__getitem__)]
-            for form in forms.values()
+        # Of each row its columns in their order: with a coefficient, or with which of the tape's values it is.
+        self._rows: list[list[tuple[Column, float, int | None]]] = [
+            [
+                (column, cast(float, plain[target][column]), _on_tape(form[column]))
+                for column in sorted(form, key=place.__getitem__)
+            ]
+            for target, form in forms.items()
         ]
         self._traced = [
-            (row * width + place[column], value.at)
-            for row, form in enumerate(self._rows)
-            for column, value in form
-            if isinstance(value, Traced)
+            (row * width + place[column], at)
+            for row, terms in enumerate(self._rows)
+            for column, _, at in terms
+            if at is not None
         ]
 
     def __bool__(self) -> bool:
@@ -108,14 +111,18 @@ class TapedTable:
 
     def _of_one(self, inputs: list[float]) -> Table:
         """In plain floats, which are ten times as fast as arrays of one."""
-        values = self._tape.values(inputs)
+        values = cast(list[float], self._tape.values(inputs))
         rows: Terms = []
-        for form in self._rows:
-            terms = []
-            for column, factor in form:
-                if isinstance(factor, Traced):
-                    factor = values[factor.at]
+        for row in self._rows:
+            terms: list[tuple[Column, Factor]] = []
+            for column, factor, at in row:
+                if at is not None:
+                    factor = values[at]
                 if factor:
                     terms.append((column, factor))
             rows.append(terms)
         return Table(self.plain.targets, self.plain.columns, terms=rows)
+
+
+def _on_tape(value: Number) -> int | None:
+    return value.at if isinstance(value, Traced) else None  # type: ignore[union-attr]
