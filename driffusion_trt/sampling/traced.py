@@ -79,7 +79,7 @@ class TapedTable:
         self.plain = Table.of(plain)  # with 1 in place of what is not known yet
         width = len(self.plain.columns)
         place = {column: at for at, column in enumerate(self.plain.columns)}
-        # Of each row its columns in their order, with a coefficient or with the number of a value on the tape.
+        # Of each row its columns, in order, with a coefficient or with the number of a value on the tape.
         self._rows: list[list[tuple[Column, float, int | None]]] = [
             [
                 (column, cast(float, plain[target][column]), _on_tape(form[column]))
