@@ -19,9 +19,6 @@ from .tables import Column, Float64, Form, Number, total
 
 Carry = Literal["G", "x0"]
 CARRIES: tuple[Carry, ...] = ("G", "x0")
-Shares = (
-    float | list[float]
-)  # θ1 or θ2: one for all pictures as long as nothing was fitted, then one for each
 SECOND_ORDER_REACH = 3  # the term of the second difference grows with the square of the distance
 
 
@@ -31,6 +28,10 @@ class Theta:
 
     first: Number = 0.5
     second: Number = 0.5
+
+
+# θ1 or θ2 in plain floats: one for all pictures as long as nothing was fitted, then one for each.
+Shares = float | list[float]
 
 
 class Carried:

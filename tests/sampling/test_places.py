@@ -189,6 +189,25 @@ def test_sums_are_those_of_terms_one_by_one(factors: list[float], batched: int, 
     assert made.tobytes() == wanted.tobytes()
 
 
+def test_a_table_of_one_picture_is_that_of_its_coefficients() -> None:
+    """CPU lanes apply its terms, GPU lanes read its coefficients; a share of 0 leaves its column out."""
+    tape = Tape()
+    share: Any = tape.input()
+    one, other, third = Column("input", 0), Column("output", 0), Column("output", 1)
+    taped = TapedTable(tape, {one: {third: -1.0, other: share * 0.3, one: share}, other: {one: 1.0}})
+    rng = np.random.default_rng(0)
+    latents: dict[Column, Floats] = {
+        c: rng.standard_normal((1, 2, 5)).astype(np.float32) for c in taped.plain.columns
+    }
+    for theta in (0.7, 1.0, 0.0):
+        table = taped.table([[theta]])
+        wanted = np.array([[[theta, theta * 0.3, -1.0], [1.0, 0.0, 0.0]]])
+        np.testing.assert_array_equal(table.coefficients, wanted)
+        assert not table.coefficients.flags.writeable
+        applied = Table(table.targets, table.columns, wanted).apply(latents)
+        assert [a.tobytes() for a in table.apply(latents)] == [a.tobytes() for a in applied]
+
+
 def test_what_is_kept_is_bounded_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = dt.Schedule.from_config(CONFIGS["ddim"], 12)
     plan = dt.make_plan(schedule, mode="window", lanes=3, order=0)
