@@ -46,10 +46,6 @@ class _State:
     lock: threading.Lock = field(default_factory=threading.Lock)
     callers: dict[int, int] = field(default_factory=dict)
 
-    def finished(self, lane: int) -> None:
-        with self.lock:
-            self.waiting[lane] -= 1
-
 
 class LaneThreads:
     """Threads that run calls for any number of users at once."""
@@ -213,7 +209,8 @@ def _work(tasks: _Queue, state: _State, lane: int) -> None:
                 task.result = task.call(lane)
             except BaseException as error:  # handed over whole: the thread that asked raises it
                 task.error = error
-        state.finished(lane)
+        with state.lock:
+            state.waiting[lane] -= 1
         task.done.put(task)
         del task
     # Whoever asked may still be at work here, with what `at_end` closes; nobody will be any more.

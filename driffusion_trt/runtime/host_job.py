@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ __all__ = ["TIMESTEP", "Conditioning", "HostJob"]
 Latents = NDArray[np.float32]
 Conditioning = Mapping[str, NDArray[np.float32]]
 TIMESTEP = "timestep"
+_FLOAT32 = np.dtype(np.float32)
 
 
 class _Call:
@@ -51,17 +53,20 @@ class _Call:
 
     def work(self, lane: int) -> None:
         """The network. Whoever asked takes what came out at once, while other lanes are at work."""
-        if self._recorder is None:
+        start_s = time.perf_counter()
+        try:
             self._run()
-        else:
-            track = lane_track(lane)
-            with (
-                self._recorder.span("predict", track, timestep=self._timestep),
-                self._recorder.span("network", track),
-            ):
-                self._run()
+        finally:
+            if self._recorder is not None:
+                self._record(self._recorder, lane, start_s, time.perf_counter())
         if threading.get_ident() == self._asker:
             self._made = _guided(self._branches, self._scale)
+
+    def _record(self, recorder: Recorder, lane: int, start_s: float, end_s: float) -> None:
+        """Of a prediction a lane does nothing but the network."""
+        track, round = lane_track(lane), recorder.round
+        recorder.add("network", track, start_s, end_s, round)
+        recorder.add("predict", track, start_s, end_s, round, timestep=self._timestep)
 
     def take(self) -> Latents:
         """What came out, in an array of its own: guided where it is of both branches.
@@ -182,7 +187,7 @@ class HostJob:
         self.predict([(np.zeros((self.batch, *shape), np.float32), 1.0)] * len(self._lanes))
 
     def _check_latents(self, latents: Latents) -> None:
-        if latents.dtype != np.float32:
+        if latents.dtype != _FLOAT32:
             raise InputError(f"latents are {latents.dtype}, expected float32")
         if latents.shape in self._checked:
             return

@@ -14,8 +14,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from . import skip
 from .schedule import Schedule
 from .tables import Column, Float64, Form, Number, total
@@ -32,6 +30,10 @@ class Theta:
 
     first: Number = 0.5
     second: Number = 0.5
+
+
+# θ1 or θ2 in plain floats: one for all pictures as long as nothing was fitted, then one for each.
+Shares = float | list[float]
 
 
 class Carried:
@@ -125,26 +127,27 @@ def fit_rows(carried: Carried, differences: list[Form], targets: Collection[int]
     return [*rows, *sums]
 
 
-def fitted(gram: Float64, distances: Collection[int], before: Theta) -> Theta:
+def fitted(gram: Float64, distances: tuple[int, ...], before: Shares) -> tuple[list[float], list[float]]:
     """θ by least squares, per picture, from inner products (B, rows, rows) of the rows of `fit_rows`.
 
-    Residuals r_i on f1 = d·∇ and f2 = (d(d+1)/2)·∇²; first θ2, clamped to [0, 1], then θ1 for that θ2.
+    Residuals r_i on f1 = d·∇ and f2 = (d(d+1)/2)·∇²; first θ2, clamped to [0, 1], then θ1 for that θ2. Where
+    there is no ∇² there is no θ2. before: θ1 so far, for where there is nothing to learn from.
     """
-    w11, w12, w22 = _products(tuple(distances))
+    w11, w12, w22 = _products(distances)
     count = gram.shape[-1] // 2
-    shares = []
+    firsts, seconds = [], []
     # In plain floats: arrays of a few numbers take ten times as long.
     for k, rows in enumerate(gram.tolist()):
-        a11, b1, a12, second = w11 * rows[0][0], rows[0][count], 0.0, 0.0
+        a11, b1 = w11 * rows[0][0], rows[0][count]
         if count > 1:
             a12, a22, b2 = w12 * rows[0][1], w22 * rows[1][1], rows[1][3]
             determinant = a11 * a22 - a12 * a12
             solvable = determinant > 1e-9 * a11 * a22
             second = _clamped((a11 * b2 - a12 * b1) / determinant) if solvable else 0.0
-        first = (b1 - second * a12) / a11 if a11 > 0 else _of(before.first, k)
-        shares.append((_coarse(_clamped(first)), _coarse(second)))
-    found = np.array(shares)
-    return Theta(found[:, 0], found[:, 1] if count > 1 else before.second)
+            seconds.append(_coarse(second))
+            b1 -= second * a12
+        firsts.append(_coarse(_clamped(b1 / a11) if a11 > 0 else _of(before, k)))
+    return firsts, seconds
 
 
 @functools.lru_cache(maxsize=256)
@@ -158,8 +161,8 @@ def _products(distances: tuple[int, ...]) -> tuple[float, float, float]:
     )
 
 
-def _of(share: Number, picture: int) -> float:
-    return share if isinstance(share, float) else float(share[picture if len(share) > 1 else 0])
+def _of(shares: Shares, picture: int) -> float:
+    return shares if isinstance(shares, float) else shares[picture if len(shares) > 1 else 0]
 
 
 def _clamped(share: float) -> float:

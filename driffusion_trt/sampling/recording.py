@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -58,14 +58,27 @@ class Recorder:
         """Safe from several threads: lanes end their predictions as they like."""
         self.spans.append(Span(track, name, start_s, end_s, round, facts))
 
-    @contextlib.contextmanager
-    def span(self, name: str, track: str = HOST, **facts: float) -> Iterator[None]:
+    def span(self, name: str, track: str = HOST, **facts: float) -> AbstractContextManager[None]:
         """The block's time; also where it raises."""
-        round, start_s = self.round, time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, track, start_s, time.perf_counter(), round, **facts)
+        return _Block(self, name, track, facts)
+
+
+class _Block(AbstractContextManager[None]):
+    """A class, since a generator's way in and out of a `with` is long where caches are cold."""
+
+    __slots__ = ("_facts", "_name", "_recorder", "_round", "_start_s", "_track")
+
+    def __init__(self, recorder: Recorder, name: str, track: str, facts: Mapping[str, float]) -> None:
+        self._recorder, self._name, self._track, self._facts = recorder, name, track, facts
+
+    def __enter__(self) -> None:
+        self._round, self._start_s = self._recorder.round, time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        end_s = time.perf_counter()
+        self._recorder.spans.append(
+            Span(self._track, self._name, self._start_s, end_s, self._round, self._facts)
+        )
 
 
 def span(

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from .._errors import InputError
 from .known import Known
+from .latents import Latents
 from .noise import NoiseStreams, noise_streams
 from .plan import Plan
 from .recording import Recorder, span
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
 from .skip import draws_noise, predicted
-from .tables import Column, Float32, Float64, Form, Table
+from .tables import Column, Float32, Float64, Form
 
 Denoiser = Callable[[Float32, Float32], NDArray[Any]]
 Predict = Callable[[Sequence[tuple[Float32, float]]], Sequence[Float32]]
@@ -170,7 +171,7 @@ def run_plan(
     `streams` stands right after the starting noise. Latents are never written to once made. `recorder` takes
     down when each round drafts, waits for its predictions, and refines.
     """
-    latents = _Latents(plan, streams, noise, known)
+    latents = Latents(plan.schedule, streams, noise, known)
     walk = plan.walk()
     rounds = predictions = 0
     item = next(walk)
@@ -224,69 +225,3 @@ def _clean(schedule: Schedule, held: Mapping[Column, Float32]) -> Float32:
     terms = [np.float32(w) * held[column] for column, w in clean_form(schedule, tuple(held)).items()]
     found: Float32 = np.sum(terms, axis=0)
     return found
-
-
-class _Latents:
-    """All latents of one run by their columns."""
-
-    def __init__(self, plan: Plan, streams: NoiseStreams, noise: Float32, known: Known | None) -> None:
-        schedule = plan.schedule
-        self._schedule, self._known = schedule, known
-        self._streams, self._shape = streams, noise.shape[1:]
-        self._scales = [float(scale) for scale in schedule.input_scale]
-        self._timesteps = [float(timestep) for timestep in schedule.timesteps]
-        self._noisy_steps = [i for i in range(schedule.steps) if draws_noise(schedule, i)]
-        self._drawn = 0
-        start = noise * np.float32(schedule.initial_sigma) if schedule.initial_sigma != 1 else noise
-        self.held: dict[Column, Float32] = {Column("state", 0): start}
-
-    def draft(self, item: Round) -> list[tuple[Float32, float]]:
-        """What is to be predicted in a round."""
-        for column in self.held.keys() - item.keep:
-            del self.held[column]
-        self._draw_for((*item.draft.columns, *item.refine.columns))
-        for target, draft in zip(item.draft.targets, item.draft.apply(self.held), strict=True):
-            self.held[target] = self._blended(target, draft)
-        for i in item.predict:
-            if Column("input", i) not in item.draft.targets:  # an older draft of it may still be kept
-                self.held[Column("input", i)] = self.held[Column("state", i)]
-        return [self._request(i) for i in item.predict]
-
-    def refine(self, item: Round, outputs: Sequence[Float32]) -> Observation | None:
-        for i, output in zip(item.predict, outputs, strict=True):
-            self.held[Column("output", i)] = output
-        for target, refined in zip(item.refine.targets, item.refine.apply(self.held), strict=True):
-            self.held[target] = self._blended(target, refined)
-        return tuple(self._gram(table) for table in item.observe) or None
-
-    def _gram(self, table: Table) -> Float64:
-        made = table.apply(self.held)
-        rows = np.empty((len(made[0]), len(made), made[0][0].size))
-        for k, row in enumerate(made):
-            rows[:, k] = row.reshape(len(row), -1)
-        gram: Float64 = np.einsum("brd,bsd->brs", rows, rows) / rows.shape[-1]
-        return gram if self._known is None else gram / self._known.share
-
-    def _blended(self, target: Column, latents: Float32) -> Float32:
-        """States and drafts are of what is known where that stays; a solver's memory need not be."""
-        if self._known is None or target.kind == "x0":
-            return latents
-        return self._known.into(self._schedule, target.number, latents)
-
-    def held_of(self, columns: Sequence[Column]) -> dict[Column, Float32]:
-        return {column: self.held[column] for column in columns}
-
-    def _request(self, i: int) -> tuple[Float32, float]:
-        known = self.held[Column("input", i)]
-        scale = self._scales[i]
-        return (known * np.float32(scale) if scale != 1 else known), self._timesteps[i]
-
-    def _draw_for(self, columns: Sequence[Column]) -> None:
-        """Draw step noises in the order of the steps up to the last one that is needed now."""
-        if self._drawn == len(self._noisy_steps):
-            return
-        last = max((column.number for column in columns if column.kind == "noise"), default=-1)
-        while self._drawn < len(self._noisy_steps) and self._noisy_steps[self._drawn] <= last:
-            step = self._noisy_steps[self._drawn]
-            self.held[Column("noise", step)] = self._streams.draw(self._shape)
-            self._drawn += 1

@@ -8,8 +8,7 @@ all that a sampler needs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,48 +43,64 @@ def total(*parts: tuple[Number, Mapping[Column, Number]]) -> Form:
     return {column: value for column, value in out.items() if not isinstance(value, float) or value != 0.0}
 
 
-_Term = tuple[Column, Float32, int]  # how much of a column, and 1 or −1 where it is that
+Factor = float | Float32  # of a column: one for all pictures, or (B,) with one for each
+Terms = list[list[tuple[Column, Factor]]]  # of each row the columns that it has
 
 
 _ORDER: dict[Kind, int] = {"state": 0, "input": 1, "output": 2, "x0": 3, "noise": 4}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """`targets[r] = Σ_c coefficients[..., r, c] · columns[c]`.
+    """`targets[r] = Σ_c coefficients[..., r, c] · columns[c]`."""
 
-    `coefficients` is float64, (rows, columns), or (batch, rows, columns) where every
-    picture of a batch has its own.
-    """
+    __slots__ = ("_coefficients", "_terms", "columns", "targets")
 
-    targets: tuple[Column, ...]
-    columns: tuple[Column, ...]
-    coefficients: Float64
-    _terms: list[list[_Term]] | None = field(init=False, repr=False, default=None)
+    def __init__(
+        self,
+        targets: tuple[Column, ...],
+        columns: tuple[Column, ...],
+        coefficients: Float64 | None = None,
+        terms: Terms | None = None,
+    ) -> None:
+        """coefficients: (rows, columns), or (batch, rows, columns) where each picture of a batch has its own.
 
-    def __post_init__(self) -> None:
-        assert self.coefficients.shape[-2:] == (len(self.targets), len(self.columns))
-        self.coefficients.setflags(write=False)
-
-    def _rows(self) -> list[list[_Term]]:
-        """For each row the columns that it has, and how much of each; kept, as a plan is run many times.
-
-        GPU lanes, which may get another table every round, read `coefficients` and have no use for it.
+        terms: in place of them, for one picture.
         """
+        self.targets, self.columns = targets, columns
+        self._coefficients, self._terms = coefficients, terms
+        if coefficients is not None:
+            assert coefficients.shape[-2:] == (len(targets), len(columns))
+            coefficients.setflags(write=False)
+
+    @property
+    def coefficients(self) -> Float64:
+        """Float64, (rows, columns) or (batch, rows, columns): what GPU lanes read, and CPU lanes do not."""
+        if self._coefficients is None:
+            assert self._terms is not None
+            found = np.zeros((1, len(self.targets), len(self.columns)))
+            for row, terms in enumerate(self._terms):
+                for column, factor in terms:
+                    found[0, row, self.columns.index(column)] = factor
+            found.setflags(write=False)
+            self._coefficients = found
+        return self._coefficients
+
+    def _rows(self) -> Terms:
+        """For each row the columns that it has, and how much of each; kept, as a plan is run many times."""
         if self._terms is None:
             coefficients = self.coefficients
             if coefficients.ndim == 3 and len(coefficients) == 1:
                 coefficients = coefficients[0]  # a number in place of an array of one
             single = coefficients.astype(np.float32)
-            used: NDArray[Any] = coefficients if coefficients.ndim == 2 else (coefficients != 0).any(0)
-            terms: list[list[_Term]] = [[] for _ in self.targets]
-            for row, values in enumerate(used.tolist()):
-                for at, value in enumerate(values):
-                    if value:
-                        sign = int(value) if coefficients.ndim == 2 and abs(value) == 1 else 0
-                        terms[row].append((self.columns[at], single[..., row, at], sign))
-            object.__setattr__(self, "_terms", terms)
-        assert self._terms is not None
+            own = coefficients.ndim == 3
+            used = (coefficients != 0).any(0) if own else coefficients != 0
+            self._terms = [
+                [
+                    (self.columns[at], single[:, row, at] if own else float(single[row, at]))
+                    for at in np.flatnonzero(used[row]).tolist()
+                ]
+                for row in range(len(self.targets))
+            ]
         return self._terms
 
     @classmethod
@@ -111,19 +126,21 @@ class Table:
         return [_weighted_sum(terms, latents) for terms in self._rows()]
 
 
-def _weighted_sum(terms: Iterable[_Term], latents: Mapping[Column, Float32]) -> Float32:
+def _weighted_sum(terms: Iterable[tuple[Column, Factor]], latents: Mapping[Column, Float32]) -> Float32:
     out: Float32 | None = None
     scratch: Float32 | None = None
     own = False  # whether `out` is ours to write into
-    for column, factor, sign in terms:
+    for column, factor in terms:
         latent = latents[column]
-        if factor.ndim:  # each picture's own
-            factor = factor.reshape(-1, *([1] * (latent.ndim - 1)))
+        if isinstance(factor, np.ndarray):  # each picture's own
+            factor, one, minus_one = factor.reshape(-1, *([1] * (latent.ndim - 1))), False, False
+        else:
+            one, minus_one = factor == 1.0, factor == -1.0
         if out is None:
-            out, own = (latent, False) if sign == 1 else (latent * factor, True)
+            out, own = (latent, False) if one else (latent * factor, True)
             continue
-        if sign:  # x + 1·y and x + (−1)·y to the bit, in one pass
-            out = (np.add if sign == 1 else np.subtract)(out, latent, out if own else None)
+        if one or minus_one:  # x + 1·y and x + (−1)·y to the bit, in one pass
+            out = (np.add if one else np.subtract)(out, latent, out if own else None)
         else:
             scratch = np.multiply(latent, factor, scratch)
             out = np.add(out, scratch, out if own else None)

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from .tables import Column, Float64, Form, Number, Table
+import numpy as np
+
+from .tables import Column, Factor, Form, Number, Table, Terms
 
 __all__ = ["Tape", "TapedTable", "Traced"]
 
@@ -77,24 +79,50 @@ class TapedTable:
         self.plain = Table.of(plain)  # with 1 in place of what is not known yet
         width = len(self.plain.columns)
         place = {column: at for at, column in enumerate(self.plain.columns)}
+        # Of each row its columns, in order, with a coefficient or with the number of a value on the tape.
+        self._rows: list[list[tuple[Column, float, int | None]]] = [
+            [
+                (column, cast(float, plain[target][column]), _on_tape(form[column]))
+                for column in sorted(form, key=place.__getitem__)
+            ]
+            for target, form in forms.items()
+        ]
         self._traced = [
-            (row * width + place[column], value.at)  # type: ignore[union-attr]
-            for row, form in enumerate(forms.values())
-            for column, value in form.items()
-            if isinstance(value, Traced)
+            (row * width + place[column], at)
+            for row, terms in enumerate(self._rows)
+            for column, _, at in terms
+            if at is not None
         ]
 
     def __bool__(self) -> bool:
         """Whether anything is traced."""
         return bool(self._traced)
 
-    def table(self, inputs: Sequence[Float64]) -> Table:
+    def table(self, inputs: Sequence[Sequence[float]]) -> Table:
         """The table for these inputs, each (B,): its coefficients are (B, rows, columns)."""
+        if len(inputs[0]) == 1:
+            return self._of_one([one[0] for one in inputs])
         batch, shape = len(inputs[0]), self.plain.coefficients.shape
         coefficients = self.plain.coefficients.reshape(1, -1).repeat(batch, 0)
-        # One picture is computed in plain floats, which are ten times as fast as arrays of one.
-        given: Sequence[Number] = [float(one[0]) for one in inputs] if batch == 1 else inputs
-        values = self._tape.values(given)
+        values = self._tape.values([np.array(one) for one in inputs])
         for at, value in self._traced:
             coefficients[:, at] = values[value]
         return Table(self.plain.targets, self.plain.columns, coefficients.reshape(batch, *shape))
+
+    def _of_one(self, inputs: list[float]) -> Table:
+        """In plain floats, which are ten times as fast as arrays of one."""
+        values = cast(list[float], self._tape.values(inputs))
+        rows: Terms = []
+        for row in self._rows:
+            terms: list[tuple[Column, Factor]] = []
+            for column, factor, at in row:
+                if at is not None:
+                    factor = values[at]
+                if factor:
+                    terms.append((column, factor))
+            rows.append(terms)
+        return Table(self.plain.targets, self.plain.columns, terms=rows)
+
+
+def _on_tape(value: Number) -> int | None:
+    return value.at if isinstance(value, Traced) else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .carry import DETAIL, Carried, Carry, Theta, fit_rows, fitted
+from .carry import DETAIL, Carried, Carry, Shares, Theta, fit_rows, fitted
 from .places import Asked, Place, Places
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
@@ -90,7 +90,8 @@ class Window:
         self._schedule, self._lanes, self._settings = schedule, lanes, settings
         self._places = Places() if places is None else places
         self._carried = Carried(schedule, settings.carry, settings.order, detailed=settings.tolerance > 0)
-        self._theta = Theta()
+        self._first: Shares = 0.5
+        self._second: Shares = 0.5
         self._round = self.at = 0
         self._predict = range(0)
         self._asked = Asked((), (), ())
@@ -102,24 +103,21 @@ class Window:
         known, exact = self._carried.known, self._settings.strides is None and not self._settings.tolerance
         ahead = self._lanes if known and not exact else 1  # at first there is nothing to draft with
         self._predict = range(self.at, min(self.at + ahead, self._schedule.steps))
-        shares = (self._theta.first, self._theta.second)
-        fitted = tuple(isinstance(share, np.ndarray) for share in shares)
-        key = (self.at, frozenset(known), fitted)
-        place = self._places.get(key) or self._places.add(key, self._place(fitted))
+        given = [share for share in (self._first, self._second) if not isinstance(share, float)]
+        key = (self.at, frozenset(known), len(given))  # θ2 is fitted with a θ1, if ever
+        place = self._places.get(key) or self._places.add(key, self._place())
         self._asked, self._sizes = place.asked, place.sizes
         if place.drafts is None:
             return place.item
-        given = [share for share in shares if isinstance(share, np.ndarray)]
         item = place.item
         return Round(item.predict, place.drafts.table(given), item.refine, item.keep, item.observe)
 
-    def _place(self, fitted: tuple[bool, ...]) -> Place:
+    def _place(self) -> Place:
         """What there is to do here, with shares as they are where they were not fitted, else any."""
         known, tape = self._carried.known, Tape()
         differences = self._carried.differences() if known else []
         first, second = (
-            tape.input() if one else share
-            for one, share in zip(fitted, (self._theta.first, self._theta.second), strict=True)
+            share if isinstance(share, float) else tape.input() for share in (self._first, self._second)
         )
         drafts = TapedTable(tape, self._drafts(differences, Theta(first, second)))
         asked = self._observed(differences)
@@ -128,6 +126,13 @@ class Window:
         item = replace(item, keep=frozenset(item.reads() | kept))
         sizes = (norms(self._schedule, asked.drafted) / effects(self._schedule, asked.drafted)).tolist()
         return Place(item, asked, drafts if drafts else None, sizes)
+
+    def _theta(self) -> Theta:
+        """The shares of now, to compute with."""
+        first, second = (
+            share if isinstance(share, float) else np.array(share) for share in (self._first, self._second)
+        )
+        return Theta(first, second)
 
     def _memory(self) -> Form | None:
         """x̂0 of the step before, where the next one is of second order."""
@@ -194,20 +199,19 @@ class Window:
         """Fit θ; returns the rest of what was observed."""
         if not self._asked.fitted:
             return observation
-        self._theta = fitted(observation[0], self._asked.fitted, self._theta)
+        self._first, seconds = fitted(observation[0], self._asked.fitted, self._first)
+        self._second = seconds or self._second
         return observation[1:]
 
     def _distances(self, observation: Observation) -> list[list[float]]:
         """Of each draft from its refined state, in every picture."""
-        squares = [
-            [rows[k][k] for rows in pictures]
-            for pictures in map(np.ndarray.tolist, observation)
-            for k in range(len(pictures[0]))
-        ]
-        return [
-            [math.sqrt(square) / size for square in state]
-            for state, size in zip(squares, self._sizes, strict=True)
-        ]
+        found: list[list[float]] = []
+        for pictures in map(np.ndarray.tolist, observation):
+            for k in range(len(pictures[0])):
+                size = self._sizes[len(found)]
+                found.append([math.sqrt(rows[k][k]) / size for rows in pictures])
+        assert len(found) == len(self._sizes)
+        return found
 
     def _accepted(self, distances: list[list[float]]) -> int:
         """Steps that are taken: one, and one for each draft that was near, up to the first that was not.

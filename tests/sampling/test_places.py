@@ -22,12 +22,14 @@ from driffusion_trt.sampling.traced import Tape, TapedTable
 class Literal(window.Window):
     """The rounds with θ as arrays in all of their forms, and nothing kept from one to the next."""
 
+    _literal = Theta()
+
     def next_round(self) -> Round:
         known, exact = self._carried.known, self._settings.strides is None and not self._settings.tolerance
         ahead = self._lanes if known and not exact else 1
         self._predict = range(self.at, min(self.at + ahead, self._schedule.steps))
         differences = self._carried.differences() if known else []
-        drafts = self._drafts(differences, self._theta)
+        drafts = self._drafts(differences, self._literal)
         self._asked = self._observed(differences)
         drafted = self._asked.drafted
         self._sizes = window.norms(self._schedule, drafted) / window.effects(self._schedule, drafted)
@@ -40,7 +42,7 @@ class Literal(window.Window):
     def _learned(self, observation: Observation) -> Observation:
         if not self._asked.fitted:
             return observation
-        self._theta = literal_fitted(observation[0], self._asked.fitted, self._theta)
+        self._literal = literal_fitted(observation[0], self._asked.fitted, self._literal)
         return observation[1:]
 
 
@@ -135,19 +137,22 @@ def test_rounds_are_those_of_forms_made_anew(
 def test_shares_in_floats_are_those_of_arrays(
     count: int, distances: list[int], zeros: list[int], seed: int
 ) -> None:
+    def same() -> None:
+        firsts, seconds = fitted(gram, tuple(distances), before.tolist())
+        wanted = literal_fitted(gram, tuple(distances), Theta(before, before))
+        np.testing.assert_array_equal(firsts, wanted.first)
+        np.testing.assert_array_equal(seconds, wanted.second if count > 1 else [])
+
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((4, 2 * count, 9)) * rng.choice([1e-5, 1, 1e3], (4, 1, 1))
     rows[:, :, zeros] = 0
     rows[0, 0] = 0  # nothing to learn from
     rows[1, count - 1] = rows[1, 0]  # two differences that are one
     gram = rows @ rows.swapaxes(1, 2)
-    before = Theta(rng.random(4), rng.random(4))
-    made, wanted = fitted(gram, distances, before), literal_fitted(gram, tuple(distances), before)
-    np.testing.assert_array_equal(made.first, wanted.first)
-    np.testing.assert_array_equal(made.second, wanted.second)
+    before = rng.random(4)
+    same()
     gram[2, 0, count] = np.nan
-    made, wanted = fitted(gram, distances, before), literal_fitted(gram, tuple(distances), before)
-    np.testing.assert_array_equal(made.first, wanted.first)  # a NaN is one in both
+    same()  # a NaN is one in both
 
 
 def test_a_tape_does_again_what_was_done() -> None:
@@ -156,7 +161,7 @@ def test_a_tape_does_again_what_was_done() -> None:
     one, other = Column("input", 0), Column("output", 0)
     made = TapedTable(tape, {one: {one: 0.3 * (0.0 + share * 0.7) + share, other: 2.0}})
     for theta in (np.array([0.1]), np.array([0.1, 0.9])):
-        table = made.table([theta])
+        table = made.table([theta.tolist()])
         wanted = np.stack([0.3 * (0.0 + theta * 0.7) + theta, np.full(len(theta), 2.0)], 1)[:, None]
         np.testing.assert_array_equal(table.coefficients, wanted)
 
@@ -183,6 +188,25 @@ def test_sums_are_those_of_terms_one_by_one(factors: list[float], batched: int, 
     for column, factor in zip(columns[1:], factors[1:], strict=True):
         wanted = wanted + latents[column] * np.float32(factor)
     assert made.tobytes() == wanted.tobytes()
+
+
+def test_a_table_of_one_picture_is_that_of_its_coefficients() -> None:
+    """CPU lanes apply its terms, GPU lanes read its coefficients; a share of 0 leaves its column out."""
+    tape = Tape()
+    share: Any = tape.input()
+    one, other, third = Column("input", 0), Column("output", 0), Column("output", 1)
+    taped = TapedTable(tape, {one: {third: -1.0, other: share * 0.3, one: share}, other: {one: 1.0}})
+    rng = np.random.default_rng(0)
+    latents: dict[Column, Floats] = {
+        c: rng.standard_normal((1, 2, 5)).astype(np.float32) for c in taped.plain.columns
+    }
+    for theta in (0.7, 1.0, 0.0):
+        table = taped.table([[theta]])
+        wanted = np.array([[[theta, theta * 0.3, -1.0], [1.0, 0.0, 0.0]]])
+        np.testing.assert_array_equal(table.coefficients, wanted)
+        assert not table.coefficients.flags.writeable
+        applied = Table(table.targets, table.columns, wanted).apply(latents)
+        assert [a.tobytes() for a in table.apply(latents)] == [a.tobytes() for a in applied]
 
 
 def test_what_is_kept_is_bounded_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
