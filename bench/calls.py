@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from driffusion_trt.engines.onnx_session import BoundRun, OnnxSession
 from .baselines import shapes_of
 from .crowd import Demo, both
 
-__all__ = ["Clock", "Instant", "at_once", "bound"]
+__all__ = ["Clock", "Instant", "Watched", "at_once", "bound", "rounds_of"]
 
 Clock = Callable[[], float]  # runs something once and returns its wall-clock seconds
 _WARM = 2
@@ -58,6 +60,46 @@ def at_once(runs: Sequence[BoundRun], calls: int) -> Clock:
         return float(statistics.median(max(times) for times in zip(*took, strict=True)))
 
     return run
+
+
+class Watched(OnnxSession):
+    """A session that takes down when its bound calls begin and end, and nothing more.
+
+    calls: pairs of `time.perf_counter`, in the order of their ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.calls: list[tuple[float, float]] = []
+
+    def bind(self, inputs: Any, outputs: Any = None) -> BoundRun:
+        plain = super().bind(inputs, outputs)
+        return _WatchedRun(self, plain.inputs, plain.outputs)
+
+
+class _WatchedRun(BoundRun):
+    __slots__ = ("_calls",)
+
+    def __init__(self, session: Watched, inputs: Any, outputs: Any) -> None:
+        super().__init__(session, inputs, outputs)
+        self._calls = session.calls
+
+    def __call__(self) -> None:
+        begun = time.perf_counter()
+        super().__call__()
+        self._calls.append((begun, time.perf_counter()))
+
+
+def rounds_of(calls: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """Seconds of the calls of each round: a round begins when all calls of the one before have ended."""
+    rounds: list[list[float]] = []
+    ended = -math.inf
+    for begin, end in sorted(calls):
+        if begin >= ended:
+            rounds.append([])
+        rounds[-1].append(end - begin)
+        ended = max(ended, end)
+    return rounds
 
 
 class Instant(OnnxSession):

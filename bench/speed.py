@@ -5,8 +5,8 @@ a repeat, with their quartiles: the machine's noise then hits both sides. Every 
 prompt.
 
 - loop: the whole denoising loop (guidance 3, batch 1), without text encoders and VAE.
-- network: Σ over its rounds of the slowest lane's network call, as a recorder took it down in the same loop:
-  loop over network is what everything but networks costs.
+- network: Σ over its rounds of the slowest lane's network call, whose begin and end were taken down in the
+  same loop: loop over network is what everything but networks costs.
 - ideal: Σ over its rounds of t(k), where t(1) is one network call alone and t(2) the slower of two at once in
   independent sessions, measured outside of loops.
 - rivals: sequential on one thread; sequential with ONNX Runtime on two threads, which spin within a call, as
@@ -41,11 +41,10 @@ from driffusion_trt.engines.manifest import BUNDLED
 from driffusion_trt.engines.onnx_session import OnnxSession
 from driffusion_trt.runtime.host import HostLanes
 from driffusion_trt.sampling.noise import noise_streams
-from driffusion_trt.sampling.recording import Recorder
 from driffusion_trt.sampling.sample import run_plan
 
 from . import report
-from .calls import Clock, Instant, at_once, bound
+from .calls import Clock, Instant, Watched, at_once, bound, rounds_of
 from .crowd import Demo
 from .diffusers_loop import diffusers_loop
 
@@ -66,8 +65,9 @@ class Loop:
     widths: network calls of each round of the last run. network_s: Σ of the slowest one's seconds in each.
     """
 
-    def __init__(self, demo: Demo, lanes: HostLanes, plan: dt.Plan) -> None:
-        self._demo, self._lanes, self._plan = demo, lanes, plan
+    def __init__(self, demo: Demo, lanes: HostLanes, plan: dt.Plan, watched: Watched | None = None) -> None:
+        """watched: the session of the lanes, whose calls are to be told apart."""
+        self._demo, self._lanes, self._plan, self._watched = demo, lanes, plan, watched
         self._prompts = itertools.cycle(demo.prompts)
         self.widths: list[int] = []
         self.network_s = 0.0
@@ -77,17 +77,17 @@ class Loop:
         given, without = self._demo.embeddings([prompt])
         job = self._lanes.job(given, SCALE, without)
         job.warm_up(self._demo.shape)
-        streams, recorder = noise_streams([prompt], 1), Recorder()
+        streams = noise_streams([prompt], 1)
         noise = streams.draw(self._demo.shape)
+        if self._watched is not None:
+            self._watched.calls.clear()
         start = time.perf_counter()
-        job.sample(self._plan, noise, streams, recorder=recorder)
+        job.sample(self._plan, noise, streams)
         seconds = time.perf_counter() - start
-        rounds: dict[int, list[float]] = {}
-        for span in recorder.spans:
-            if span.name == "network":
-                rounds.setdefault(span.round, []).append(1e-3 * span.ms)
-        self.widths = [len(calls) for calls in rounds.values()]
-        self.network_s = sum(map(max, rounds.values()))
+        if self._watched is not None:
+            rounds = rounds_of(self._watched.calls)
+            self.widths = [len(calls) for calls in rounds]
+            self.network_s = sum(map(max, rounds))
         return seconds
 
 
@@ -113,9 +113,10 @@ def measure(model: str, repeats: int, steps: int | None) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(HostLanes(denoiser, 1))
         one_wide = stack.enter_context(HostLanes(denoiser, 1, threads_per_lane=2))
-        two = stack.enter_context(HostLanes(denoiser, 2))
+        watched = Watched(denoiser)  # one session for both lanes, which closes with them
+        two = stack.enter_context(HostLanes(lambda: watched, 2))
         runs = [bound(demo, stack.enter_context(OnnxSession(denoiser)), PICTURE) for _ in range(2)]
-        loops = {mode: Loop(demo, two, plan) for mode, plan in plans.items()}
+        loops = {mode: Loop(demo, two, plan, watched) for mode, plan in plans.items()}
         clocks: dict[str, Clock] = {
             "t(1)": at_once(runs[:1], 10),
             "aggressive": loops["aggressive"],
