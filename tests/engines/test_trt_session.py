@@ -231,7 +231,7 @@ def test_a_closed_session_says_so(onnx_file: str) -> None:
 
 def test_a_missing_flavour_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingExtraError, match=re.escape("pip install 'driffusion-trt[tensorrt]'")):
+    with pytest.raises(MissingExtraError, match=re.escape("pip install '.[tensorrt]'")):
         TensorRTSession(b"", PLAIN, name="denoiser")
 
 

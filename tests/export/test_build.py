@@ -299,7 +299,7 @@ def test_a_missing_package_is_named(
         return version(name)
 
     monkeypatch.setattr(plan.metadata, "version", without)
-    with pytest.raises(MissingExtraError, match=r"diffusers .* pip install 'driffusion-trt\[export\]'"):
+    with pytest.raises(MissingExtraError, match=r"diffusers .* pip install '\.\[export\]'"):
         export_model("sd21", checkpoints("sd21"), tmp_path / "m")
 
 

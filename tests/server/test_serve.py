@@ -123,7 +123,7 @@ def test_the_missing_extra_is_named(
 ) -> None:
     monkeypatch.setattr("driffusion_trt.commands._serving.find_spec", lambda name: None)
     assert main(["serve"]) == 1
-    assert "pip install 'driffusion-trt[serve]'" in capsys.readouterr().err
+    assert "pip install '.[serve]'" in capsys.readouterr().err
 
 
 def test_the_missing_ray_is_named(
@@ -131,7 +131,7 @@ def test_the_missing_ray_is_named(
 ) -> None:
     monkeypatch.setattr("driffusion_trt.commands._serving_ray.find_spec", lambda name: None)
     assert main(["serve", "--ray"]) == 1
-    assert "ray is needed here and is not installed; run: pip install 'driffusion-trt[ray]'" in (
+    assert "ray is needed here and is not installed; run: pip install '.[ray]'" in (
         capsys.readouterr().err
     )
 
