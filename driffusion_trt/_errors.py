@@ -101,7 +101,7 @@ class RefusedError(DriffusionError, RuntimeError):
 
 
 class QueueFullError(RefusedError):
-    """As many requests wait as may; `retry_after_s` is when the next place is expected to be free."""
+    """As many requests wait as may; `retry_after_s` is when a place for this one is expected."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
