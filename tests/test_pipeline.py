@@ -65,6 +65,13 @@ def test_bfloat16_is_not_for_cpu_lanes(model: Path) -> None:
         Pipeline.load(model, devices=1)
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0, -1.0, "1", None])
+def test_a_deadline_that_is_none_is_refused(folder: Path, seconds: Any) -> None:
+    """With NaN, 0 or less every GPU would be taken to hang at its first picture."""
+    with pytest.raises(InputError, match="deadline_s must be a number of seconds above 0, not"):
+        Pipeline.load(folder, devices=1, deadline_s=seconds)
+
+
 # The picture itself
 
 
