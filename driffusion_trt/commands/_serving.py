@@ -80,13 +80,18 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
         host, port = listener.getsockname()[:2]
         options = replace(options, hosts=_hosts(own, host, named, bool(keys), console))
         logged(args.quiet)
+        from ..server.admission import OPTIONS, check_options
         from ..server.engine import Engine
 
-        metrics = Metrics()
-        engine = Engine.load(observer=metrics, **_here(args, console), **_how(args))
+        metrics, how = Metrics(), _how(args)
+        check_options(**{name: value for name, value in how.items() if name in OPTIONS})
+        models = _here(args, console)
+        console.note(f"loading {options.names[0]}; the service listens once it is warmed up and measured")
+        engine = Engine.load(observer=metrics, **models, **how)
         shown = f"[{host}]" if ":" in host else host
-        console.note(f"{options.names[0]} on {engine.pipe.where}: http://{shown}:{port}/")
-        serve(make_app(engine, options, store, metrics), listener, limits, drain_s, proxies)
+        address = f"{options.names[0]} on {engine.pipe.where}: http://{shown}:{port}/"
+        app = make_app(engine, options, store, metrics)
+        serve(app, listener, limits, drain_s, proxies, ready=lambda: console.note(address))
 
 
 def _check_models(args: argparse.Namespace) -> None:
@@ -125,7 +130,8 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "cuda_graphs": False if args.no_cuda_graphs else None,
         "peer_copies": False if args.no_peer_copies else None,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    said = {name: value for name, value in found.items() if value is not None}
+    return {**said, "most_area": None}  # --max-pixels bounds it
 
 
 def _names(args: argparse.Namespace) -> tuple[str, ...]:

@@ -16,9 +16,10 @@ from .._errors import InputError, QueueFullError, did_you_mean
 from .orders import Order, Prompt, Shop
 from .scheduler import Scheduler
 
-__all__ = ["SHARES", "Admission", "arrival", "check_deadline", "check_options"]
+__all__ = ["OPTIONS", "SHARES", "Admission", "Returns", "arrival", "check_deadline", "check_options"]
 
 SHARES = ("elastic", "all", "one")
+OPTIONS = ("queue", "share", "hang_s", "most_s", "most_area")
 _MOST_WAITING = 1024  # what is expected of them is worked out in the event loop
 _CHECKING = 2  # requests that are checked at once, each in a thread: pictures are resized there
 _LEAST_RETRY_S = 0.05  # between two that come again
@@ -80,7 +81,9 @@ class Admission:
             self._refuse(why, waiting, self._queue - kept)
         users_own += self._checking.count((client, user))
         if user and waiting >= self._queue - kept - eighth and users_own >= share / (users_others + 2):
-            why = f"{users_own} requests of this user wait, and the last {kept + eighth} places are for others"
+            why = (
+                f"{users_own} requests of this user wait, and the last {kept + eighth} places are for others"
+            )
             self._refuse(why, waiting, self._queue - kept - eighth)
 
     def _refuse(self, why: str, waiting: int, places: int) -> None:
@@ -118,7 +121,13 @@ class Admission:
         self._threads.shutdown(wait=False)
 
 
-def check_options(queue: object, share: object, hang_s: object, most_s: object) -> None:
+def check_options(
+    queue: object = 64,
+    share: object = "elastic",
+    hang_s: object = 30.0,
+    most_s: object = None,
+    most_area: object = None,
+) -> None:
     """Of an engine. Raises InputError."""
     if isinstance(queue, bool) or not isinstance(queue, int) or not 1 <= queue <= _MOST_WAITING:
         raise InputError(f"queue must be a whole number from 1 to {_MOST_WAITING}, not {queue!r}")
@@ -127,6 +136,8 @@ def check_options(queue: object, share: object, hang_s: object, most_s: object) 
     _check_seconds("hang_s", hang_s)
     if most_s is not None:
         _check_seconds("most_s", most_s)
+    if most_area is not None and not (_number(most_area) and 1 <= most_area < math.inf):  # type: ignore[operator]
+        raise InputError(f"most_area must be a number of pictures from 1 on, not {most_area!r}")
 
 
 def arrival(since_s: object) -> float:

@@ -248,6 +248,8 @@ async def test_a_request_is_no_more_work_than_may_be() -> None:
     for wrong in (0, -1.0, float("nan"), True, "1"):
         with pytest.raises(dt.InputError, match="most_s must be"):
             engine(shop, most_s=wrong)
+        with pytest.raises(dt.InputError, match="most_area must be"):
+            engine(shop, most_area=wrong)
 
 
 @in_loop

@@ -131,9 +131,7 @@ def test_the_missing_ray_is_named(
 ) -> None:
     monkeypatch.setattr("driffusion_trt.commands._serving_ray.find_spec", lambda name: None)
     assert main(["serve", "--ray"]) == 1
-    assert "ray is needed here and is not installed; run: pip install '.[ray]'" in (
-        capsys.readouterr().err
-    )
+    assert "ray is needed here and is not installed; run: pip install '.[ray]'" in (capsys.readouterr().err)
 
 
 def test_rays_other_proxy_is_refused(
@@ -262,6 +260,31 @@ def test_the_work_of_a_request_is_bounded() -> None:
     """Whatever the model; by itself to ten minutes of one lane."""
     assert _how(parse(["serve"]))["most_s"] == 600.0
     assert _how(parse(["serve", "--max-seconds", "5"]))["most_s"] == 5.0
+    assert _how(parse(["serve"]))["most_area"] is None, "--max-pixels says it"
+
+
+def test_the_address_is_told_once_it_is_there(model: str) -> None:
+    """Not before: what reads the line may connect. Loading, warming up and measuring come first, and are told."""
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", "--model", model, "--devices", "1"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        lines = []
+        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/", lines[-1] if lines else "")):
+            line = process.stderr.readline()
+            assert line, lines
+            lines.append(line)
+        assert lines[0] == "loading tiny; the service listens once it is warmed up and measured\n"
+        connection = HTTPConnection("127.0.0.1", int(found[1]), timeout=DEADLINE_S)
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().status == 200
+        connection.close()
+    finally:
+        process.kill()
+        process.wait(DEADLINE_S)
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 def test_an_end_has_an_end(model: str) -> None:
