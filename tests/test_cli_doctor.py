@@ -481,9 +481,7 @@ def test_without_tensorrt_that_comes_first(
     found = report(capsys)
     assert {fit["why_not"] for fit in found["model"]["fits"]} == {"TensorRT is not installed"}
     (note,) = found["notes"]
-    assert (
-        note.startswith(f"for {ADA}: TensorRT is needed") and "pip install '.[tensorrt]'" in note
-    )
+    assert note.startswith(f"for {ADA}: TensorRT is needed") and "pip install '.[tensorrt]'" in note
     assert found["model"]["build"] == "driffusion-trt build --model demo --target this"
 
 

@@ -60,7 +60,9 @@ def test_fewer_steps_take_half_the_predictions_of_two_lanes_and_less_than_a_thir
     for guidance in ("3", "7.5"):
         for _, rows in cells(guidance):
             share = {
-                n: [rows["direct skip", n]["predictions"] / rows[method, n]["predictions"] for method in FIXED]
+                n: [
+                    rows["direct skip", n]["predictions"] / rows[method, n]["predictions"] for method in FIXED
+                ]
                 for n in LANES
             }
             assert 0.5 <= min(share[2]) and max(share[2]) < 0.55 and max(share[4]) < 1 / 3
