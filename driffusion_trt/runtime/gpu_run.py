@@ -1,4 +1,7 @@
-"""The loop on the GPU lanes: it enqueues rounds one after another and waits once, for the picture."""
+"""The loop on the GPU lanes: it enqueues rounds one after another, and waits for the picture.
+
+Where a plan decides each round from what the last one showed, it waits for that too.
+"""
 
 from __future__ import annotations
 
