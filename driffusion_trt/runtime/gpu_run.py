@@ -1,7 +1,4 @@
-"""The loop on the GPU lanes: it enqueues rounds one after another, and waits for the picture.
-
-Where a plan decides each round from what the last one showed, it waits for that too.
-"""
+"""The loop on the GPU lanes: it enqueues rounds, and waits once for the picture, or once a round to decide."""
 
 from __future__ import annotations
 
