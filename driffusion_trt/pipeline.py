@@ -18,7 +18,7 @@ from ._errors import DriffusionError, InputError, LaneError, ModelError
 from ._planner import Planner, planned
 from ._precision import Precisions, single_precision
 from ._request import Request
-from ._settings import Settings, check_names
+from ._settings import Settings, check_names, python_numbers
 from ._source import resolved
 from ._stages import Stages, heard
 from .engines.manifest import ModelFolder
@@ -191,9 +191,9 @@ class Pipeline:
                 sequence has one seed for each picture.
             num_images: pictures of each prompt.
             mode: "auto", the default, or one of `make_plan`'s; quality, deadline_ms: see `Settings`.
-            lanes: noises predicted at once; of mode "auto" the most, of others by default the number of
-                devices, but no more than 2, or one for every 10 steps, or 4. With a mode by name the picture
-                depends on the lanes and not on the devices.
+            lanes: noises predicted at once; of mode "auto" the most. Of others by default the number of
+                devices, but at most one for every 10 steps, which is taken as not below 2 nor above 4. With a
+                mode by name the picture depends on the lanes and not on the devices.
             split_guidance: predict with and without the prompt on two devices; see `Settings`.
             rounds: for modes "skip", "window" and "paradigms"; for "tolerance" the most.
             blocks: for modes "window" and "aggressive": see `make_plan`.
@@ -260,7 +260,7 @@ class Pipeline:
     ) -> tuple[Request, Mapping[str, Any]]:
         check_names(settings)
         self._check_open()
-        checked = resolved(self.spec, settings)
+        checked = resolved(self.spec, python_numbers(settings))
         check_auto(checked)
         request = Request.check(self.spec, self._planner.own_size, prompt, checked)
         self._stages.check(request)

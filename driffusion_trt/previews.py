@@ -1,8 +1,8 @@
-"""Small pictures of latents by one linear map of their channels: about what a decoder would show, for nothing.
+"""Small pictures of latents by one linear map of their channels: about what a decoder shows, for nothing.
 
-The bundled models' maps are least squares of decoded pictures on latents: the demo's to 24 of its pictures, of
-which they explain 96 % of the variance, those of the others, which share an autoencoder, to 600 drawn ones.
-For other models there is no map: their latents are shown in grey, along the direction in which they vary most.
+The bundled models' maps are least squares of decoded pictures on latents: the demo's to 24 of its pictures,
+of which they explain 96 % of the variance, those of the others, which share an autoencoder, to 600 drawn
+ones. For other models there is no map: their latents are shown in grey, along what varies most in them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def preview(spec: ModelSpec, latents: NDArray[np.float32]) -> tuple[Image.Image,
 
 
 def _grey(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(C, h, w) along their first principal component, (3, h, w): two standard deviations are all of the range."""
+    """(C, h, w) along their first principal component, (3, h, w); white is two standard deviations off."""
     centred = latents.reshape(len(latents), -1) - latents.mean((1, 2))[:, None]
     _, directions = np.linalg.eigh(centred @ centred.T)
     first = directions[:, -1]

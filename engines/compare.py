@@ -60,7 +60,7 @@ def random_inputs(
 
 
 def worst_difference(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> float:
-    """The largest relative L2 over the outputs; infinite where one is missing, of another shape or not finite.
+    """The largest relative L2 over the outputs; infinite where one is missing, odd in shape or not finite.
 
     That holds for both sides: where the reference overflows too, nothing was compared.
     """

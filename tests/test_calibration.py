@@ -426,11 +426,17 @@ def test_the_command_measures_prints_and_keeps(
             "--mode was given; it does not go with --calibrate",
         ),
         ("--calibrate MODEL --prompts a+fox --timeline", "--timeline was given; it does not go with"),
-        ("--calibrate MODEL --prompts a+fox --model demo", "--model was given; with --calibrate the folder is"),
+        (
+            "--calibrate MODEL --prompts a+fox --model demo",
+            "--model was given; with --calibrate the folder is",
+        ),
         ("--calibrate MODEL --prompts a+fox --guidance-scale -1", "guidance_scale=-1.0 was asked"),
         ("--prompts a+fox", "--prompts was given; it goes with --calibrate"),
         ("--force", "--force was given; it goes with --calibrate"),
-        ("--calibrate MODEL --prompts prompts.txt", "there is no file 'prompts.txt', and it looks like the name"),
+        (
+            "--calibrate MODEL --prompts prompts.txt",
+            "there is no file 'prompts.txt', and it looks like the name",
+        ),
         ("--calibrate MODEL --prompts a+fox my+prompts.txt", "there is no file 'my prompts.txt'"),
         ("--calibrate MODEL --prompts fox", "there is no file 'fox'"),
         ("--calibrate demo --prompts a+fox", "demo comes with the package"),
@@ -449,7 +455,17 @@ def test_misuse_is_refused_before_any_work(
 def test_what_was_measured_on_more_pairs_stays_unless_it_is_forced(
     folder: ModelFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["plan", "--calibrate", str(folder.path), "--prompts", "a red fox", "--steps", "2", "--lanes", "2"]
+    words = [
+        "plan",
+        "--calibrate",
+        str(folder.path),
+        "--prompts",
+        "a red fox",
+        "--steps",
+        "2",
+        "--lanes",
+        "2",
+    ]
     assert main([*words, "--seeds", "2"]) == 0
     assert main([*words, "--guidance-scale", "2"]) == 0, "of another request"
     kept = Calibration.read(folder).entries

@@ -1,9 +1,9 @@
 """The README and docs/embedding.md do what they say: code and commands run, links lead somewhere.
 
 Blocks are read from the README in order. Python blocks share one set of names and one folder,
-so that a later block may go on from an earlier one; the folder is empty at first. In shell blocks every `driffusion-trt …` line is run there, and every other
-line must be one of the few kinds that are known. A block that cannot run here is marked, on the line
-before it, `<!-- not run: why -->`.
+so that a later block may go on from an earlier one; the folder is empty at first. In shell blocks
+every `driffusion-trt …` line is run there, and every other line must be one of the few kinds that are
+known. A block that cannot run here is marked, on the line before it, `<!-- not run: why -->`.
 """
 
 from __future__ import annotations

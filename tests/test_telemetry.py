@@ -28,7 +28,7 @@ def child(code: str, folder: Path, **variables: str) -> str:
 
 @pytest.mark.parametrize("what", LOADERS)
 def test_nothing_is_gathered(tmp_path: Path, what: str) -> None:
-    """Where it is on, ONNX Runtime keeps an id of the machine and a queue of events there from its import on."""
+    """Where it is on, ONNX Runtime keeps an id of the machine and a queue of events from its import on."""
     code = f"{LOADERS[what]}; import sys; print('onnxruntime' in sys.modules)"
     assert child(code, tmp_path).split() == ["True"]
     assert [path.name for path in tmp_path.rglob("*") if "onnxruntime" in path.name] == []

@@ -79,8 +79,8 @@ def _checked(args: argparse.Namespace, console: Console) -> _Job:
     folder = ModelFolder.open(args.calibrate)
     if any(folder.path.resolve() == resolve_model(name).resolve() for name in BUNDLED):
         raise InputError(
-            f"{folder.path} comes with the package, and so does its calibration; copy the folder, and calibrate "
-            "the copy"
+            f"{folder.path} comes with the package, and so does its calibration; copy the folder, and "
+            "calibrate the copy"
         )
     there = check_addable(folder)
     planner = Planner(folder)
@@ -130,8 +130,8 @@ def _prompts(given: Sequence[str]) -> list[str]:
             prompts += read_prompts([], one)
         elif " " not in one.strip() or _FILE.search(one):
             raise InputError(
-                f"there is no file {one!r}, and it looks like the name of one; if it is a prompt, write it into a "
-                "file with one a line, or give - and write it to standard input"
+                f"there is no file {one!r}, and it looks like the name of one; if it is a prompt, write it "
+                "into a file with one a line, or give - and write it to standard input"
             )
         else:
             prompts.append(one)

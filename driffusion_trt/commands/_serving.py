@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import re
 import socket
 from dataclasses import replace
@@ -60,6 +61,10 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
     from ..server.serving import bound, logged, serve
     from ..server.store import Store
 
+    for name in (*_LIMITS, "hang_timeout", "max_seconds"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be a number above 0, not {value:g}")
     given = {field: getattr(args, name) for name, field in _LIMITS.items()}
     limits = Limits(**{field: value for field, value in given.items() if value is not None})
     _check_models(args)

@@ -27,7 +27,7 @@ def load_session(folder: ModelFolder, network: str, gpu: Gpu, device: Device) ->
         MissingExtraError: no TensorRT is installed.
     """
     plan, flavour = choose_plan(folder, network, gpu)
-    # TensorRT-RTX's finished kernels, one file for each plan and kind of GPU. The model's folder may be read-only.
+    # TensorRT-RTX's finished kernels, for each plan and kind of GPU. The model's folder may be read-only.
     kept = cache_folder("kernels")
     cache = None if kept is None else kept / f"{plan.sha256[:32]}.{gpu.target}.jit"
     device.make_current(again=True)

@@ -65,7 +65,7 @@ def test_fewer_steps_take_half_the_predictions_of_two_lanes_and_less_than_a_thir
                 ]
                 for n in LANES
             }
-            assert 0.5 <= min(share[2]) and max(share[2]) < 0.55 and max(share[4]) < 1 / 3
+            assert min(share[2]) >= 0.5 and max(share[2]) < 0.55 and max(share[4]) < 1 / 3
 
 
 def test_pictures_take_2_to_13_percent_longer_than_foreseen() -> None:

@@ -49,7 +49,7 @@ def picture(pipe: dt.Pipeline, **options: Any) -> dt.pipeline.Result:  # type: i
 def test_finished_kernels_are_kept_for_the_next_process(
     planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One file for each plan, in the user's cache: the model's folder may be read-only, and is what it was."""
+    """One file for each plan, in the user's cache: the model's folder, maybe read-only, is what it was."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = sorted(planned.rglob("*"))
     kept = tmp_path / "driffusion-trt" / "kernels"

@@ -52,8 +52,8 @@ def loggers() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--max-images 0", "the limit images must be a positive number, not 0"),
-        ("--body-timeout nan", "the limit body_s must be a positive number, not nan"),
+        ("--max-images 0", "--max-images must be a number above 0, not 0"),
+        ("--body-timeout nan", "--body-timeout must be a number above 0, not nan"),
         ("--drain-timeout 0", "--drain-timeout must be above 0"),
         ("--cors-origin example.org", "--cors-origin takes origins such as https://example.org"),
         ("--cors-origin https://example.org/path", "not 'https://example.org/path'"),
@@ -61,9 +61,10 @@ def loggers() -> Iterator[None]:
         ("--allowed-host http://a", "without ports, not 'http://a'"),
         ("--trusted-proxy 10.0.0.1/8", "--trusted-proxy takes addresses and networks such as 10.0.0.0/8"),
         ("--trusted-proxy *", "not '*'"),
-        ("--read-rate 0", "the limit read_rate must be a positive number"),
-        ("--max-held-bytes 0", "the limit held_bytes must be a positive number"),
-        ("--hang-timeout 0", "hang_s must be a number of seconds above 0"),
+        ("--read-rate 0", "--read-rate must be a number above 0"),
+        ("--max-held-bytes 0", "--max-held-bytes must be a number above 0"),
+        ("--hang-timeout nan", "--hang-timeout must be a number above 0, not nan"),
+        ("--max-seconds 0", "--max-seconds must be a number above 0"),
         ("--queue 2000", "queue must be a whole number from 1 to 1024"),
         ("--public-url ftp://x", "--public-url must begin with http:// or https://"),
         ("--api-key-file missing.txt", "the file of API keys missing.txt cannot be read"),
@@ -264,7 +265,7 @@ def test_the_work_of_a_request_is_bounded() -> None:
 
 
 def test_the_address_is_told_once_it_is_there(model: str) -> None:
-    """Not before: what reads the line may connect. Loading, warming up and measuring come first, and are told."""
+    """What reads the line may connect. Loading, warming up and measuring come first, and are told."""
     process = subprocess.Popen(
         [*COMMAND, "--port", "0", "--model", model, "--devices", "1"], stderr=subprocess.PIPE, text=True
     )
