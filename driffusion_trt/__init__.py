@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-# ONNX Runtime's builds send statistics of use to Microsoft unless this is said before it is imported. Processes
-# that are started from here inherit it.
+# ONNX Runtime's builds send statistics of use to Microsoft unless this is said before it is imported.
+# Processes that are started from here inherit it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
