@@ -106,7 +106,7 @@ class PipelineShop:
 
     shared = True
 
-    def __init__(self, pipe: Pipeline, most_area: float | None) -> None:
+    def __init__(self, pipe: Pipeline, most_area: float | None = None) -> None:
         """most_area: of all pictures of a request, in pictures of the model's own size; None for any."""
         self._pipe, self._most_area = pipe, most_area
         self._gpus = bool(pipe._devices.gpus)
