@@ -6,6 +6,7 @@ The names below are loaded at first use, so that `import driffusion_trt` costs n
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from .server.engine import Engine
 
 __version__ = "0.1.0.dev0"
+
+# ONNX Runtime's builds send statistics of use to Microsoft unless this is said before it is imported.
+# Processes that are started from here inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "CancelledError",

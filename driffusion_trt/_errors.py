@@ -101,7 +101,7 @@ class RefusedError(DriffusionError, RuntimeError):
 
 
 class QueueFullError(RefusedError):
-    """As many requests wait as may; `retry_after_s` is when the next place is expected to be free."""
+    """As many requests wait as may; `retry_after_s` is when a place for this one is expected."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -124,7 +124,8 @@ class MissingExtraError(DriffusionError, ImportError):
     """An optional package is not installed; `command` is what to run where the extra alone will not do."""
 
     def __init__(self, package: str, extra: str, *, command: str | None = None) -> None:
-        command = command or f"pip install 'driffusion-trt[{extra}]'"
+        # Not by its name: the package index does not have it.
+        command = command or f"pip install '.[{extra}]' in a clone of driffusion-trt"
         super().__init__(f"{package} is needed here and is not installed; run: {command}")
 
 

@@ -17,7 +17,18 @@ from .sampling.noise import noise_streams
 from .sampling.recording import Recorder
 from .sampling.sample import RoundDone
 
-__all__ = ["Seed", "Settings", "Size", "check_names", "pair", "seeds", "text", "texts", "whole"]
+__all__ = [
+    "Seed",
+    "Settings",
+    "Size",
+    "check_names",
+    "pair",
+    "python_numbers",
+    "seeds",
+    "text",
+    "texts",
+    "whole",
+]
 
 Seed = int | tuple[int, ...]
 Size = tuple[int, int]
@@ -97,6 +108,11 @@ def text(name: str, given: object) -> str:
     except UnicodeEncodeError as error:  # what Python makes of bytes that are no UTF-8
         raise InputError(f"{name} {given!r} is not valid Unicode; give it in UTF-8") from error
     return given
+
+
+def python_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """numpy's scalars are numbers as well; pictures remember what is plain JSON."""
+    return {name: one.item() if isinstance(one, np.generic) else one for name, one in settings.items()}
 
 
 def whole(name: str, given: object, least: int) -> int:

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(dest="command", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", prog=PROGRAM, help=argparse.SUPPRESS)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,

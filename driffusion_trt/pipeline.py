@@ -19,7 +19,7 @@ from ._measured_costs import Told, untold
 from ._planner import Planner, planned
 from ._precision import Precisions, single_precision
 from ._request import Request
-from ._settings import Settings, check_names
+from ._settings import Settings, check_names, python_numbers
 from ._source import resolved
 from ._stages import Stages, heard
 from .engines.manifest import ModelFolder
@@ -74,17 +74,18 @@ class Pipeline:
                 model has plans, else CPU lanes, one for each core that there is.
             cuda_graphs: launch each GPU's work as one graph.
             peer_copies: copy latents from GPU to GPU where that was seen to work, else through the host.
-            deadline_s: a call that takes longer has a GPU that hangs, and goes on without it.
+            deadline_s: above 0; a call that takes longer has a GPU that hangs, and goes on without it.
             nan_policy: "error", or "retry-fp32": where the networks leave the range of fp16, make the
                 pictures again with `fp32_model`, which is loaded then and kept.
             fp32_model: the folder of the same model in fp32; by default `model` with "-fp32" after it.
 
         Raises:
-            InputError: `devices` cannot be had.
+            InputError: `devices` cannot be had, or `deadline_s` is no time to wait.
             ModelError: the model is missing, incomplete or altered, or has no plans for these GPUs.
             MissingExtraError: a package for GPUs is not installed.
             EngineError, DeviceError: TensorRT or the driver refused.
         """
+        options = GpuOptions(cuda_graphs, peer_copies, deadline_s)
         folder = ModelFolder.open(model)
         chosen = choose_devices(devices, folder)
         if not chosen.gpus and folder.manifest.precision.startswith("bf16"):
@@ -92,7 +93,6 @@ class Pipeline:
                 f"{folder.path} is in bf16, which ONNX Runtime cannot multiply in on a CPU; run it on a GPU "
                 "that it has plans for, or build it with --precision fp32 or fp16"
             )
-        options = GpuOptions(cuda_graphs, peer_copies, deadline_s)
         single = single_precision(folder, nan_policy, fp32_model)
         if sum(entry.size_bytes for entry in folder.manifest.files.values()) <= _HASHED_BYTES:
             folder.verify()
@@ -191,9 +191,9 @@ class Pipeline:
                 sequence has one seed for each picture.
             num_images: pictures of each prompt.
             mode: "auto", the default, or one of `make_plan`'s; quality, deadline_ms: see `Settings`.
-            lanes: noises predicted at once; of mode "auto" the most, of others by default the number of
-                devices, but no more than 2, or one for every 10 steps, or 4. With a mode by name the picture
-                depends on the lanes and not on the devices.
+            lanes: noises predicted at once; of mode "auto" the most. Of others by default the number of
+                devices, but at most one for every 10 steps, which is taken as not below 2 nor above 4. With a
+                mode by name the picture depends on the lanes and not on the devices.
             split_guidance: predict with and without the prompt on two devices; see `Settings`.
             rounds: for modes "skip", "window" and "paradigms"; for "tolerance" the most.
             blocks: for modes "window" and "aggressive": see `make_plan`.
@@ -260,7 +260,7 @@ class Pipeline:
     ) -> tuple[Request, Mapping[str, Any]]:
         check_names(settings)
         self._check_open()
-        checked = resolved(self.spec, settings)
+        checked = resolved(self.spec, python_numbers(settings))
         check_auto(checked)
         request = Request.check(self.spec, self._planner.own_size, prompt, checked)
         self._stages.check(request)

@@ -60,13 +60,19 @@ def random_inputs(
 
 
 def worst_difference(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> float:
-    """The largest relative L2 over the outputs; infinite where one is not finite or missing."""
+    """The largest relative L2 over the outputs; infinite where one is missing, odd in shape or not finite.
+
+    That holds for both sides: where the reference overflows too, nothing was compared.
+    """
     worst = 0.0
     for name, reference in wanted.items():
-        if name not in got or not np.isfinite(got[name]).all():
+        if name not in got or got[name].shape != reference.shape:
+            return float("inf")
+        if not (np.isfinite(got[name]).all() and np.isfinite(reference).all()):
             return float("inf")
         exact = reference.astype(np.float64)
-        worst = max(worst, float(np.linalg.norm(got[name] - exact) / np.linalg.norm(exact)))
+        difference = float(np.linalg.norm(got[name] - exact))
+        worst = max(worst, difference / float(np.linalg.norm(exact)) if difference else 0.0)
     return worst
 
 
@@ -138,7 +144,21 @@ def compare_plan(
     if not all(figure <= limit for figure in figures):
         raise ModelError(
             f"the plan of {network} differs from ONNX Runtime by {figures[0]:.1e} and {figures[1]:.1e} "
-            f"(relative L2 at its best and least sizes), above the limit of {limit:.0e}; "
-            "try --precision bf16 or fp32, or --no-verify to keep it"
+            f"(relative L2 at its best and least sizes), above the limit of {limit:.0e}"
+            f"{_strange(results)}; try --precision bf16 or fp32, or --no-verify to keep it"
         )
     return max(figures)
+
+
+def _strange(results: Mapping[str, Sequence[Mapping[str, Array]]]) -> str:
+    """Whose numbers are not finite, and of which outputs: both are told, since both may be the cause."""
+    found = {
+        side: sorted({k for run in results[side] for k, v in run.items() if not np.isfinite(v).all()})
+        for side in ("plan", "onnx")
+    }
+    words = [
+        f"{who} gave numbers that are not finite in {', '.join(found[side])}"
+        for side, who in (("plan", "the plan"), ("onnx", "ONNX Runtime"))
+        if found[side]
+    ]
+    return f" ({' and '.join(words)})" if words else ""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from .._cache import keep
 from .._errors import EngineError, InputError, did_you_mean
 from ._trt import Messages, check, make_logger, sizes
 from .flavours import Flavour, load_tensorrt
@@ -83,6 +81,7 @@ class TensorRTSession:
         self._making = threading.Lock()  # of contexts, from a config that is changed for each
         self._spare: list[trt.IExecutionContext] = []  # whose memory comes from us
         self._kernels: rtx.IRuntimeCache | None = None
+        self._kept = b""  # of the kernels, in their file
         if flavour.targets:
             self._prepare_rtx(self._config)
 
@@ -112,7 +111,8 @@ class TensorRTSession:
         kernels: rtx.IRuntimeCache = config.create_runtime_cache()
         if self._jit_cache is not None and self._jit_cache.exists():
             # One of another version or GPU is refused, and only costs its gain.
-            kernels.deserialize(self._jit_cache.read_bytes())
+            self._kept = self._jit_cache.read_bytes()
+            kernels.deserialize(self._kept)
         check(config.set_runtime_cache(kernels), "setting the kernel cache", self._messages)
         self._kernels = kernels
 
@@ -219,18 +219,17 @@ class TensorRTSession:
         check(value, f"{what} of {self.name}", self._messages)
 
     def save_kernels(self) -> None:
-        """Write TensorRT-RTX's finished kernels to the `jit_cache`; call it after the first use.
+        """Write TensorRT-RTX's finished kernels to the `jit_cache` where there are others than it has.
 
-        A folder that cannot be written to only costs the gain.
+        Call it after the first use of a shape. Kernels that cannot be kept only cost the gain.
         """
         if self._kernels is None or self._jit_cache is None:
             return
-        data: Any = check(self._kernels.serialize(), f"saving the kernels of {self.name}", self._messages)
-        with contextlib.suppress(OSError):
-            descriptor, temporary = tempfile.mkstemp(suffix=".partial", dir=self._jit_cache.parent)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(memoryview(data))
-            os.replace(temporary, self._jit_cache)
+        serialized: Any = self._kernels.serialize()
+        data = b"" if serialized is None else bytes(memoryview(serialized))
+        if data and data != self._kept:
+            keep(self._jit_cache, data)
+            self._kept = data
 
     def close(self) -> None:
         """Give the weights back once no binding is used any more; a second call does nothing."""

@@ -1,6 +1,6 @@
 """Pictures by FastAPI over an engine, for services that have their own server.
 
-pip install driffusion-trt fastapi uvicorn
+pip install . fastapi uvicorn  # in a clone of driffusion-trt
 uvicorn examples.fastapi_service:app
 curl -X POST 'http://127.0.0.1:8000/pictures?prompt=a+red+fox' -o fox.png
 """

@@ -20,7 +20,7 @@ from .load import load_module, settle
 from .lora_files import Lora
 from .network import Network
 
-__all__ = ["LIMITS", "check_parity", "relative_l2"]
+__all__ = ["LIMITS", "check_parity", "relative_l2", "worst_of"]
 
 Trial = Mapping[str, torch.Tensor]
 Outputs = list[NDArray[np.float32]]
@@ -41,9 +41,18 @@ _RUN_ERRORS = (
 
 
 def relative_l2(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """|got − wanted| / |wanted|, in float64."""
+    """|got − wanted| / |wanted|, in float64; NaN where either has numbers that are not finite."""
+    if got.shape != wanted.shape:
+        raise ValueError(f"{got.shape} is compared with {wanted.shape}")
+    if not (np.isfinite(got).all() and np.isfinite(wanted).all()):
+        return float("nan")
     difference = got.astype(np.float64) - wanted
     return float(np.linalg.norm(difference) / np.linalg.norm(wanted.astype(np.float64)))
+
+
+def worst_of(figures: Sequence[float]) -> float:
+    """The largest; NaN if there is one among them, which Python's `max` may pass over."""
+    return float(np.max(figures))
 
 
 def check_parity(network: Network, path: Path, precision: str, loras: Sequence[Lora]) -> float:
@@ -63,7 +72,7 @@ def check_parity(network: Network, path: Path, precision: str, loras: Sequence[L
     ) as folder:
         got = _run(widen(path, Path(folder)) if precision == "bf16" else path, trials)
     figures = [
-        max(relative_l2(a, b) for a, b in zip(ours, theirs, strict=True))
+        worst_of([relative_l2(a, b) for a, b in zip(ours, theirs, strict=True)])
         for ours, theirs in zip(got, wanted, strict=True)
     ]
     limit = LIMITS[precision]

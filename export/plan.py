@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,11 +139,22 @@ def check_output(output: Path) -> None:
     """Raise InputError where `output` holds something else than a model."""
     if output.is_dir():
         names = {path.name for path in output.iterdir()}
-        if not names or {MANIFEST, RECORD} & names or all(n.startswith(".") or n == "plans" for n in names):
+        if not names or RECORD in names or all(n.startswith(".") or n == "plans" for n in names):
+            return
+        if MANIFEST in names and _is_ours(output / MANIFEST):
             return
     elif not output.exists():
         return
     raise InputError(f"{output} exists and is not a model folder; name another, or remove it")
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Other programs have a manifest.json too, such as web apps."""
+    try:
+        found = json.loads(manifest.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format", "family"} <= found.keys()
 
 
 def _sources(

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some test modules import ONNX Runtime before the package
 # What a program keeps on this machine is another one's for the tests, and for the processes they start.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="driffusion-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)

@@ -416,28 +416,65 @@ def test_the_command_measures_prints_and_keeps(
     [
         ("--calibrate MODEL", "--calibrate needs --prompts"),
         (
-            "--calibrate MODEL --prompts fox --lanes 1",
+            "--calibrate MODEL --prompts a+fox --lanes 1",
             "lanes=1 was asked; windows to be calibrated have 2 to 16",
         ),
-        ("--calibrate MODEL --prompts fox --lanes 17", "lanes=17 was asked"),
-        ("--calibrate MODEL --prompts fox --seeds 0", "seeds=0 was asked"),
+        ("--calibrate MODEL --prompts a+fox --lanes 17", "lanes=17 was asked"),
+        ("--calibrate MODEL --prompts a+fox --seeds 0", "seeds=0 was asked"),
         (
-            "--calibrate MODEL --prompts fox --mode window",
+            "--calibrate MODEL --prompts a+fox --mode window",
             "--mode was given; it does not go with --calibrate",
         ),
-        ("--calibrate MODEL --prompts fox --timeline", "--timeline was given; it does not go with"),
-        ("--calibrate MODEL --prompts fox --model demo", "--model was given; with --calibrate the folder is"),
-        ("--calibrate MODEL --prompts fox --guidance-scale -1", "guidance_scale=-1.0 was asked"),
-        ("--prompts fox", "--prompts was given; it goes with --calibrate"),
+        ("--calibrate MODEL --prompts a+fox --timeline", "--timeline was given; it does not go with"),
+        (
+            "--calibrate MODEL --prompts a+fox --model demo",
+            "--model was given; with --calibrate the folder is",
+        ),
+        ("--calibrate MODEL --prompts a+fox --guidance-scale -1", "guidance_scale=-1.0 was asked"),
+        ("--prompts a+fox", "--prompts was given; it goes with --calibrate"),
+        ("--force", "--force was given; it goes with --calibrate"),
+        (
+            "--calibrate MODEL --prompts prompts.txt",
+            "there is no file 'prompts.txt', and it looks like the name",
+        ),
+        ("--calibrate MODEL --prompts a+fox my+prompts.txt", "there is no file 'my prompts.txt'"),
+        ("--calibrate MODEL --prompts fox", "there is no file 'fox'"),
+        ("--calibrate demo --prompts a+fox", "demo comes with the package"),
         ("--seeds 3", "--seeds was given; it goes with --calibrate"),
     ],
 )
 def test_misuse_is_refused_before_any_work(
     folder: ModelFolder, words: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", *words.replace("MODEL", str(folder.path)).split()]) == 2
+    asked = words.replace("MODEL", str(folder.path)).split()
+    assert main(["plan", *(word.replace("+", " ") for word in asked)]) == 2
     assert message in capsys.readouterr().err
     assert not (folder.path / "calibration.json").exists()
+
+
+def test_what_was_measured_on_more_pairs_stays_unless_it_is_forced(
+    folder: ModelFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "plan",
+        "--calibrate",
+        str(folder.path),
+        "--prompts",
+        "a red fox",
+        "--steps",
+        "2",
+        "--lanes",
+        "2",
+    ]
+    assert main([*words, "--seeds", "2"]) == 0
+    assert main([*words, "--guidance-scale", "2"]) == 0, "of another request"
+    kept = Calibration.read(folder).entries
+    capsys.readouterr()
+    assert main(words) == 2
+    said = "pairs of prompt and seed: 1, and what is kept of this request was measured on 2; give more"
+    assert said in capsys.readouterr().err and Calibration.read(folder).entries == kept
+    assert main([*words, "--force"]) == 0
+    assert sorted(one.pairs for one in Calibration.read(folder).entries) == [1, 1]
 
 
 def test_few_steps_are_calibrated_too(folder: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,7 +509,7 @@ def test_a_damaged_or_stale_file_is_told_before_any_work(
 
     monkeypatch.setattr(_calibrating, "Stages", lambda *_: pytest.fail("the model was loaded"))
     add_entries(folder, [entry()])
-    words = ["plan", "--calibrate", str(rebuilt(folder).path), "--prompts", "fox"]
+    words = ["plan", "--calibrate", str(rebuilt(folder).path), "--prompts", "a fox"]
     assert main(words) == 1
     assert "was measured with another network" in capsys.readouterr().err
     (folder.path / "calibration.json").write_text("{}")

@@ -92,7 +92,7 @@ def test_several_children_at_once() -> None:
     ("kind", "error", "words"),
     [
         ("input", InputError, "the sizes cannot be"),
-        ("missing", MissingExtraError, "pip install 'driffusion-trt[tensorrt]'"),
+        ("missing", MissingExtraError, "pip install '.[tensorrt]'"),
         (
             "full",
             DriffusionError,

@@ -88,6 +88,19 @@ def test_help_fits_a_terminal_and_names_every_command(
             assert "window, tolerance, skip, paradigms (default: auto)" in " ".join(text.split())
 
 
+@pytest.mark.parametrize(
+    "words", ["run x --lanes two", "plan --steps few", "serve --port x", "completion tcsh"]
+)
+def test_hints_name_a_command_that_works(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of argparse's own errors, which it words with the name that it gave the command."""
+    assert main(words.split()) == 2
+    (hinted,) = re.findall(r"`driffusion-trt (.*)` lists what there is", capsys.readouterr().err)
+    assert hinted == f"{words.split()[0]} --help"
+    with pytest.raises(SystemExit) as done:
+        main(hinted.split())
+    assert not done.value.code
+
+
 def test_names_in_the_help_are_those_of_the_library() -> None:
     assert (_options.MODES, _options.BASELINES) == (MODES, BASELINES)
     assert _options.DEMOS == BUNDLED

@@ -400,7 +400,7 @@ def test_a_plot_without_matplotlib_is_refused(
     )
     monkeypatch.setattr(_benchmarking, "measure", None)
     assert bench(model, *FEW, "--plot", "out.svg") == 1
-    assert "run: pip install 'driffusion-trt[bench]'" in capsys.readouterr().err
+    assert "run: pip install '.[bench]'" in capsys.readouterr().err
 
 
 def test_ssim_that_cannot_be_had_is_said_once(
@@ -412,7 +412,7 @@ def test_ssim_that_cannot_be_had_is_said_once(
     )
     assert bench(model, *FEW, "--modes", "aggressive", "--lanes", "2") == 0
     err = capsys.readouterr().err
-    assert err.count("SSIM is left out: run: pip install 'driffusion-trt[bench]'") == 1
+    assert err.count("SSIM is left out: run: pip install '.[bench]' in a clone") == 1
 
 
 # Refused before any work

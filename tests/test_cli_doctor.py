@@ -108,7 +108,7 @@ def test_without_a_gpu_it_says_what_works_and_what_is_missing(capsys: pytest.Cap
     assert "none (no NVIDIA driver: libcuda.so.1 cannot be loaded); pictures are made on CPU lanes" in out
     assert f"CPU lanes {auto_lanes()}, with ONNX Runtime" in out
     assert "TensorRT-RTX 1.7.1; not installed: TensorRT " in out
-    assert "install NVIDIA's driver 580 or newer" in out and "pip install 'driffusion-trt[tensorrt]'" in out
+    assert "install NVIDIA's driver 580 or newer" in out and "pip install '.[tensorrt]'" in out
     assert "aggressive 50 1.00x 26 1.92x 14 3.57x 8 6.25x" in out
     assert "Calculated, not measured" in out
     assert "problem:" not in out
@@ -228,7 +228,7 @@ def test_a_package_that_does_not_load_is_a_problem(
     rtx, host = problems(found)
     assert rtx == (
         "TensorRT-RTX 1.7.1 is installed and cannot be loaded (libtensorrt_rtx.so.1: cannot open shared "
-        "object file); run: pip install --force-reinstall 'driffusion-trt[tensorrt-rtx]'"
+        "object file); run: pip install --force-reinstall '.[tensorrt-rtx]' in a clone of driffusion-trt"
     )
     assert host.startswith("ONNX Runtime, which CPU lanes run on, cannot be loaded (libonnxruntime")
     out = text(capsys, status=1)
@@ -418,7 +418,7 @@ def test_without_cuda_bindings_gpus_are_listed(
 
     monkeypatch.setattr(_doctor_gpus, "driver", absent)
     for cuda, command in (
-        ((13, 0), "pip install 'driffusion-trt[tensorrt-rtx]'"),
+        ((13, 0), "pip install '.[tensorrt-rtx]'"),
         (
             (12, 4),
             "pip install tensorrt-rtx-cu12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12 "
@@ -481,9 +481,7 @@ def test_without_tensorrt_that_comes_first(
     found = report(capsys)
     assert {fit["why_not"] for fit in found["model"]["fits"]} == {"TensorRT is not installed"}
     (note,) = found["notes"]
-    assert (
-        note.startswith(f"for {ADA}: TensorRT is needed") and "pip install 'driffusion-trt[tensorrt]'" in note
-    )
+    assert note.startswith(f"for {ADA}: TensorRT is needed") and "pip install '.[tensorrt]'" in note
     assert found["model"]["build"] == "driffusion-trt build --model demo --target this"
 
 

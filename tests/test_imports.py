@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "planning": {"_errors", "_foreign", "sampling"},
     "_widen": set(),
     "scenes": set(),
-    "engines": (ENGINES := {"_errors", "models", "_manifest", "_child", "_widen"}),
+    "engines": (ENGINES := {"_errors", "models", "_manifest", "_child", "_widen"}) | {"_cache"},
     "export": {"_errors", "models", "_manifest", "_child", "_widen", "scenes"},
     "runtime": (RUNTIME := ENGINES | {"sampling", "engines", "_cache"}),
     "_machine": RUNTIME | {"runtime"},

@@ -117,6 +117,18 @@ def test_the_sdist_holds_the_stages_once_and_as_files(sdist: Path) -> None:
     assert not [name for name, member in members.items() if member.islnk() or member.issym()]
     assert {"pyproject.toml", "CMakeLists.txt", "LICENSE", "NOTICE", "README.md"} <= set(members)
     assert f"{PACKAGE}/engines/__init__.py" in members
+    # What tests and links of the documents need.
+    assert {"bench/results/quality.json", "docs/measured.md", "tests/test_readme.py"} <= set(members)
+
+
+def test_the_build_says_nothing_that_is_to_be_done(root: Path, tmp_path: Path) -> None:
+    """Such as that a setting of the build backend is going to be another one."""
+    code = (
+        "from scikit_build_core.build import build_sdist as hook; "
+        f"hook({str(tmp_path)!r}, config_settings={{'wheel.cmake': 'false'}})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "deprecated" not in done.stdout + done.stderr
 
 
 def test_the_wheel_holds_the_bundled_models_and_they_are_of_bearable_size(wheel: Path) -> None:
@@ -207,6 +219,19 @@ def test_every_direct_dependency_is_listed_with_its_licence(root: Path) -> None:
     listed = (root / "docs" / "dependencies.md").read_text(encoding="utf-8")
     names = {plain(re.split(r"[\[><=;]", line)[0].strip()) for line in wanted} - {"driffusion-trt"}
     assert {name for name in names if f"`{name}`" not in listed} == set()
+
+
+def test_the_list_of_licences_has_every_extra_s_packages_and_no_others(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {"base": project["dependencies"], **project["optional-dependencies"]}
+    listed: dict[str, set[str]] = {name: set() for name in wanted}
+    for line in (root / "docs" / "dependencies.md").read_text(encoding="utf-8").splitlines():
+        if row := re.match(r"\| (base|`[\w-]+`(?:, `[\w-]+`)*): ([^|]*)\|", line):
+            for name in row[1].split(", "):
+                listed[name.strip("`")] |= set(re.findall(r"`([\w-]+)`", row[2]))
+    for name, lines in wanted.items():
+        names = {plain(re.split(r"[\[><=;]", line)[0].strip()) for line in lines} - {"driffusion-trt"}
+        assert listed[name] == names, name
 
 
 def plain(name: str) -> str:

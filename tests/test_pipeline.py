@@ -65,6 +65,25 @@ def test_bfloat16_is_not_for_cpu_lanes(model: Path) -> None:
         Pipeline.load(model, devices=1)
 
 
+def test_numbers_of_numpy_are_numbers(pipe: Pipeline) -> None:
+    settings: dict[str, Any] = {"steps": 4, "guidance_scale": 2.0, "num_images": 2, "lanes": 2, "height": 64}
+    kinds = {int: np.int64, float: np.float32}
+    given = {name: kinds[type(value)](value) for name, value in settings.items()}
+    made = pipe(PROMPT, mode="aggressive", seed=np.uint32(3), **given)
+    wanted = pipe(PROMPT, mode="aggressive", seed=3, **settings)
+    assert made.settings == wanted.settings and np.array_equal(made.latents, wanted.latents)
+    json.dumps(made.settings)
+    with pytest.raises(InputError, match="num_images must be a whole number"):
+        pipe(PROMPT, num_images=np.float32(1.5))
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0, -1.0, "1", None])
+def test_a_deadline_that_is_none_is_refused(folder: Path, seconds: Any) -> None:
+    """With NaN, 0 or less every GPU would be taken to hang at its first picture."""
+    with pytest.raises(InputError, match="deadline_s must be a number of seconds above 0, not"):
+        Pipeline.load(folder, devices=1, deadline_s=seconds)
+
+
 # The picture itself
 
 

@@ -112,7 +112,7 @@ def test_errors_are_also_what_callers_already_catch() -> None:
 
 def test_a_missing_extra_names_the_command_to_run() -> None:
     error = driffusion_trt.MissingExtraError("diffusers", "export")
-    assert "pip install 'driffusion-trt[export]'" in str(error)
+    assert "pip install '.[export]'" in str(error)
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

@@ -14,7 +14,7 @@ from ..pictures import psnr, relative_l2
 
 __all__ = ["NO_SSIM", "Drift", "summary"]
 
-NO_SSIM = "SSIM is left out: run: pip install 'driffusion-trt[bench]'"
+NO_SSIM = "SSIM is left out: run: pip install '.[bench]' in a clone of driffusion-trt"
 _PEAK = 255.0**2
 Perceptual = Callable[[Image.Image, Image.Image], float]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from .._errors import InputError, NonFiniteError
 from .._planner import Planner
 from .._request import Request
 from .._stages import Stages
-from ..calibration import Entry, add_entries, check_addable, plain
-from ..engines.manifest import ModelFolder
+from ..calibration import Calibration, Entry, add_entries, check_addable, plain
+from ..engines.manifest import BUNDLED, ModelFolder, resolve_model
 from ..runtime.devices import choose_devices
 from ..runtime.networks import GpuOptions
 from ..sampling.noise import noise_streams
@@ -30,6 +31,7 @@ from ._inputs import read_prompts
 
 __all__ = ["calibrate"]
 
+_FILE = re.compile(r"\.[a-z]{2,5}$", re.IGNORECASE)
 _FEW = 16  # pairs; with fewer the strides of a round are chosen from one or two pictures
 
 
@@ -75,7 +77,12 @@ def _checked(args: argparse.Namespace, console: Console) -> _Job:
         raise InputError(f"seeds={seeds} was asked; it must be at least 1")
     prompts = _prompts(args.prompts)
     folder = ModelFolder.open(args.calibrate)
-    check_addable(folder)
+    if any(folder.path.resolve() == resolve_model(name).resolve() for name in BUNDLED):
+        raise InputError(
+            f"{folder.path} comes with the package, and so does its calibration; copy the folder, and "
+            "calibrate the copy"
+        )
+    there = check_addable(folder)
     planner = Planner(folder)
     schedule = planner.schedule(steps=args.steps, scheduler=args.scheduler)
     if schedule.eta:
@@ -92,18 +99,42 @@ def _checked(args: argparse.Namespace, console: Console) -> _Job:
         for prompt in prompts
         for seed in range(seeds)
     ]
+    guidance_scale = pairs[0][0].guidance_scale
+    if not args.force:
+        _check_replaced(there, (schedule.solver, schedule.steps, guidance_scale, lanes), len(pairs))
     if len(pairs) < _FEW:
         console.warn(
             f"pairs of prompt and seed: {len(pairs)}, which is few; from {_FEW} on the result means more"
         )
-    return _Job(folder, schedule, lanes, pairs[0][0].guidance_scale, pairs)
+    return _Job(folder, schedule, lanes, guidance_scale, pairs)
+
+
+def _check_replaced(there: Calibration, key: tuple[str, int, float, int], pairs: int) -> None:
+    """Raises InputError where what is kept was measured on more pairs."""
+    for one in there.entries:
+        if (one.solver, one.steps, one.guidance_scale, one.lanes) == key and one.pairs > pairs:
+            raise InputError(
+                f"pairs of prompt and seed: {pairs}, and what is kept of this request was measured on "
+                f"{one.pairs}; give more prompts or --seeds, or replace it with --force"
+            )
 
 
 def _prompts(given: Sequence[str]) -> list[str]:
-    """Each is a file with prompts where there is one of that name, else a prompt."""
+    """Each is a file with prompts where there is one of that name, else a prompt.
+
+    Raises InputError for what looks like the name of a file that is not there.
+    """
     prompts: list[str] = []
     for one in given:
-        prompts += read_prompts([], one) if one == "-" or Path(one).is_file() else [one]
+        if one == "-" or Path(one).is_file():
+            prompts += read_prompts([], one)
+        elif " " not in one.strip() or _FILE.search(one):
+            raise InputError(
+                f"there is no file {one!r}, and it looks like the name of one; if it is a prompt, write it "
+                "into a file with one a line, or give - and write it to standard input"
+            )
+        else:
+            prompts.append(one)
     return prompts
 
 

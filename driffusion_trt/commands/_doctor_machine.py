@@ -192,7 +192,7 @@ def _why_no_gpu(why: str, findings: Findings) -> None:
     elif sys.platform != "darwin":
         findings.note(
             f"to make pictures on NVIDIA GPUs as well: {_GET_DRIVER}, check CUDA_VISIBLE_DEVICES, and run: "
-            "pip install 'driffusion-trt[tensorrt]'"
+            "pip install '.[tensorrt]' in a clone of driffusion-trt"
         )
 
 

@@ -96,7 +96,8 @@ def _image(path: str) -> Image.Image:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)  # cameras turn pictures by a note in the file
     except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as a picture ({error})") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path} cannot be read as a picture ({why}); name another file") from error
 
 
 def fill_from_picture(args: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ _SETTINGS = (
     *("steps", "guidance_scale", "mode", "lanes", "split_guidance", "quality", "deadline_ms"),
     *("scheduler", "eta", "clip_skip", *OF_MODE),
 )
+_SHOWN = 100  # characters of a prompt in a warning
 _NOT_SEQUENTIAL = (*OF_MODE, "split_guidance")
 
 
@@ -157,7 +158,8 @@ def _say_first(job: Job, pipe: Pipeline, console: Console) -> None:
     prompts = dict.fromkeys(picture.prompt for batch in job.batches for picture in batch)
     for prompt in [*prompts, job.settings.get("negative_prompt", "")]:
         for complaint in pipe.complaints(prompt):
-            console.warn(f"{prompt!r}: {complaint}")
+            shown = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}..."
+            console.warn(f"{shown!r}: {complaint}")
     console.note(
         f"{plan.mode}, {plan.steps} steps of {plan.schedule.solver}, {plan.lanes} lanes on "
         f"{pipe.where}: {_at_least(plan)}{plan.sequential_calls} rounds, {plan.model_calls} predictions, "

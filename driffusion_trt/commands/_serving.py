@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import re
 import socket
 from dataclasses import replace
@@ -60,6 +61,10 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
     from ..server.serving import bound, logged, serve
     from ..server.store import Store
 
+    for name in (*_LIMITS, "hang_timeout", "max_seconds"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be a number above 0, not {value:g}")
     given = {field: getattr(args, name) for name, field in _LIMITS.items()}
     limits = Limits(**{field: value for field, value in given.items() if value is not None})
     _check_models(args)
@@ -80,12 +85,17 @@ def serve_pictures(args: argparse.Namespace, console: Console) -> None:
         host, port = listener.getsockname()[:2]
         options = replace(options, hosts=_hosts(own, host, named, bool(keys), console))
         logged(args.quiet)
+        from ..server.admission import OPTIONS, check_options
         from ..server.engine import Engine
 
-        metrics = Metrics()
-        engine = Engine.load(observer=metrics, **_here(args, console), **_how(args))
-        console.note(f"{options.names[0]} on {engine.pipe.where}: {listening_at(host, port)}")
-        serve(make_app(engine, options, store, metrics), listener, limits, drain_s, proxies)
+        metrics, how = Metrics(), _how(args)
+        check_options(**{name: value for name, value in how.items() if name in OPTIONS})
+        models = _here(args, console)
+        console.note(f"loading {options.names[0]}; the service listens once it is warmed up and measured")
+        engine = Engine.load(observer=metrics, **models, **how)
+        address = f"{options.names[0]} on {engine.pipe.where}: {listening_at(host, port)}"
+        app = make_app(engine, options, store, metrics)
+        serve(app, listener, limits, drain_s, proxies, ready=lambda: console.note(address))
 
 
 def _check_models(args: argparse.Namespace) -> None:
@@ -124,7 +134,8 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "cuda_graphs": False if args.no_cuda_graphs else None,
         "peer_copies": False if args.no_peer_copies else None,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    said = {name: value for name, value in found.items() if value is not None}
+    return {**said, "most_area": None}  # --max-pixels bounds it
 
 
 def _names(args: argparse.Namespace) -> tuple[str, ...]:

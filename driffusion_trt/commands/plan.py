@@ -43,7 +43,7 @@ _EXPECTED = {  # titles, widths of the columns, and how figures are written
     "expected_speedup": ("speed-up", 10, ".2f"),
     "expected_error": ("error", 9, ".4f"),
 }
-_OF_CALIBRATION = ("prompts", "seeds")
+_OF_CALIBRATION = ("prompts", "seeds", "force")
 _OF_PLANS = ("mode", "rounds", "blocks", "output", "timeline", "costs")
 
 
@@ -86,6 +86,7 @@ def _of_calibration(group: argparse._ArgumentGroup) -> None:
     option(
         group, "--seeds", "N", "pictures of each prompt, with the seeds 0, 1, ... (default: 1)", type=whole
     )
+    group.add_argument("--force", action="store_true", help="replace what was measured on more pictures")
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -2,7 +2,8 @@
 
 The lead, the first device of a picture, keeps its latents. In every round one kernel on it drafts, another
 writes a message for each lane, the lanes copy theirs, predict, and send back, and a kernel refines. All of
-that is enqueued ahead: the host waits once for the whole picture.
+that is enqueued ahead: the host waits once for the whole picture, or once a round where a plan looks at each
+to decide the next.
 """
 
 from __future__ import annotations

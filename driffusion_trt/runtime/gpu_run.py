@@ -1,4 +1,4 @@
-"""The loop on the GPU lanes: it enqueues rounds one after another and waits once, for the picture."""
+"""The loop on the GPU lanes: it enqueues rounds, and waits once for the picture, or in each to decide."""
 
 from __future__ import annotations
 

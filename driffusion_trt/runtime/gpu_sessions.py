@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from .._cache import cache_folder
 from .._errors import DeviceError
 from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
@@ -26,8 +27,9 @@ def load_session(folder: ModelFolder, network: str, gpu: Gpu, device: Device) ->
         MissingExtraError: no TensorRT is installed.
     """
     plan, flavour = choose_plan(folder, network, gpu)
-    # TensorRT-RTX's finished kernels, one file for each kind of GPU.
-    cache = plan.path.with_name(f"{plan.path.stem}.{gpu.target}.jit")
+    # TensorRT-RTX's finished kernels, for each plan and kind of GPU. The model's folder may be read-only.
+    kept = cache_folder("kernels")
+    cache = None if kept is None else kept / f"{plan.sha256[:32]}.{gpu.target}.jit"
     device.make_current(again=True)
     with PlanStore(folder.path).open(plan) as data:
         return TensorRTSession(data, flavour, name=network, jit_cache=cache)
@@ -43,6 +45,7 @@ def close_session(device: Device, session: TensorRTSession) -> None:
         return
     with contextlib.suppress(DeviceError):  # a broken device takes nothing back, and does not wait
         device.make_current(again=True)
+    session.save_kernels()
     session.close()
 
 

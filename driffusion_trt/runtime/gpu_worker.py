@@ -71,6 +71,7 @@ class Worker:
                 self.device.lost = True
                 raise DeviceError(f"the first run of {self.session.name} took over {self.deadline_s:g} s")
             time.sleep(1e-4)
+        self.session.save_kernels()  # now and not at the end, which a process that is killed does not see
 
     def close(self) -> None:
         """Give the buffers, graphs and the stream back; a second call does nothing."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from .._errors import InputError
 from ..engines.gpus import Gpu
 from ..engines.manifest import ModelFolder
 from ..engines.onnx_session import OnnxSession
@@ -36,6 +38,11 @@ class GpuOptions:
     peer_copies: bool = True
     deadline_s: float = 120.0
     threads_per_lane: int = 1
+
+    def __post_init__(self) -> None:
+        seconds = self.deadline_s
+        if not (isinstance(seconds, int | float) and math.isfinite(seconds) and seconds > 0):
+            raise InputError(f"deadline_s must be a number of seconds above 0, not {seconds!r}")
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .._errors import InputError
+from .._errors import InputError, NonFiniteError
 from .known import Known
 from .latents import Latents
 from .noise import NoiseStreams, noise_streams
@@ -115,7 +115,8 @@ def sample(
     denoiser: `denoiser(latents, timestep)` with latents float32 (B, *shape), scaled as the
         scheduler demands, and timestep float32 (B,); returns what the network returns
         (ε, v or flow velocity, as the config's `prediction_type` says), same shape. It is
-        called once for each prediction, in the order of the states.
+        called once for each prediction, in the order of the states. Both arrays are its own to
+        write to, and what it returns is copied, so it may be a buffer that it uses again.
     noise: unit normal starting noise (B, *shape); it is scaled by the schedule's sigma. For a
         schedule that starts later (`Schedule.starting_at`) it is state 0 as it is.
     seed: of the step noises of a stochastic schedule, which continue torch's random
@@ -125,8 +126,8 @@ def sample(
     known: for inpainting, the part of the picture that stays.
     return_stats: return (latents, stats), a `Sampled`.
 
-    Raises InputError for noise or predictions of a wrong shape or kind. Errors of the
-    denoiser pass through as they are.
+    Raises InputError for noise or predictions of a wrong shape or kind, and NonFiniteError for
+    a prediction with infinities or NaN. Errors of the denoiser pass through as they are.
     """
     start = np.asarray(noise)
     if start.ndim < 2 or start.dtype.kind != "f" or not np.isfinite(start).all():
@@ -148,13 +149,17 @@ def sample(
 
 
 def _asked(denoiser: Denoiser, latents: Float32, timestep: float) -> Float32:
-    out = np.asarray(denoiser(latents, np.full(len(latents), timestep, np.float32)))
+    # A copy: held latents are those of later rounds too, and of a read-only view torch would warn.
+    out = np.asarray(denoiser(latents.copy(), np.full(len(latents), timestep, np.float32)))
     if out.shape != latents.shape or out.dtype.kind != "f":
         raise InputError(
             f"the denoiser was given latents of shape {latents.shape} and returned {out.dtype} of shape "
             f"{out.shape}; it must return floats of the same shape"
         )
-    return out.astype(np.float32, copy=False)
+    made = np.array(out, np.float32)
+    if not np.isfinite(made).all():
+        raise NonFiniteError(f"the denoiser returned numbers that are not finite at timestep {timestep:g}")
+    return made
 
 
 def run_plan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import random
 import sys
 import time
 from collections.abc import Mapping
@@ -15,13 +16,38 @@ from .._errors import InputError, QueueFullError, did_you_mean
 from .orders import Order, Prompt, Shop
 from .scheduler import Scheduler
 
-__all__ = ["SHARES", "Admission", "arrival", "check_deadline", "check_options"]
+__all__ = ["OPTIONS", "SHARES", "Admission", "Returns", "arrival", "check_deadline", "check_options"]
 
 SHARES = ("elastic", "all", "one")
+OPTIONS = ("queue", "share", "hang_s", "most_s", "most_area")
 _MOST_WAITING = 1024  # what is expected of them is worked out in the event loop
 _CHECKING = 2  # requests that are checked at once, each in a thread: pictures are resized there
-_LEAST_RETRY_S = 0.05
+_LEAST_RETRY_S = 0.05  # between two that come again
+_LATER = 1.25  # than expected: who comes too early has lost one of few tries
+_MOST_RETRY_S = 60.0  # of what is told, OpenAI's clients heed two minutes at most
 _KEPT = 8  # of so many places one
+
+
+class Returns:
+    """When those that were refused are to come again: each at a time of its own, as places become free.
+
+    Told the same time, all would come for one place, and their clients would soon have no try left.
+    """
+
+    def __init__(self) -> None:
+        self._last_s = 0.0
+
+    def after_s(self, now_s: float, first_s: float, each_s: float, most_s: float) -> float:
+        """Seconds until the next of them is to come.
+
+        first_s: until there may be room for it. each_s: between one place and the next. most_s: where as many
+        come again as places become free until then, others are to come at any time within it, by chance.
+        """
+        at_s = max(now_s + first_s, self._last_s + each_s)
+        if at_s > now_s + most_s:
+            return random.uniform(first_s, most_s)
+        self._last_s = at_s
+        return at_s - now_s
 
 
 class Admission:
@@ -35,6 +61,7 @@ class Admission:
     def __init__(self, shop: Shop, scheduler: Scheduler, queue: int, most_s: float | None) -> None:
         self._shop, self._scheduler, self._queue, self._most_s = shop, scheduler, queue, most_s
         self._threads = ThreadPoolExecutor(_CHECKING, "driffusion-check")
+        self._returns = Returns()
         self._checking: list[tuple[str, str]] = []  # client and user of requests that are about to wait
 
     def check(self, client: str, user: str, *, checked: bool = False) -> None:
@@ -43,22 +70,30 @@ class Admission:
         coming = 0 if checked else max(0, len(self._checking) - self._scheduler.leases.free)
         waiting = len(self._scheduler.waiting.queue) + coming
         if waiting >= self._queue:
-            self._refuse(f"{self._queue} requests wait, and no more may")
+            self._refuse(f"{self._queue} requests wait, and no more may", waiting, self._queue)
         eighth = self._queue // _KEPT
         kept = max(1, eighth) if self._queue > 1 else 0
         (own, others), (users_own, users_others) = self._scheduler.waiting.queue.places(client, user)
         share = self._queue / (others + 2)
         own += sum(one == client for one, _ in self._checking)
         if waiting >= self._queue - kept and own >= share:
-            self._refuse(f"{own} requests of this client wait, and the last {kept} places are for others")
+            why = f"{own} requests of this client wait, and the last {kept} places are for others"
+            self._refuse(why, waiting, self._queue - kept)
         users_own += self._checking.count((client, user))
         if user and waiting >= self._queue - kept - eighth and users_own >= share / (users_others + 2):
-            self._refuse(
+            why = (
                 f"{users_own} requests of this user wait, and the last {kept + eighth} places are for others"
             )
+            self._refuse(why, waiting, self._queue - kept - eighth)
 
-    def _refuse(self, why: str) -> None:
-        retry_s = max(_LEAST_RETRY_S, 1e-3 * self._scheduler.waits.first_ms())
+    def _refuse(self, why: str, waiting: int, places: int) -> None:
+        """places: of which one has to be free for this request."""
+        waits = self._scheduler.waits
+        each_s = max(_LEAST_RETRY_S, 1e-3 * waits.between_ms() * _LATER)
+        first_s = 1e-3 * waits.first_ms() or each_s  # none waits yet where all are still being checked
+        room_s = min(_MOST_RETRY_S, first_s + each_s * (1 + waiting - places))
+        most_s = min(_MOST_RETRY_S, room_s + 2 * self._queue * each_s)
+        retry_s = self._returns.after_s(time.perf_counter(), room_s, each_s, most_s)
         raise QueueFullError(f"{why}; ask again in about {retry_s:.1f} s", retry_s)
 
     async def order(self, prompt: Prompt, settings: Mapping[str, Any], client: str, user: str) -> Order:
@@ -86,7 +121,13 @@ class Admission:
         self._threads.shutdown(wait=False)
 
 
-def check_options(queue: object, share: object, hang_s: object, most_s: object) -> None:
+def check_options(
+    queue: object = 64,
+    share: object = "elastic",
+    hang_s: object = 30.0,
+    most_s: object = None,
+    most_area: object = None,
+) -> None:
     """Of an engine. Raises InputError."""
     if isinstance(queue, bool) or not isinstance(queue, int) or not 1 <= queue <= _MOST_WAITING:
         raise InputError(f"queue must be a whole number from 1 to {_MOST_WAITING}, not {queue!r}")
@@ -95,6 +136,8 @@ def check_options(queue: object, share: object, hang_s: object, most_s: object) 
     _check_seconds("hang_s", hang_s)
     if most_s is not None:
         _check_seconds("most_s", most_s)
+    if most_area is not None and not (_number(most_area) and 1 <= most_area < math.inf):  # type: ignore[operator]
+        raise InputError(f"most_area must be a number of pictures from 1 on, not {most_area!r}")
 
 
 def arrival(since_s: object) -> float:

@@ -226,6 +226,7 @@ class Order:
             "id": self.ticket.id,
             "model_hash": self.desk.service.pipe.model_hash,
             "mode": plan.mode,
+            "split_guidance": bool(result.settings[0].get("split_guidance", False)),
             "steps": plan.steps,
             "sequential_calls": result.stats.rounds,
             "lanes": timeline.lanes,

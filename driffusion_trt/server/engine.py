@@ -54,7 +54,8 @@ class Engine:
         queue: int = 64,
         share: str = "elastic",
         hang_s: float = 30.0,
-        most_s: float | None = None,
+        most_s: float | None = 600.0,
+        most_area: float | None = 16.0,
         observer: Observer | None = None,
         shop: Shop | None = None,
     ) -> None:
@@ -68,14 +69,17 @@ class Engine:
                 and no other requests are taken.
             most_s: of work that a request may be on one lane, as expected; what is more is refused with an
                 InputError. None for any.
+            most_area: that all pictures of a request may have together, in pictures of the model's own size:
+                they are made in one batch, whose memory grows with it. What is more is refused with an
+                InputError. None for any.
             observer: is told what happens.
-            shop: makes the pictures, where it is not to be `pipe`.
+            shop: makes the pictures, where it is not to be `pipe`; then `most_area` is the shop's to heed.
 
         Raises InputError for what these cannot be.
         """
-        check_options(queue, share, hang_s, most_s)
+        check_options(queue, share, hang_s, most_s, most_area)
         self.pipe = pipe
-        self._shop: Shop = PipelineShop(pipe) if shop is None else shop
+        self._shop: Shop = PipelineShop(pipe, most_area) if shop is None else shop
         self._queue, self._share, self._hang_s, self._most_s = queue, share, hang_s, most_s
         self._observer: Observer = observer or Unobserved()
         self._scheduler: Scheduler | None = None
@@ -92,12 +96,22 @@ class Engine:
         queue: int = 64,
         share: str = "elastic",
         hang_s: float = 30.0,
-        most_s: float | None = None,
+        most_s: float | None = 600.0,
+        most_area: float | None = 16.0,
         observer: Observer | None = None,
         **how: Any,
     ) -> Self:
         """Load a model for an engine; `how` are further arguments of `Pipeline.load`. Raises as it does."""
-        make = partial(cls, queue=queue, share=share, hang_s=hang_s, most_s=most_s, observer=observer)
+        check_options(queue, share, hang_s, most_s, most_area)
+        make = partial(
+            cls,
+            queue=queue,
+            share=share,
+            hang_s=hang_s,
+            most_s=most_s,
+            most_area=most_area,
+            observer=observer,
+        )
         pipe = Pipeline.load(model, devices=devices, **how)
         try:
             return make(pipe)

@@ -195,7 +195,10 @@ _SCHEMAS: dict[str, Any] = {
             "output_format": _TEXT,
             "quality": _TEXT,
             "size": _TEXT,
-            "details": {"type": "object", "description": "Mode, lanes, rounds and times."},
+            "details": {
+                "type": "object",
+                "description": "Mode, whether guidance was split over two lanes, lanes, rounds and times.",
+            },
         },
         "required": ["created", "data"],
     },

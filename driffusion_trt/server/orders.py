@@ -112,8 +112,9 @@ class Shop(Protocol):
 class PipelineShop:
     """Orders for a pipeline. CPU lanes take turns with rounds; of GPUs each request has some to itself."""
 
-    def __init__(self, pipe: Pipeline) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Pipeline, most_area: float | None = None) -> None:
+        """most_area: of all pictures of a request, in pictures of the model's own size; None for any."""
+        self._pipe, self._most_area = pipe, most_area
         self._gpus = bool(pipe._devices.gpus)
         # By settings; those asked for last.
         self._known: OrderedDict[str, tuple[_Expected, float]] = OrderedDict()
@@ -149,7 +150,11 @@ class PipelineShop:
                 raise InputError(f"{name} was given, which an engine gives itself; {instead}")
         if isinstance(settings.get("seed"), Iterator):  # it can be read once, and is checked twice
             settings = {**settings, "seed": tuple(settings["seed"])}
+        count = settings.get("num_images", 1)
+        if isinstance(count, int):
+            self._check_area(count)  # of a pixel each: before so many are listed
         request, checked = self._pipe._checked(prompt, settings)
+        self._check_area(len(request.prompts) * request.height * request.width)
         Watch.check(settings)
         asked, open_ = planned(checked), leaves_open(checked)
         widest = min(max(self.lanes, 1), WINDOW_LANES)
@@ -169,6 +174,14 @@ class PipelineShop:
         # A picture to start from is kept in 8 bits and at the size that it is needed in, while it waits.
         kept = fitted(settings, (request.height, request.width))
         return Order(prompt, kept, profile, least_ms, open_, (replace(request, source=None), asked), larger)
+
+    def _check_area(self, pixels: int) -> None:
+        height, width = self._pipe._planner.own_size
+        if self._most_area is not None and pixels > self._most_area * height * width:
+            raise InputError(
+                f"pictures of {pixels} pixels in all were asked; the most here is {self._most_area:g} of "
+                f"{width} x {height} (most_area); ask for fewer or smaller ones at a time"
+            )
 
     def _open(self, request: Request, asked: PlanSettings, widest: int) -> _Expected:
         """Of a call that leaves its plan open: the best plan for any number of lanes."""

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -63,15 +63,19 @@ class _Server(uvicorn.Server):
     as after a signal, but as a failure, so that what watches over the process starts it anew.
     """
 
-    def __init__(self, config: uvicorn.Config, app: App, drain_s: float | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: App, drain_s: float | None, ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._app, self._drain_s = app, drain_s
+        self._app, self._drain_s, self._ready = app, drain_s, ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        if self.started:
+            self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._app.draining or self.should_exit:  # which the first one sets while the engine warms up
@@ -124,11 +128,18 @@ def configured(app: App, limits: Limits, proxies: Sequence[str] = ()) -> uvicorn
 
 
 def serve(
-    app: App, listener: socket.socket, limits: Limits, drain_s: float | None, proxies: Sequence[str] = ()
+    app: App,
+    listener: socket.socket,
+    limits: Limits,
+    drain_s: float | None,
+    proxies: Sequence[str] = (),
+    *,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until a signal comes.
 
     drain_s: for requests that were accepted; None for as long as they take. proxies: see `configured`.
+    ready: called once requests are taken, after the model was warmed up and measured.
 
     Raises what the engine raises at its start, and NoDeviceError where every device has failed.
     """
@@ -136,7 +147,7 @@ def serve(
     # What of a prompt cannot be read goes to who asked.
     warnings.filterwarnings("ignore", category=PromptWarning)
     try:
-        _Server(config, app, drain_s).run([listener])
+        _Server(config, app, drain_s, ready).run([listener])
     finally:  # uvicorn exits where the start fails, or comes back, by its version
         if app.failed is not None:
             raise app.failed

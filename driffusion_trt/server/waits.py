@@ -32,6 +32,12 @@ class Waits:
         alike = [] if first is None else [first.order.profile] * len(self._waiting)
         return self._leases.waits_ms(alike, 1)[0] if alike else 0.0
 
+    def between_ms(self) -> float:
+        """Between one start and the next: of those that wait, or of typical ones on a lane each."""
+        if waiting := len(self._waiting):
+            return max(0.0, self.last_ms() - self.first_ms()) / waiting
+        return self._leases.pace * self._leases.typical.ms_on(1) / max(1, self._leases.lanes)
+
     def last_ms(self) -> float:
         """Of a typical request that comes last. Whoever asks often gets what was found a moment ago."""
         begun = time.perf_counter()

@@ -26,7 +26,7 @@ from ..graph import name_dims, store_half, strip
 from ..load import load_module
 from ..manifest import settings
 from ..network import Network
-from ..parity import relative_l2
+from ..parity import relative_l2, worst_of
 
 # The highest opset that ONNX Runtime's CPU provider runs at full speed: from 21 on the exporter
 # writes GroupNormalization, which that provider has no kernel for and takes apart into ten
@@ -103,14 +103,15 @@ def _parity(traced: _Traced, path: Path) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    worst = 0.0
+    figures = []
     for small in (False, True):
         inputs = traced.inputs(small)
         with torch.no_grad():
             out = traced.module(**inputs)
         outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
         for wanted, got in zip(out if isinstance(out, tuple) else (out,), outputs, strict=True):
-            worst = max(worst, relative_l2(got, wanted.numpy()))
+            figures.append(relative_l2(got, wanted.numpy()))
+    worst = worst_of(figures)
     if not worst < PARITY:
         raise ModelError(
             f"{path.name} differs from torch by {worst:.1e} (relative L2), above {PARITY:.0e}: "

@@ -285,7 +285,7 @@ def test_a_job_refuses_what_does_not_fit(network: Path) -> None:
 
 def test_without_onnx_the_extra_is_named(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(dt.MissingExtraError, match=r"pip install 'driffusion-trt\[export\]'"):
+    with pytest.raises(dt.MissingExtraError, match=r"pip install '\.\[export\]'"):
         AsyncDiffLanes(network, 3, shapes=TRACER)
 
 

@@ -44,6 +44,22 @@ def test_the_worst_output_counts() -> None:
     assert worst_difference({"a": exact["a"]}, exact) == float("inf")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_what_is_not_finite_is_never_near(name: str, value: float) -> None:
+    """On either side, or on both: where the reference overflows too, nothing was compared."""
+    fine = {"a": np.array([3.0, 4.0]), "b": np.array([1.0, 2.0])}
+    spoilt = fine | {name: np.array([3.0, value])}
+    assert worst_difference(spoilt, fine) == float("inf")
+    assert worst_difference(fine, spoilt) == float("inf")
+    assert worst_difference(spoilt, spoilt) == float("inf")
+
+
+def test_nothing_is_spread_over_another_shape() -> None:
+    assert worst_difference({"a": np.ones((1, 1))}, {"a": np.ones((2, 3))}) == float("inf")
+    assert worst_difference({"a": np.zeros(2)}, {"a": np.zeros(2)}) == 0
+
+
 def test_limits_follow_the_precision_of_the_manifest() -> None:
     assert limit_of("fp32") < limit_of("fp16") < limit_of("bf16")
     assert limit_of("fp16, autoencoder fp32") == limit_of("fp16")
@@ -154,3 +170,18 @@ def test_a_plan_that_computes_something_else_is_refused_with_both_figures(tmp_pa
         match=r"plan of denoiser differs from ONNX Runtime by \d.* and \d.* above the limit of 1e-02",
     ):
         compare(onnx, other)
+
+
+@pytest.mark.usefixtures("runs_onnx")
+def test_numbers_that_are_not_finite_are_told_by_whose_they_are(tmp_path: Path) -> None:
+    onnx_file = tiny.make_denoiser(tmp_path / "a.onnx")
+    model = onnx.load(onnx_file)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    value = np.full_like(onnx.numpy_helper.to_array(weight), np.inf)
+    weight.CopyFrom(onnx.numpy_helper.from_array(value, weight.name))
+    onnx.save(model, tmp_path / "spoilt.onnx")
+    for reference, plan, who in (("a", "spoilt", "the plan"), ("spoilt", "a", "ONNX Runtime")):
+        with pytest.raises(ModelError, match=rf"\({who} gave numbers that are not finite in \w+\); try"):
+            compare(tmp_path / f"{reference}.onnx", tmp_path / f"{plan}.onnx")
+    with pytest.raises(ModelError, match=r"\(the plan .* and ONNX Runtime gave numbers that are not finite"):
+        compare(tmp_path / "spoilt.onnx", tmp_path / "spoilt.onnx")

@@ -89,8 +89,8 @@ def test_the_flavour_for_a_gpu(
 @pytest.mark.parametrize(
     ("cuda", "command"),
     [
-        (None, "pip install 'driffusion-trt[tensorrt-rtx]'"),
-        ((13, 1), "pip install 'driffusion-trt[tensorrt-rtx]'"),
+        (None, "pip install '.[tensorrt-rtx]' in a clone of driffusion-trt"),
+        ((13, 1), "pip install '.[tensorrt-rtx]'"),
         ((12, 8), "pip install tensorrt-rtx-cu12 'cuda-bindings<13'"),
     ],
 )

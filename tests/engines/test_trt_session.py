@@ -231,7 +231,7 @@ def test_a_closed_session_says_so(onnx_file: str) -> None:
 
 def test_a_missing_flavour_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingExtraError, match=re.escape("pip install 'driffusion-trt[tensorrt]'")):
+    with pytest.raises(MissingExtraError, match=re.escape("pip install '.[tensorrt]'")):
         TensorRTSession(b"", PLAIN, name="denoiser")
 
 
@@ -245,8 +245,28 @@ def test_finished_kernels_are_kept_for_the_next_time(onnx_file: str, tmp_path: P
         config = session._config
         assert config is not None and config.cache.kernels == b"kernels of yesterday"  # type: ignore[attr-defined]
         assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
-    with load(onnx_file, jit_cache=tmp_path / "nowhere" / "kernels") as session:
-        session.save_kernels()  # a folder that cannot be written to only costs the gain
+    with load(onnx_file, jit_cache=cache / "under a file" / "kernels") as session:
+        session.save_kernels()  # a folder that cannot be made only costs the gain
+
+
+def test_kernels_are_written_where_there_are_others_than_are_kept(onnx_file: str, tmp_path: Path) -> None:
+    cache = tmp_path / "kernels"
+    with load(onnx_file, jit_cache=cache) as session:
+        session.save_kernels()
+        cache.unlink()
+        session.save_kernels()
+        assert not cache.exists(), "they are those that were kept"
+        kernels: Any = session._kernels
+        kernels.kernels = b"kernels and more"
+        session.save_kernels()
+        assert cache.read_bytes() == b"kernels and more"
+    with load(onnx_file, jit_cache=cache) as session:
+        cache.unlink()
+        session.save_kernels()
+        assert not cache.exists(), "read, and nothing new"
+        kernels = session._kernels
+        kernels.serialize = lambda: None
+        session.save_kernels()
 
 
 # The stand-in is like the real thing

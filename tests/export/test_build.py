@@ -264,10 +264,13 @@ def test_what_is_somebody_elses_is_left_alone(
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("mine")
-    for output in (mine, mine / "thesis.txt"):
+    app = tmp_path / "web app"
+    app.mkdir()
+    (app / "manifest.json").write_text('{"name": "an app", "icons": []}')
+    for output in (mine, mine / "thesis.txt", app):
         with pytest.raises(InputError, match="exists and is not a model folder"):
             export_model("sd21", checkpoints("sd21"), output)
-    assert (mine / "thesis.txt").read_text() == "mine"
+    assert (mine / "thesis.txt").read_text() == "mine" and len(list(app.iterdir())) == 1
     (tmp_path / "empty" / "plans").mkdir(parents=True)
     export_model("sd21", checkpoints("sd21"), tmp_path / "empty")
 
@@ -299,7 +302,7 @@ def test_a_missing_package_is_named(
         return version(name)
 
     monkeypatch.setattr(plan.metadata, "version", without)
-    with pytest.raises(MissingExtraError, match=r"diffusers .* pip install 'driffusion-trt\[export\]'"):
+    with pytest.raises(MissingExtraError, match=r"diffusers .* pip install '\.\[export\]'"):
         export_model("sd21", checkpoints("sd21"), tmp_path / "m")
 
 

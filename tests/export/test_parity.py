@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
 from driffusion_trt import ModelError
-from driffusion_trt.export import onnx_export
+from driffusion_trt.export import onnx_export, parity
 from driffusion_trt.export.checkpoint import read_checkpoint
 from driffusion_trt.export.families import networks_of
 from driffusion_trt.export.network import Network
@@ -48,6 +49,30 @@ def spoilt(path: Path, folder: Path, factor: float) -> Path:
 def test_relative_l2() -> None:
     assert relative_l2(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx(0.5 / np.hypot(3, 4.5))
     assert np.isnan(relative_l2(np.array([np.nan]), np.array([1.0])))
+    assert np.isnan(relative_l2(np.array([1.0, 2.0]), np.array([1.0, np.inf])))
+    with pytest.raises(ValueError, match="is compared with"):
+        relative_l2(np.ones((1, 1)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_every_output_counts(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """NaN in any of them, where the others are right: `max(1e-7, nan)` is 1e-7."""
+    networks = networks_of(read_checkpoint(checkpoints("sd21"), get_spec("sd21")))
+    (network,) = (network for network in networks if network.name == "vae_encoder")
+    path = export_network(network, torch.float32, (), tmp_path)
+    assert check_parity(network, path, "fp32", ()) < 1e-5
+    right = parity._run
+
+    def spoilt_run(*arguments: Any) -> Any:
+        outputs = right(*arguments)
+        outputs[0][which] = np.full_like(outputs[0][which], np.nan)
+        return outputs
+
+    monkeypatch.setattr(parity, "_run", spoilt_run)
+    with pytest.raises(ModelError, match="vae_encoder in fp32 differs from torch by nan"):
+        check_parity(network, path, "fp32", ())
 
 
 def test_a_right_network_passes(checkpoints: Checkpoints, exported: Path) -> None:

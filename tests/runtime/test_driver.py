@@ -189,7 +189,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_cuda_python_the_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     for load in (driver, nvrtc):
-        with pytest.raises(MissingExtraError, match=r"pip install 'driffusion-trt\[tensorrt\]'"):
+        with pytest.raises(MissingExtraError, match=r"pip install '\.\[tensorrt\]'"):
             load()
 
 

@@ -46,6 +46,27 @@ def picture(pipe: dt.Pipeline, **options: Any) -> dt.pipeline.Result:  # type: i
     return pipe(PROMPT, **{"steps": STEPS, "seed": 3, "mode": "aggressive", **options})
 
 
+def test_finished_kernels_are_kept_for_the_next_process(
+    planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file for each plan, in the user's cache: the model's folder, maybe read-only, is what it was."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = sorted(planned.rglob("*"))
+    kept = tmp_path / "driffusion-trt" / "kernels"
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        assert not kept.exists()
+        pipe.warm_up()
+        assert len(list(kept.iterdir())) == 1, "the denoiser's are there once they were used"
+    files = sorted(kept.iterdir())
+    assert len(files) == 3 and {file.read_bytes() for file in files} == {b"kernels"}
+    assert all(file.name.endswith(".sm89.jit") for file in files), files
+    files[0].write_bytes(b"kernels of the day before")
+    with dt.Pipeline.load(planned, devices="cuda") as pipe:
+        pipe.warm_up()
+    assert files[0].read_bytes() == b"kernels of the day before", "the session had them"
+    assert sorted(planned.rglob("*")) == before
+
+
 @pytest.mark.parametrize("mode", ["sequential", "aggressive", "conservative"])
 def test_the_picture_of_the_cpu_lanes(planned: Path, machine: Any, mode: str) -> None:
     with dt.Pipeline.load(planned, devices=["cpu"] * 2) as pipe:

@@ -190,7 +190,7 @@ def test_old_gpus_are_refused(fatbin: Path) -> None:
 
 def test_without_cuda_python_the_command_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'driffusion-trt\[tensorrt\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[tensorrt\]'"):
         find_kernels((8, 0), fatbin=tmp_path / "none", cache=tmp_path)
 
 

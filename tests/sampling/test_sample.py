@@ -131,6 +131,43 @@ def test_bits_repeat_and_do_not_depend_on_the_batch(family: str, mode: str) -> N
     assert np.array_equal(both[1:], dt.sample(plan, denoiser, noise[1:], seed=[6]))
 
 
+@pytest.mark.parametrize("mode", ["sequential", "aggressive", "conservative", "window", "tolerance", "skip"])
+def test_a_denoiser_may_use_its_arrays_again(mode: str) -> None:
+    """One output buffer for all calls, as bound sessions and CUDA graphs have, and inputs scaled in place."""
+    schedule = dt.Schedule.from_config(FAMILIES["ddim"], 20)  # which does not scale what the network sees
+    options: dict[str, Any] = {"skip": {"rounds": 9}, "sequential": {}}.get(mode, {"lanes": 3})
+    plan, right, noise = dt.make_plan(schedule, mode=mode, **options), network(schedule), start(3)
+    buffer = np.empty((2, *SHAPE), np.float32)
+
+    def reuses(latents: np.ndarray, timestep: np.ndarray) -> np.ndarray:
+        buffer[:] = right(latents, timestep)
+        return buffer
+
+    def overwrites(latents: np.ndarray, timestep: np.ndarray) -> np.ndarray:
+        latents[:] = right(latents, timestep)
+        timestep[:] = 0
+        return latents
+
+    wanted, given = dt.sample(plan, right, noise, seed=3), noise.copy()
+    for denoiser in (reuses, overwrites):
+        assert np.array_equal(dt.sample(plan, denoiser, given, seed=3), wanted)
+    assert np.array_equal(given, noise)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_prediction_that_is_not_finite_is_an_error(value: float) -> None:
+    plan = dt.make_plan(dt.Schedule.from_config(FAMILIES["ddim"], 5), mode="aggressive", lanes=2)
+    called = []
+
+    def denoiser(latents: np.ndarray, timestep: np.ndarray) -> np.ndarray:
+        called.append(timestep[0])
+        return latents if len(called) < 3 else np.full_like(latents, value)
+
+    with pytest.raises(dt.NonFiniteError, match=r"not finite at timestep \d"):
+        dt.sample(plan, denoiser, start(0))
+    assert len(called) == 3
+
+
 @given(st.integers(2, 40), st.floats(0.05, 1.0), st.data())
 def test_noise_weights_are_those_of_the_chain(steps: int, eta: float, data: st.DataObject) -> None:
     """Chained single steps at a fixed x̂0, unrolled, give the weights of the skip."""

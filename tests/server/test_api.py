@@ -57,6 +57,7 @@ def test_pictures_are_those_of_the_pipeline(service: Service) -> None:
     assert (found["size"], found["output_format"], found["background"]) == ("64x64", "png", "opaque")
     details = found["details"]
     assert details["mode"] == "aggressive" and details["lanes"] == 2 and "spans" not in details
+    assert details["split_guidance"] is False
     assert len(details["rounds_ms"]) == details["sequential_calls"] == expected.stats.rounds
     assert json.loads(made[1].info[SETTINGS_KEY])["seed"] == 6, "the file remembers how it was made"
 

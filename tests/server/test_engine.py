@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import itertools
 import logging
 import threading
 import time
@@ -18,6 +19,7 @@ from fakeengine import GO, Notes, engine, in_loop, until
 from fakeshop import FakeShop
 
 import driffusion_trt as dt
+from driffusion_trt.server.admission import Returns
 from driffusion_trt.server.observer import Unobserved
 from driffusion_trt.server.ticket import Ticket
 
@@ -93,6 +95,39 @@ async def test_the_queue_is_bounded() -> None:
         await asyncio.gather(*(ticket.result() for ticket in tickets))
         await served.generate("again")
     assert len(shop.made) == 5
+
+
+@in_loop
+async def test_refused_clients_come_again_one_after_another_and_get_their_pictures() -> None:
+    """As OpenAI's clients do: twice more, at the time that they are told, and then no more."""
+    shop, told = FakeShop(1, step_ms=15.0), []
+
+    async def client(served: dt.Engine, name: str) -> bool:
+        for _ in range(3):
+            try:
+                ticket = await served.submit("one", client=name)
+            except dt.QueueFullError as error:
+                told.append(error.retry_after_s)
+                await asyncio.sleep(error.retry_after_s)
+            else:
+                await ticket.result()
+                return True
+        return False
+
+    async with engine(shop, queue=4) as served:
+        got = await asyncio.gather(*(client(served, f"client {i}") for i in range(10)))
+    apart = [b - a for a, b in itertools.pairwise(told[:5])]
+    assert min(apart) > 0.1, "each has a time of its own, as far from the next as pictures are"
+    assert sum(got) >= 9 and max(told) < 60
+
+
+def test_who_is_to_come_again_is_told_a_time_within_what_the_queue_needs() -> None:
+    returns = Returns()
+    told = [returns.after_s(100.0, 0.2, 0.5, 2.0) for _ in range(40)]
+    assert told[:4] == pytest.approx([0.2, 0.7, 1.2, 1.7])
+    assert all(0.2 <= one <= 2.0 for one in told[4:]) and len(set(told)) == 40
+    assert returns.after_s(101.0, 0.2, 0.5, 2.0) == pytest.approx(1.2), "after the last one that was told"
+    assert returns.after_s(200.0, 0.2, 0.5, 2.0) == pytest.approx(0.2), "those are all over"
 
 
 @in_loop
@@ -199,6 +234,8 @@ async def test_a_request_is_no_more_work_than_may_be() -> None:
     for wrong in (0, -1.0, float("nan"), True, "1"):
         with pytest.raises(dt.InputError, match="most_s must be"):
             engine(shop, most_s=wrong)
+        with pytest.raises(dt.InputError, match="most_area must be"):
+            engine(shop, most_area=wrong)
 
 
 @in_loop

@@ -345,3 +345,28 @@ def test_the_bound_of_work_is_of_the_pipeline_s_costs(folder: Path) -> None:
             await engine.submit(PROMPT, steps=200, mode="sequential")
 
     serve(folder, work, most_s=1.0)
+
+
+def test_the_area_of_a_request_is_bounded(folder: Path) -> None:
+    """By itself to 16 pictures of the model's own size: they are made in one batch, in memory."""
+
+    async def work(engine: dt.Engine) -> None:
+        small = {"height": 32, "width": 32}
+        result = await engine.generate(PROMPT, steps=2, mode="sequential", num_images=64, **small)
+        assert len(result.images) == 64
+        for settings in ({"num_images": 17}, {"num_images": 65, **small}, {"num_images": 10**12}):
+            with pytest.raises(
+                dt.InputError, match=r"the most here is 16 of 64 x 64 \(most_area\); ask for fewer"
+            ):
+                await engine.submit(PROMPT, steps=2, **settings)
+        with pytest.raises(dt.InputError, match="pixels in all"):
+            await engine.submit([PROMPT] * 17, steps=2)
+        with pytest.raises(dt.InputError, match="num_images must be"):
+            await engine.submit(PROMPT, num_images="many")
+
+    serve(folder, work)
+
+    async def any_number(engine: dt.Engine) -> None:
+        assert len((await engine.generate(PROMPT, steps=1, mode="sequential", num_images=20)).images) == 20
+
+    serve(folder, any_number, most_area=None)

@@ -85,6 +85,46 @@ def test_both_pictures_are_made_side_by_side(page: Any) -> None:
     assert page.is_enabled("#make") and page.is_disabled("#stop")
 
 
+@pytest.mark.parametrize(
+    ("mode", "chosen", "said"),
+    [
+        (
+            "auto",
+            {"mode": "sequential", "split_guidance": True},
+            r"^12 rounds with split guidance in \d+ ms, for 12 in",
+        ),
+        (
+            "auto",
+            {"mode": "sequential"},
+            r"^Mode auto found no plan that is faster .* so both are sequential\.$",
+        ),
+        ("sequential", {}, r"^Both are sequential\.$"),
+    ],
+    ids=["split", "none", "by hand"],
+)
+def test_a_sequential_picture_is_told_by_why_it_is(
+    page: Any, service: Service, monkeypatch: pytest.MonkeyPatch, mode: str, chosen: dict[str, Any], said: str
+) -> None:
+    """Guidance that is split over two lanes is a plan too, and the one that auto often takes on two."""
+    submit = service.engine.submit
+
+    async def as_chosen(prompt: str, **settings: Any) -> Any:
+        if settings.get("mode", "auto") == "auto":
+            settings.pop("quality", None)
+            settings |= chosen
+        return await submit(prompt, **settings)
+
+    monkeypatch.setattr(service.engine, "submit", as_chosen)
+    page.fill("#steps", "12")
+    page.select_option("#mode", mode)
+    page.click("#make")
+    page.wait_for_selector("#verdict:not(:empty)")
+    assert re.search(said, page.inner_text("#verdict"))
+    words = "mode sequential with split guidance" if chosen.get("split_guidance") else "mode sequential, 12"
+    assert page.inner_text("#parallel .state").startswith(words)
+    assert page.inner_text("#sequential .state").startswith("mode sequential, 12 rounds")
+
+
 def test_previews_show_before_the_picture_is_there(page: Any, service: Service) -> None:
     page.fill("#steps", "8")
     page.uncheck("#both")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 import tiny
 from httpd import DEADLINE_S, until
 
-from bench.served import Served, served
+from bench.served import Child, Served, served
 from driffusion_trt._address import listening_at
 from driffusion_trt.cli import main, parse
 from driffusion_trt.commands._console import Console
@@ -50,8 +51,8 @@ def loggers() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--max-images 0", "the limit images must be a positive number, not 0"),
-        ("--body-timeout nan", "the limit body_s must be a positive number, not nan"),
+        ("--max-images 0", "--max-images must be a number above 0, not 0"),
+        ("--body-timeout nan", "--body-timeout must be a number above 0, not nan"),
         ("--drain-timeout 0", "--drain-timeout must be above 0"),
         ("--cors-origin example.org", "--cors-origin takes origins such as https://example.org"),
         ("--cors-origin https://example.org/path", "not 'https://example.org/path'"),
@@ -59,9 +60,10 @@ def loggers() -> Iterator[None]:
         ("--allowed-host http://a", "without ports, not 'http://a'"),
         ("--trusted-proxy 10.0.0.1/8", "--trusted-proxy takes addresses and networks such as 10.0.0.0/8"),
         ("--trusted-proxy *", "not '*'"),
-        ("--read-rate 0", "the limit read_rate must be a positive number"),
-        ("--max-held-bytes 0", "the limit held_bytes must be a positive number"),
-        ("--hang-timeout 0", "hang_s must be a number of seconds above 0"),
+        ("--read-rate 0", "--read-rate must be a number above 0"),
+        ("--max-held-bytes 0", "--max-held-bytes must be a number above 0"),
+        ("--hang-timeout nan", "--hang-timeout must be a number above 0, not nan"),
+        ("--max-seconds 0", "--max-seconds must be a number above 0"),
         ("--queue 2000", "queue must be a whole number from 1 to 1024"),
         ("--public-url ftp://x", "--public-url must begin with http:// or https://"),
         ("--api-key-file missing.txt", "the file of API keys missing.txt cannot be read"),
@@ -121,7 +123,7 @@ def test_the_missing_extra_is_named(
 ) -> None:
     monkeypatch.setattr("driffusion_trt.commands._serving.find_spec", lambda name: None)
     assert main(["serve"]) == 1
-    assert "pip install 'driffusion-trt[serve]'" in capsys.readouterr().err
+    assert "pip install '.[serve]'" in capsys.readouterr().err
 
 
 def test_the_missing_ray_is_named(
@@ -129,9 +131,7 @@ def test_the_missing_ray_is_named(
 ) -> None:
     monkeypatch.setattr("driffusion_trt.commands._serving_ray.find_spec", lambda name: None)
     assert main(["serve", "--ray"]) == 1
-    assert "ray is needed here and is not installed; run: pip install 'driffusion-trt[ray]'" in (
-        capsys.readouterr().err
-    )
+    assert "ray is needed here and is not installed; run: pip install '.[ray]'" in (capsys.readouterr().err)
 
 
 def test_rays_other_proxy_is_refused(
@@ -201,6 +201,24 @@ def test_the_work_of_a_request_is_bounded() -> None:
     """Whatever the model; by itself to ten minutes of one lane."""
     assert _how(parse(["serve"]))["most_s"] == 600.0
     assert _how(parse(["serve", "--max-seconds", "5"]))["most_s"] == 5.0
+    assert _how(parse(["serve"]))["most_area"] is None, "--max-pixels says it"
+
+
+def test_the_address_is_told_once_it_is_there(model: str) -> None:
+    """What reads the line may connect. Loading, warming up and measuring come first, and are told."""
+    service = Child("serve", "--port", "0", "--model", model, "--devices", "1")
+    try:
+        until(lambda: any("http://" in line for line in list(service.lines)))
+        told = list(service.lines)
+        assert told[0] == "loading tiny; the service listens once it is warmed up and measured\n"
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", told[-1])
+        assert found, told
+        connection = HTTPConnection("127.0.0.1", int(found[1]), timeout=DEADLINE_S)
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().status == 200
+        connection.close()
+    finally:
+        service.kill()
 
 
 def test_an_end_has_an_end(model: str) -> None:

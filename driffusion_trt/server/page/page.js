@@ -55,13 +55,18 @@ async function make(panel, fields) {
       show(panel, event, true);
       bar.hidden = true;
       const details = {...event.details, ms, first};
-      state.textContent = `mode ${details.mode}, ${details.sequential_calls} rounds for ${details.steps} steps, `
+      state.textContent = `mode ${details.mode}${split(details)}, ${details.sequential_calls} rounds for ${details.steps} steps, `
         + `seed ${event.seed}`;
       list(panel.querySelector(".times"), details);
       return details;
     }
   }
   throw new Error("the connection ended before the picture was there");
+}
+
+/** That guidance was split over two lanes, where it was. */
+function split(details) {
+  return details.split_guidance ? " with split guidance" : "";
 }
 
 function list(place, details) {
@@ -108,14 +113,19 @@ async function psnr() {
   return sum ? 10 * Math.log10(255 ** 2 / (sum / (one.length * 3 / 4))) : null;
 }
 
-async function verdict({parallel, sequential}) {
+async function verdict({parallel, sequential}, asked) {
   const near = await psnr();
   const alike = near === null ? "the same picture" : `${near.toFixed(1)} dB from the sequential picture`;
-  by("verdict").textContent = parallel.mode === "sequential"
-    ? "Mode auto found no plan that is faster on these devices with this quality, so both are sequential."
-    : `${parallel.sequential_calls} rounds in ${parallel.denoise_ms.toFixed(0)} ms, for `
-      + `${sequential.sequential_calls} in ${sequential.denoise_ms.toFixed(0)} ms: `
-      + `${(sequential.denoise_ms / parallel.denoise_ms).toFixed(2)} times as fast, ${alike}.`;
+  if (parallel.mode === "sequential" && !parallel.split_guidance) {
+    by("verdict").textContent = asked === "auto"
+      ? "Mode auto found no plan that is faster on these devices with this quality, so both are sequential."
+      : "Both are sequential.";
+    return;
+  }
+  by("verdict").textContent = `${parallel.sequential_calls} rounds${split(parallel)} in `
+    + `${parallel.denoise_ms.toFixed(0)} ms, for ${sequential.sequential_calls} in `
+    + `${sequential.denoise_ms.toFixed(0)} ms: `
+    + `${(sequential.denoise_ms / parallel.denoise_ms).toFixed(2)} times as fast, ${alike}.`;
 }
 
 async function run(submitted) {
@@ -138,7 +148,7 @@ async function run(submitted) {
     if (by("both").checked) {
       found.sequential = await make(by("sequential"), {...plain, mode: "sequential"});
       charts(found);
-      await verdict(found);
+      await verdict(found, fields.mode);
     }
   } catch (error) {
     by("message").textContent = mine.signal.aborted ? "stopped" : error.message;
