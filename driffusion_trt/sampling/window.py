@@ -35,7 +35,7 @@ __all__ = [
 OBSERVED_ROWS = 4  # of one table; more the kernel of GPU lanes does not take
 
 # Of `effects`. Found on the bundled models: docs/method.md section 4.
-_EARLY, _EARLY_POWER, _LATE_POWER = 0.15, 2, 4
+_EARLY, _EARLY_POWER, _LATE_POWER = 0.25, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,7 @@ def norms(schedule: Schedule, states: Sequence[int]) -> Float64:
 def effects(schedule: Schedule, states: Sequence[int]) -> Float64:
     """What an error of a draft at these states counts for, as a share of the state.
 
-    With ρ = a/√(a² + s²), the signal's share: 0.15/ρ² + 0.85·ρ⁴·s²/(s² + a²·c²). Near the noise a small
+    With ρ = a/√(a² + s²), the signal's share: ¼/ρ² + ¾·ρ⁴·s²/(s² + a²·c²). Near the noise a small
     error decides what the picture becomes, and grows; in between later steps put it right; near the end few
     are left that could, and at last the prediction follows its input, see `carry.detail_slope`.
     """

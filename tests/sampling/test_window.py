@@ -203,7 +203,7 @@ def test_the_distance_is_what_the_documentation_says() -> None:
     eps = plan.schedule.s[1] * told[1] + plan.schedule.a[1] * exact
     refined = a * x0 + s * eps
     share = a / math.hypot(a, s)
-    effect = 0.15 / share**2 + 0.85 * share**4 * s**2 / (s**2 + (0.08 * a) ** 2)
+    effect = 0.25 / share**2 + 0.75 * share**4 * s**2 / (s**2 + (0.08 * a) ** 2)
     gap = np.sqrt(((refined - told[2]) ** 2).mean()) / math.hypot(a, s) * effect
     assert stats.drift == pytest.approx([gap], rel=1e-4)
 
