@@ -278,16 +278,22 @@ def test_a_request_waits_for_one_call_of_a_slow_network_at_most(
     folder: Path, monkeypatch: pytest.MonkeyPatch, lanes: int, most: int
 ) -> None:
     """Which takes 0.3 s here, its measurement most of a minute. A single lane may have two in a round."""
-    call_s, steps = 0.3, 3
+    steps = 3
     began: list[float] = []
-    run = BoundRun.__call__
+    begun_before: list[int] = []  # by the request that comes
+    run, give_way = BoundRun.__call__, renewal.Renewal.give_way
 
     def slow(self: BoundRun) -> None:
         began.append(time.perf_counter())
-        time.sleep(call_s)
+        time.sleep(0.3)
         run(self)
 
+    def told(self: renewal.Renewal) -> None:
+        begun_before.append(len(began))
+        give_way(self)
+
     monkeypatch.setattr(BoundRun, "__call__", slow)
+    monkeypatch.setattr(renewal.Renewal, "give_way", told)
     monkeypatch.setattr(KeptCosts, "read", lambda *_: replace(CROWDED, devices=lanes))
 
     async def serve() -> None:
@@ -296,12 +302,11 @@ def test_a_request_waits_for_one_call_of_a_slow_network_at_most(
                 before = len(began)
                 await until(lambda n=before: len(began) > n + 4)  # type: ignore[misc]
                 await asyncio.sleep(wait_s)
-                asked, before = time.perf_counter(), len(began)
+                begun_before.clear()
                 result = await served.generate(PROMPT, steps=steps, mode="sequential", guidance_scale=1.0)
-                took = time.perf_counter() - asked
                 assert result.stats.rounds == steps
-                assert len(began) - before <= steps + (most if lanes == 1 else lanes) - 1, "no more are begun"
-                assert took < (steps + most) * call_s + 0.25, "its own calls, and one that was under way"
+                # Its own, and those of the round that was under way or about to begin.
+                assert len(began) - begun_before[0] <= steps + max(lanes, most), "no more are begun"
             assert served.status().costs_doubtful
 
     asyncio.run(asyncio.wait_for(serve(), 90))
