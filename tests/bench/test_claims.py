@@ -31,6 +31,9 @@ def test_a_tolerance_shows_what_prompts_name_as_often_as_sequential() -> None:
                 row = rows["tolerance 0.01", n]
                 assert abs(right(row) - right(rows["sequential", 1])) <= 0.5
                 worst.append(row["relative_l2"]["worst"])
+                if guidance == "7.5":
+                    assert row["relative_l2"]["mean"] < 0.0038
+                    assert n < 4 or 17 <= row["calls"] < 19
     assert sorted(one > 0.1 for one in worst) == [False] * 17 + [True], "one picture went another way"
 
 
@@ -103,8 +106,10 @@ def test_two_lanes_against_the_threads_of_onnx_runtime() -> None:
     assert min(over[model, "aggressive"] for model in modes) > 1.1
     assert [model for model in modes if over[model, "tolerance"] < 1] == ["demo-sd3"]
     assert [model for model in modes if over[model, "conservative"] < 1] == ["demo", "demo-sd3"]
-    spent = {
-        mode: [by_mode[mode]["loop_over_network"]["median"] for by_mode in modes.values()]
-        for mode in FIXED[:1]
-    }
-    assert min(spent["aggressive"]) > 1.02 and max(spent["aggressive"]) < 1.04
+    for mode, least, most in (
+        ("aggressive", 1.02, 1.04),
+        ("conservative", 1.02, 1.04),
+        ("tolerance", 1.04, 1.065),
+    ):
+        spent = [by_mode[mode]["loop_over_network"]["median"] for by_mode in modes.values()]
+        assert least < min(spent) and max(spent) < most
