@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from driffusion_trt.calibration import Entry, Growth, Spent
+from pathlib import Path
+
+import tiny
+
+from driffusion_trt.calibration import Entry, Growth, Spent, add_entries
+from driffusion_trt.engines.manifest import ModelFolder
 
 # 20 steps of DDIM at guidance 3 on 4 lanes.
 ENTRY = Entry(
@@ -19,3 +24,10 @@ ENTRY = Entry(
     {0.003: Spent(9.0, 9.0), 0.01: Spent(7.5, 8.0), 0.05: Spent(6.0, 6.0)},
     Growth(1.2, 0.5),
 )
+
+
+def make_model_folder(path: Path) -> Path:
+    """A tiny model folder whose calibration has `ENTRY`."""
+    made = tiny.make_model_folder(path)
+    add_entries(ModelFolder.open(made), [ENTRY])
+    return made

@@ -21,7 +21,7 @@ from driffusion_trt._expected import Expectations, Expected
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt._measured_costs import MeasuredCosts
 from driffusion_trt._trial import Trial
-from driffusion_trt.calibration import CalibrationWarning, add_entries
+from driffusion_trt.calibration import CalibrationWarning
 from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.planning.candidates import Wanted
 from driffusion_trt.planning.choice import choose
@@ -34,9 +34,7 @@ COSTS = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-    add_entries(ModelFolder.open(made), [calibrated.ENTRY])
-    return made
+    return calibrated.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from PIL import Image
 
 import driffusion_trt as dt
 from driffusion_trt._kept_costs import KeptCosts
-from driffusion_trt.calibration import add_entries
-from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import BoundRun
 from driffusion_trt.planning.costs import Costs
 from driffusion_trt.runtime.host_job import _Call
@@ -31,9 +29,7 @@ Served = Callable[[dt.Engine], Coroutine[Any, Any, Any]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-    add_entries(ModelFolder.open(made), [calibrated.ENTRY])
-    return made
+    return calibrated.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(autouse=True)

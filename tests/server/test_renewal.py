@@ -22,8 +22,6 @@ import driffusion_trt as dt
 from driffusion_trt import _measured_costs
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt._measured_costs import MeasuredCosts
-from driffusion_trt.calibration import add_entries
-from driffusion_trt.engines.manifest import ModelFolder
 from driffusion_trt.engines.onnx_session import BoundRun
 from driffusion_trt.planning.costs import Costs
 from driffusion_trt.server import leases, renewal
@@ -36,9 +34,7 @@ OPEN: dict[str, Any] = {"steps": 20, "guidance_scale": 3.0}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tiny.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-    add_entries(ModelFolder.open(made), [calibrated.ENTRY])
-    return made
+    return calibrated.make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(autouse=True)
