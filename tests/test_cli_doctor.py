@@ -418,7 +418,7 @@ def test_without_cuda_bindings_gpus_are_listed(
 
     monkeypatch.setattr(_doctor_gpus, "driver", absent)
     for cuda, command in (
-        ((13, 0), "pip install '.[tensorrt-rtx]'"),
+        ((13, 0), "pip install '.[tensorrt-rtx]' in a clone of driffusion-trt"),
         (
             (12, 4),
             "pip install tensorrt-rtx-cu12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12 "
