@@ -183,7 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.guidance = options.guidance or ([1.0, 3.0, 5.0, 7.5] if options.bundle else [3.0, 7.5])
     options.lanes = options.lanes or ([2, 3, 4, 8] if options.bundle else [4])
     if options.bundle:
-        count_anew(options.bundle) if options.rounds_anew else bundle(options)
+        if options.rounds_anew:
+            count_anew(options.bundle)
+        else:
+            bundle(options)
         return
     result = evaluate(options)
     rows = [

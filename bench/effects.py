@@ -27,6 +27,7 @@ from driffusion_trt.sampling.window import effects, norms
 
 from . import report
 from .crowd import Demo
+from .drift import errors_of
 
 FIRST = 3000  # prompts and seeds from here on, which bench.quality does not ask for
 SHARE = 0.8  # of the last difference, in the extrapolated x̂0
@@ -103,7 +104,7 @@ def measured(network: Network) -> Iterator[dict[str, Any]]:
         }
         for name, slope in slopes.items():
             end = network.to_end(i + 1, network.step(i, states[i], found + slope * off))
-            ratio = _rms(end - x) / _rms(x) / distance
+            ratio = errors_of(end, x) / distance
             row[name] = {"median": float(np.median(ratio)), "largest": float(ratio.max())}
         yield row
 

@@ -71,8 +71,9 @@ def worst_difference(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> f
         if not (np.isfinite(got[name]).all() and np.isfinite(reference).all()):
             return float("inf")
         exact = reference.astype(np.float64)
-        difference = float(np.linalg.norm(got[name] - exact))
-        worst = max(worst, difference / float(np.linalg.norm(exact)) if difference else 0.0)
+        difference, size = (float(np.linalg.norm(one)) for one in (got[name] - exact, exact))
+        if difference:
+            worst = max(worst, difference / size if size else float("inf"))
     return worst
 
 

@@ -29,7 +29,7 @@ from driffusion_trt.planning.costs import Costs
 from driffusion_trt.planning.measuring import Shape
 
 PROMPT = "a red fox"
-COSTS = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
+COSTS = calibrated.COSTS
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from driffusion_trt.planning.costs import Costs
 from driffusion_trt.planning.measuring import Shape
 
 PROMPT = "a red fox"
-GOOD = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
+GOOD = calibrated.COSTS
 CROWDED = replace(GOOD, crowded=8.0, disturbed=True)  # with these nothing is worth a second lane
 LESS_CROWDED = replace(GOOD, crowded=7.0, disturbed=True)
 OPEN: dict[str, Any] = {"steps": 20, "guidance_scale": 3.0}

@@ -135,7 +135,7 @@ class _Track(Window):
         """States to predict at, their drafts, the states that may be reached, and what to observe."""
         stored, steps = self._stored, self._schedule.steps
         self.at, self._predict = at, range(at, min(at + (self._lanes if stored.known else 1), steps))
-        drafts = self._drafts(stored.differences(), self._theta()) if stored.known else {}
+        drafts = self._drafts(stored.differences(), self._theta(np.array)) if stored.known else {}
         stored.fresh = frozenset(self._predict)  # from here on what is predicted now counts
         self._asked = self._fit(stored.differences() if stored.known else [])
         return self._predict, drafts, self._refined(), self._asked.tables

@@ -76,9 +76,7 @@ class _Block(AbstractContextManager[None]):
 
     def __exit__(self, *error: object) -> None:
         end_s = time.perf_counter()
-        self._recorder.spans.append(
-            Span(self._track, self._name, self._start_s, end_s, self._round, self._facts)
-        )
+        self._recorder.add(self._name, self._track, self._start_s, end_s, self._round, **self._facts)
 
 
 def span(

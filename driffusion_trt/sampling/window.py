@@ -7,7 +7,7 @@ docs/method.md section 4. A *window* plan takes a number of steps that is fixed 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from .places import Asked, Place, Places
 from .rounds import Observation, Round, Walk
 from .schedule import Schedule
 from .skip import predicted, solver_step
-from .tables import Column, Float64, Form, Table
+from .tables import Column, Float64, Form, Number, Table
 from .traced import Tape, TapedTable
 
 __all__ = [
@@ -116,10 +116,7 @@ class Window:
         """What there is to do here, with shares as they are where they were not fitted, else any."""
         known, tape = self._carried.known, Tape()
         differences = self._carried.differences() if known else []
-        first, second = (
-            share if isinstance(share, float) else tape.input() for share in (self._first, self._second)
-        )
-        drafts = TapedTable(tape, self._drafts(differences, Theta(first, second)))
+        drafts = TapedTable(tape, self._drafts(differences, self._theta(lambda _: tape.input())))
         asked = self._observed(differences)
         item = Round(tuple(self._predict), drafts.plain, Table.of(self._refined()), observe=asked.tables)
         kept = {Column(kind, i) for i in known for kind in ("input", "output")}
@@ -127,12 +124,10 @@ class Window:
         sizes = (norms(self._schedule, asked.drafted) / effects(self._schedule, asked.drafted)).tolist()
         return Place(item, asked, drafts if drafts else None, sizes)
 
-    def _theta(self) -> Theta:
-        """The shares of now, to compute with."""
-        first, second = (
-            share if isinstance(share, float) else np.array(share) for share in (self._first, self._second)
-        )
-        return Theta(first, second)
+    def _theta(self, of: Callable[[list[float]], Number]) -> Theta:
+        """The shares of now. of: what stands for those that were fitted."""
+        shares = (self._first, self._second)
+        return Theta(*(share if isinstance(share, float) else of(share) for share in shares))
 
     def _memory(self) -> Form | None:
         """x̂0 of the step before, where the next one is of second order."""

@@ -58,6 +58,7 @@ def test_what_is_not_finite_is_never_near(name: str, value: float) -> None:
 def test_nothing_is_spread_over_another_shape() -> None:
     assert worst_difference({"a": np.ones((1, 1))}, {"a": np.ones((2, 3))}) == float("inf")
     assert worst_difference({"a": np.zeros(2)}, {"a": np.zeros(2)}) == 0
+    assert worst_difference({"a": np.ones(2)}, {"a": np.zeros(2)}) == float("inf")
 
 
 def test_limits_follow_the_precision_of_the_manifest() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import calibrated
 import cudasim
 import gpulanes
 import numpy as np
@@ -18,7 +19,6 @@ import tiny
 import driffusion_trt as dt
 from driffusion_trt._kept_costs import KeptCosts
 from driffusion_trt.engines.manifest import ModelFolder
-from driffusion_trt.planning.costs import Costs
 from driffusion_trt.runtime.gpu_network import GpuNetwork
 from driffusion_trt.server.observer import Unobserved
 from driffusion_trt.server.orders import PipelineShop
@@ -26,7 +26,7 @@ from driffusion_trt.server.orders import PipelineShop
 pytest_plugins = ("cudasim.fixtures",)
 
 PROMPT, STEPS = "a red fox left of a blue star", 8
-COSTS = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
+COSTS = calibrated.COSTS
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from driffusion_trt.runtime.host_job import _Call
 from driffusion_trt.sampling.recording import Span
 
 PROMPT = "a red fox"
-COSTS = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
+COSTS = calibrated.COSTS
 Served = Callable[[dt.Engine], Coroutine[Any, Any, Any]]
 
 

@@ -27,7 +27,7 @@ from driffusion_trt.planning.costs import Costs
 from driffusion_trt.server import leases, renewal
 
 PROMPT = "a red fox"
-GOOD = Costs(4, (10.0, 19.0), 1.05, (0.1, 0.2), 0.1, 5.0)
+GOOD = calibrated.COSTS
 CROWDED = replace(GOOD, call_ms=(40.0, 76.0), crowded=8.0, disturbed=True)
 OPEN: dict[str, Any] = {"steps": 20, "guidance_scale": 3.0}
 
